@@ -34,7 +34,9 @@ pub(crate) fn build() -> Result<(), Box<dyn std::error::Error>> {
             String::new()
         }
         Err(reason) => {
-            println!("cargo:warning=no eBPF in this agent: {reason}; `cargo xtask setup` installs what is missing");
+            println!(
+                "cargo:warning=no eBPF in this agent: {reason}; `cargo xtask setup` installs what is missing"
+            );
             fs::write(&object, [])?;
             reason
         }
@@ -59,8 +61,12 @@ fn compiler() -> Result<Compiler, String> {
     }
     let sysroot = stdout(nightly("rustc").args(["--print", "sysroot"]));
     match sysroot {
-        Some(root) if Path::new(&root).join("lib/rustlib/src/rust/library/core").is_dir() => Ok(Compiler::Nightly),
-        _ => Err("no Rust compiler with a core library for bpf (rustc-web, or a nightly with rust-src)".into()),
+        Some(root) if Path::new(&root).join("lib/rustlib/src/rust/library/core").is_dir() => {
+            Ok(Compiler::Nightly)
+        }
+        _ => {
+            Err("no Rust compiler with a core library for bpf (rustc-web, or a nightly with rust-src)".into())
+        }
     }
 }
 
@@ -141,7 +147,10 @@ fn clean(cargo: &mut Command) {
     // The outer cargo's features and target settings of this package mean nothing to the inner one.
     for (name, _) in env::vars_os() {
         let text = name.to_string_lossy();
-        if text.starts_with("CARGO_FEATURE_") || text.starts_with("CARGO_CFG_") || text.starts_with("CARGO_PROFILE_") {
+        if text.starts_with("CARGO_FEATURE_")
+            || text.starts_with("CARGO_CFG_")
+            || text.starts_with("CARGO_PROFILE_")
+        {
             cargo.env_remove(name);
         }
     }
