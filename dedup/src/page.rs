@@ -53,3 +53,21 @@ pub struct BasePage {
     /// The page in it.
     pub page: PageIndex,
 }
+
+impl fmt::Display for PageIndex {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{}", self.0)
+    }
+}
+
+impl fmt::Display for BasePage {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{}/{}", self.snapshot, self.page)
+    }
+}
+
+/// Is every byte of the page zero?
+pub fn is_zero(page: &Page) -> bool {
+    // Chunk by chunk: the first one usually answers, and each is a few vector instructions.
+    page.as_chunks::<CHUNK_BYTES>().0.iter().all(|chunk| chunk.iter().fold(0, |seen, byte| seen | byte) == 0)
+}

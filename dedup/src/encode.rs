@@ -1,0 +1,274 @@
+//! From a page and a few base pages to the smallest thing that gives the page back.
+//!
+//! Nothing is believed: what would be stored is unpacked again, by the same code a restore uses, and compared byte for
+//! byte before it is handed out. A codec that fails this costs space (the page is kept raw), never a page.
+
+use crate::delta::{CODED_BYTES_MAX, DeltaCodec, Level};
+use crate::image::PageClasses;
+use crate::key::{DomainKey, PageHash, PageHasher};
+use crate::page::{BasePage, PAGE_BYTES, Page, ZERO_PAGE, is_zero};
+use crate::rebuild::unpack;
+use crate::recipe::{Codec, Kind};
+
+/// What an encoder may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EncodeRules {
+    /// A delta longer than this is not used, however the page is stored then. At most one byte less than a page.
+    pub delta_bytes_max: usize,
+    /// How hard to work on deltas.
+    pub delta_level: Level,
+    /// How hard to work on pages without a base page, or `None` to keep these raw.
+    pub whole_level: Option<Level>,
+    /// Whether a page with a delta is also tried on its own, the smaller one winning. Otherwise a delta within
+    /// `delta_bytes_max` always wins.
+    pub compare_whole: bool,
+}
+
+impl Default for EncodeRules {
+    fn default() -> Self {
+        Self {
+            delta_bytes_max: CODED_BYTES_MAX,
+            delta_level: Level::default(),
+            whole_level: Some(Level::default()),
+            compare_whole: true,
+        }
+    }
+}
+
+/// The ways to store a page; `B` is its stored bytes, or how many these are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Form<B> {
+    Zero,
+    Same(BasePage),
+    Delta { base: BasePage, codec: Codec, bytes: B },
+    Whole { codec: Codec, bytes: B },
+}
+
+impl<B> Form<B> {
+    fn map<C>(self, change: impl FnOnce(B) -> C) -> Form<C> {
+        match self {
+            Self::Zero => Form::Zero,
+            Self::Same(base) => Form::Same(base),
+            Self::Delta { base, codec, bytes } => Form::Delta { base, codec, bytes: change(bytes) },
+            Self::Whole { codec, bytes } => Form::Whole { codec, bytes: change(bytes) },
+        }
+    }
+
+    pub(crate) const fn base(&self) -> Option<BasePage> {
+        match self {
+            Self::Same(base) | Self::Delta { base, .. } => Some(*base),
+            Self::Zero | Self::Whole { .. } => None,
+        }
+    }
+
+    const fn bytes(&self) -> Option<&B> {
+        match self {
+            Self::Delta { bytes, .. } | Self::Whole { bytes, .. } => Some(bytes),
+            Self::Zero | Self::Same(_) => None,
+        }
+    }
+}
+
+/// Which way a page is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum PageClass {
+    /// Zeros.
+    Zero,
+    /// Equal to a base page.
+    Same,
+    /// A delta to a base page.
+    Delta,
+    /// By itself.
+    Whole,
+}
+
+/// A page ready to be stored; proven to give the page back. Borrows its bytes from the encoder or the run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EncodedPage<'e> {
+    pub(crate) hash: PageHash,
+    pub(crate) form: Form<&'e [u8]>,
+}
+
+impl EncodedPage<'_> {
+    /// The hash the page has when it comes back.
+    pub const fn hash(&self) -> PageHash {
+        self.hash
+    }
+
+    /// The base page it needs to come back: what must be held on to while the image exists.
+    pub const fn base(&self) -> Option<BasePage> {
+        self.form.base()
+    }
+
+    /// Which way it is stored.
+    pub const fn class(&self) -> PageClass {
+        match self.form {
+            Form::Zero => PageClass::Zero,
+            Form::Same(_) => PageClass::Same,
+            Form::Delta { .. } => PageClass::Delta,
+            Form::Whole { .. } => PageClass::Whole,
+        }
+    }
+
+    /// Bytes it takes beside its recipe.
+    pub fn stored_bytes(&self) -> usize {
+        self.form.bytes().map_or(0, |bytes| bytes.len())
+    }
+}
+
+/// Encoded pages in page order, on their own: what one worker hands over.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct EncodedRun {
+    pages: Vec<(PageHash, Form<usize>)>,
+    bytes: Vec<u8>,
+}
+
+impl EncodedRun {
+    /// A run without pages.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds the next page.
+    pub fn push(&mut self, page: &EncodedPage<'_>) {
+        let form = page.form.map(|bytes| {
+            self.bytes.extend_from_slice(bytes);
+            bytes.len()
+        });
+        self.pages.push((page.hash, form));
+    }
+
+    /// The pages in order.
+    pub fn iter(&self) -> impl Iterator<Item = EncodedPage<'_>> {
+        let mut rest = self.bytes.as_slice();
+        self.pages.iter().map(move |(hash, form)| {
+            let form = form.map(|length| {
+                let (bytes, after) = rest.split_at(length);
+                rest = after;
+                bytes
+            });
+            EncodedPage { hash: *hash, form }
+        })
+    }
+
+    /// How many pages.
+    pub fn len(&self) -> usize {
+        self.pages.len()
+    }
+
+    /// No page at all?
+    pub fn is_empty(&self) -> bool {
+        self.pages.is_empty()
+    }
+
+    /// Empties it, keeping its memory for the next pages.
+    pub fn clear(&mut self) {
+        self.pages.clear();
+        self.bytes.clear();
+    }
+}
+
+/// Encodes pages of one domain. One per worker; allocates nothing per page.
+#[derive(Debug)]
+pub struct Encoder {
+    rules: EncodeRules,
+    hasher: PageHasher,
+    codec: DeltaCodec,
+    /// The best stored bytes so far for the page at hand.
+    best: Box<Page>,
+    rebuilt: Box<Page>,
+    classes: PageClasses,
+    distrusted: u64,
+}
+
+impl Encoder {
+    /// An encoder for pages of this domain.
+    pub fn new(domain: &DomainKey, rules: EncodeRules) -> Self {
+        Self {
+            rules,
+            hasher: PageHasher::new(domain),
+            codec: DeltaCodec::new(),
+            best: Box::new(ZERO_PAGE),
+            rebuilt: Box::new(ZERO_PAGE),
+            classes: PageClasses::default(),
+            distrusted: 0,
+        }
+    }
+
+    /// Pages encoded so far, by kind.
+    pub const fn classes(&self) -> PageClasses {
+        self.classes
+    }
+
+    /// How often stored bytes did not give the page back and the page was kept raw instead. Anything but 0 is a defect of
+    /// a codec or of the machine, and worth an alarm.
+    pub const fn distrusted(&self) -> u64 {
+        self.distrusted
+    }
+
+    /// The smallest way to store the page with the help of these base pages, proven to give it back.
+    ///
+    /// Cannot fail: in the worst case the page is kept as it is. The first of equally good candidates wins.
+    pub fn encode_page(&mut self, page: &Page, candidates: &[(BasePage, &Page)]) -> EncodedPage<'_> {
+        let (hash, chosen) = if is_zero(page) {
+            (self.hasher.zero(), Form::Zero)
+        } else {
+            let same = candidates.iter().find(|(_, bytes)| *bytes == page).map(|(base, _)| Form::Same(*base));
+            let form = same.unwrap_or_else(|| self.smallest(page, candidates));
+            (self.hasher.hash(page), form)
+        };
+        let chosen = self.proven(page, candidates, chosen);
+        self.classes.count(match chosen {
+            Form::Zero => Kind::Zero,
+            Form::Same(base) => Kind::Same { base: 0, page: base.page },
+            Form::Delta { base, codec, bytes } => {
+                Kind::Delta { base: 0, page: base.page, codec, bytes: bytes as u16 }
+            }
+            Form::Whole { codec, bytes } => Kind::Whole { codec, bytes: bytes as u16 },
+        });
+        EncodedPage { hash, form: chosen.map(|length| &self.best[..length]) }
+    }
+
+    /// Fills `best` with the fewest bytes that should give the page back.
+    fn smallest(&mut self, page: &Page, candidates: &[(BasePage, &Page)]) -> Form<usize> {
+        let mut form = None;
+        let mut limit = self.rules.delta_bytes_max.min(CODED_BYTES_MAX);
+        for (base, bytes) in candidates {
+            if let Some(delta) = self.codec.encode(page, bytes, limit, self.rules.delta_level) {
+                self.best[..delta.len()].copy_from_slice(delta);
+                form = Some(Form::Delta { base: *base, codec: Codec::Zstd, bytes: delta.len() });
+                // The next one has to be smaller.
+                limit = delta.len() - 1;
+            }
+        }
+        let limit = match form {
+            Some(form) if !self.rules.compare_whole => return form,
+            Some(_) => limit,
+            None => CODED_BYTES_MAX,
+        };
+        if let Some(level) = self.rules.whole_level
+            && let Some(coded) = self.codec.encode_alone(page, limit, level)
+        {
+            self.best[..coded.len()].copy_from_slice(coded);
+            form = Some(Form::Whole { codec: Codec::Zstd, bytes: coded.len() });
+        }
+        form.unwrap_or_else(|| self.raw(page))
+    }
+
+    fn raw(&mut self, page: &Page) -> Form<usize> {
+        self.best.copy_from_slice(page);
+        Form::Whole { codec: Codec::Raw, bytes: PAGE_BYTES }
+    }
+
+    /// The form, if unpacking it gives the page; else the page itself.
+    fn proven(&mut self, page: &Page, candidates: &[(BasePage, &Page)], form: Form<usize>) -> Form<usize> {
+        let base = form.base().and_then(|wanted| candidates.iter().find(|(base, _)| *base == wanted));
+        let stored = form.map(|length| &self.best[..length]);
+        let unpacked = unpack(&mut self.codec, &stored, base.map(|(_, bytes)| *bytes), &mut self.rebuilt);
+        if unpacked.is_ok() && *self.rebuilt == *page {
+            return form;
+        }
+        self.distrusted += 1;
+        self.raw(page)
+    }
+}

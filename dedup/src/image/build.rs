@@ -1,0 +1,169 @@
+//! Making a dedup image out of encoded pages.
+
+use std::collections::BTreeMap;
+
+use thiserror::Error;
+
+use super::layout::{HEADER_BYTES, Header};
+use super::section::pack;
+use super::{BASES_MAX, PAGES_MAX, PageClasses, seal};
+use crate::encode::{EncodedPage, EncodedRun, Form};
+use crate::key::DomainKey;
+use crate::page::{BasePage, SnapshotId};
+use crate::recipe::{Kind, RECORD_BYTES, Record};
+
+/// Why an image cannot be made. The sandbox it was meant for stays as it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum BuildImageError {
+    /// More memory than an image can describe.
+    #[error("more than {max} pages in one dedup image", max = PAGES_MAX)]
+    TooManyPages,
+    /// More base snapshots than a recipe can name.
+    #[error("more than {max} base snapshots behind one dedup image", max = BASES_MAX)]
+    TooManyBases,
+    /// More named sections than allowed.
+    #[error("{sections} sections in one dedup image")]
+    TooManySections {
+        /// How many.
+        sections: usize,
+    },
+    /// An empty section name, or a very long one.
+    #[error("a section name of {bytes} bytes")]
+    SectionName {
+        /// How long.
+        bytes: usize,
+    },
+    /// Two sections with the same name.
+    #[error("two sections with one name of {bytes} bytes")]
+    SectionTwice {
+        /// How long the name is.
+        bytes: usize,
+    },
+    /// More section data than an image may carry.
+    #[error("sections of {bytes} bytes in one dedup image")]
+    SectionsTooLong {
+        /// How much.
+        bytes: usize,
+    },
+    /// zstd could not compress the sections.
+    #[error("pack sections: zstd: {problem}")]
+    PackSections {
+        /// What zstd says.
+        problem: &'static str,
+    },
+}
+
+/// Collects encoded pages in page order and closes them into an image.
+///
+/// Pages may be encoded by several workers: each fills an [`EncodedRun`], and the runs are appended in order.
+#[derive(Debug)]
+pub struct ImageBuilder {
+    key: DomainKey,
+    /// Room for the header, then the arena: what `finish` completes into the file.
+    file: Vec<u8>,
+    records: Vec<u8>,
+    bases: Vec<SnapshotId>,
+    sections: BTreeMap<String, Vec<u8>>,
+    classes: PageClasses,
+}
+
+impl ImageBuilder {
+    /// An image without pages, in the domain of this key.
+    pub fn new(key: &DomainKey) -> Self {
+        Self {
+            key: key.clone(),
+            file: vec![0; HEADER_BYTES],
+            records: Vec::new(),
+            bases: Vec::new(),
+            sections: BTreeMap::new(),
+            classes: PageClasses::default(),
+        }
+    }
+
+    /// Adds the next page.
+    pub fn push(&mut self, page: &EncodedPage<'_>) -> Result<(), BuildImageError> {
+        if self.records.len() / RECORD_BYTES >= PAGES_MAX {
+            return Err(BuildImageError::TooManyPages);
+        }
+        let kind = match page.form {
+            Form::Zero => Kind::Zero,
+            Form::Same(base) => Kind::Same { base: self.base(base)?, page: base.page },
+            Form::Delta { base, codec, bytes } => {
+                let position = self.base(base)?;
+                Kind::Delta { base: position, page: base.page, codec, bytes: self.store(bytes) }
+            }
+            Form::Whole { codec, bytes } => Kind::Whole { codec, bytes: self.store(bytes) },
+        };
+        self.records.extend_from_slice(&Record { hash: page.hash, kind }.write());
+        self.classes.count(kind);
+        Ok(())
+    }
+
+    /// Adds the next pages.
+    pub fn append(&mut self, run: &EncodedRun) -> Result<(), BuildImageError> {
+        run.iter().try_for_each(|page| self.push(&page))
+    }
+
+    /// Adds a named section.
+    pub fn section(&mut self, name: &str, data: Vec<u8>) -> Result<(), BuildImageError> {
+        if self.sections.insert(name.to_owned(), data).is_some() {
+            return Err(BuildImageError::SectionTwice { bytes: name.len() });
+        }
+        Ok(())
+    }
+
+    /// The pages so far, by kind.
+    pub const fn classes(&self) -> PageClasses {
+        self.classes
+    }
+
+    /// The base snapshots so far, in order of first use.
+    pub fn bases(&self) -> &[SnapshotId] {
+        &self.bases
+    }
+
+    /// The image file. Open it before giving up what it was made from: that checks it once more from the outside.
+    pub fn finish(self) -> Result<Vec<u8>, BuildImageError> {
+        let (sections, sections_plain_bytes) = pack(&self.sections)?;
+        let too_long = BuildImageError::SectionsTooLong { bytes: sections.len() };
+        let header = Header {
+            bases: u16::try_from(self.bases.len()).ok().ok_or(BuildImageError::TooManyBases)?,
+            pages: self.classes.pages(),
+            sections_stored_bytes: u32::try_from(sections.len()).ok().ok_or(too_long)?,
+            sections_plain_bytes,
+            arena_bytes: (self.file.len() - HEADER_BYTES) as u64,
+            key_check: self.key.check_value(),
+        };
+        let mut file = self.file;
+        file[..HEADER_BYTES].copy_from_slice(&header.write());
+        // Also gives back what the arena's buffer had in reserve: an image may live for hours.
+        let tables = self.records.len() + self.bases.len() * 8 + sections.len() + seal::TRAILER_BYTES;
+        file.shrink_to(file.len() + tables);
+        file.reserve_exact(tables);
+        file.extend_from_slice(&self.records);
+        for snapshot in &self.bases {
+            file.extend_from_slice(&snapshot.get().to_le_bytes());
+        }
+        file.extend_from_slice(&sections);
+        Ok(seal::seal(file, &self.key))
+    }
+
+    /// Position of the page's snapshot in the table; adds it at first use.
+    fn base(&mut self, base: BasePage) -> Result<u8, BuildImageError> {
+        let known = self.bases.iter().position(|snapshot| *snapshot == base.snapshot);
+        let position = known.unwrap_or(self.bases.len());
+        if position >= BASES_MAX {
+            return Err(BuildImageError::TooManyBases);
+        }
+        if known.is_none() {
+            self.bases.push(base.snapshot);
+        }
+        u8::try_from(position).ok().ok_or(BuildImageError::TooManyBases)
+    }
+
+    fn store(&mut self, bytes: &[u8]) -> u16 {
+        self.file.extend_from_slice(bytes);
+        // An encoder never makes more than a page of it, and nobody else can make an encoded page.
+        bytes.len() as u16
+    }
+}

@@ -1,0 +1,305 @@
+//! Reading a dedup image: everything is checked once when it is opened, then pages are found in a few steps.
+
+use std::fmt;
+
+use thiserror::Error;
+
+use super::layout::{BASE_BYTES, Header, Layout, MAGIC};
+use super::seal::{Checked, UnsealError};
+use super::section::{ReadSectionsError, Sections};
+use crate::key::{DomainKey, PageHasher};
+use crate::page::{PageIndex, SnapshotId};
+use crate::recipe::{Kind, ParseRecipeError, RECORD_BYTES, Recipe, Record, Source};
+
+/// Where every how-many-th page's bytes begin is kept. Finding a page adds up fewer lengths than this, and the index
+/// costs an eighth of a byte for each page.
+const PAGES_PER_MARK: usize = 64;
+
+/// Why a file is not a dedup image that can be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum OpenImageError {
+    /// Something else, or nothing.
+    #[error("not a dedup image")]
+    Magic,
+    /// Too short to have a header and an end.
+    #[error("{bytes} bytes are too few for a dedup image")]
+    TooShort {
+        /// The length.
+        bytes: usize,
+    },
+    /// Some byte is not what was written.
+    #[error("the dedup image fails its checksum")]
+    Checksum,
+    /// Whole, but of another domain.
+    #[error("the dedup image belongs to another key")]
+    Key,
+    /// Whole and names this key, but was written by somebody who does not have it.
+    #[error("the dedup image is not sealed with its key")]
+    Seal,
+    /// Written by a later Medes.
+    #[error("dedup image version {version} is unknown")]
+    Version {
+        /// The version found.
+        version: u16,
+    },
+    /// Written by a later Medes.
+    #[error("dedup image level {level} is unknown")]
+    Level {
+        /// The level found.
+        level: u8,
+    },
+    /// A header field without a meaning is not zero.
+    #[error("a reserved field of the dedup image is in use")]
+    Reserved,
+    /// More of something than there may be.
+    #[error("dedup image has {found} {what}, the limit is {max}")]
+    Limit {
+        /// Of what.
+        what: &'static str,
+        /// How many.
+        found: u64,
+        /// The limit.
+        max: u64,
+    },
+    /// The parts do not add up to the file.
+    #[error("dedup image body is {found} bytes long, its parts {expected}")]
+    Length {
+        /// What the header says.
+        expected: usize,
+        /// What there is.
+        found: usize,
+    },
+    /// A recipe makes no sense.
+    #[error("recipe of page {page}")]
+    Recipe {
+        /// The page.
+        page: u32,
+        /// What is wrong with it.
+        source: ParseRecipeError,
+    },
+    /// The pages' bytes do not fill the arena exactly.
+    #[error("recipes use {used} bytes of an arena of {arena}")]
+    Arena {
+        /// Added up over all recipes.
+        used: u64,
+        /// What the header says.
+        arena: u64,
+    },
+    /// The table of base snapshots holds a zero, a number twice, or a snapshot no page refers to.
+    #[error("base snapshot {position} is zero, repeated or unused")]
+    BaseTable {
+        /// The place in the table.
+        position: usize,
+    },
+}
+
+/// How many pages of each kind an image has, and the bytes they take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct PageClasses {
+    /// Pages of zeros.
+    pub zero: u32,
+    /// Pages equal to a base page.
+    pub same: u32,
+    /// Pages stored as a delta.
+    pub delta: u32,
+    /// Pages stored by themselves.
+    pub whole: u32,
+    /// Bytes of all deltas.
+    pub delta_bytes: u64,
+    /// Bytes of all pages stored by themselves.
+    pub whole_bytes: u64,
+}
+
+impl PageClasses {
+    /// All pages.
+    pub const fn pages(&self) -> u32 {
+        self.zero + self.same + self.delta + self.whole
+    }
+
+    pub(crate) fn count(&mut self, kind: Kind) {
+        match kind {
+            Kind::Zero => self.zero += 1,
+            Kind::Same { .. } => self.same += 1,
+            Kind::Delta { bytes, .. } => {
+                self.delta += 1;
+                self.delta_bytes += u64::from(bytes);
+            }
+            Kind::Whole { bytes, .. } => {
+                self.whole += 1;
+                self.whole_bytes += u64::from(bytes);
+            }
+        }
+    }
+}
+
+/// An image that has been checked from end to end, in memory of any sort: a `Vec`, a mapping, a borrowed slice.
+pub struct DedupImage<B> {
+    file: B,
+    header: Header,
+    layout: Layout,
+    bases: Vec<SnapshotId>,
+    /// Where the bytes of page 0, 64, 128, ... begin in the arena.
+    marks: Vec<u64>,
+    classes: PageClasses,
+    hasher: PageHasher,
+}
+
+impl<B: AsRef<[u8]>> DedupImage<B> {
+    /// Checks a file and makes it readable. Checksum, key and seal come before anything is parsed.
+    pub fn open(file: B, key: &DomainKey) -> Result<Self, OpenImageError> {
+        let bytes = file.as_ref();
+        if !bytes.starts_with(&MAGIC) {
+            return Err(OpenImageError::Magic);
+        }
+        let checked = Checked::new(bytes).map_err(|problem| match problem {
+            UnsealError::TooShort { bytes } => OpenImageError::TooShort { bytes },
+            UnsealError::Checksum => OpenImageError::Checksum,
+            UnsealError::Seal => OpenImageError::Seal,
+        })?;
+        let header = Header::parse(checked.body)?;
+        if header.key_check != key.check_value() {
+            return Err(OpenImageError::Key);
+        }
+        if !checked.sealed_with(key) {
+            return Err(OpenImageError::Seal);
+        }
+        let layout = header.layout(checked.body.len())?;
+        let bases = parse_bases(&checked.body[layout.bases.clone()])?;
+        let (records, _) = checked.body[layout.recipes.clone()].as_chunks::<RECORD_BYTES>();
+        let (marks, classes) = check_records(records, bases.len(), header.arena_bytes)?;
+        Ok(Self { file, header, layout, bases, marks, classes, hasher: PageHasher::new(key) })
+    }
+
+    /// How many pages the image has.
+    pub const fn pages(&self) -> u32 {
+        self.header.pages
+    }
+
+    /// The base snapshots it refers to: these must be kept while the image is.
+    pub fn bases(&self) -> &[SnapshotId] {
+        &self.bases
+    }
+
+    /// How many pages of each kind it has.
+    pub const fn classes(&self) -> PageClasses {
+        self.classes
+    }
+
+    /// Every byte the image takes: the file with header, tables and checksum, and what was built to read it.
+    pub fn stored_bytes(&self) -> u64 {
+        let index = self.marks.len() * size_of::<u64>() + self.bases.len() * size_of::<SnapshotId>();
+        (self.file.as_ref().len() + index + size_of::<Self>()) as u64
+    }
+
+    /// The recipe of a page. `None` past the last page.
+    pub fn recipe(&self, page: PageIndex) -> Option<Recipe> {
+        let at = usize::try_from(page.0).ok()?;
+        let records = self.records();
+        let record = records.get(at)?;
+        let first = at - at % PAGES_PER_MARK;
+        let before = records.get(first..at)?;
+        let skipped: u64 = before.iter().map(stored_bytes).sum();
+        let offset = self.marks.get(at / PAGES_PER_MARK)? + skipped;
+        // Checked when the file was opened; fails only if memory outside our control has changed since.
+        Recipe::parse(record, &self.bases, offset).ok()
+    }
+
+    /// All recipes in page order.
+    pub fn recipes(&self) -> impl Iterator<Item = Recipe> {
+        let mut offset = 0;
+        self.records().iter().map_while(move |record| {
+            let recipe = Recipe::parse(record, &self.bases, offset).ok()?;
+            if let Source::Delta { place, .. } | Source::Whole { place, .. } = recipe.source {
+                offset += u64::from(place.bytes);
+            }
+            Some(recipe)
+        })
+    }
+
+    /// Unpacks the named sections.
+    pub fn sections(&self) -> Result<Sections, ReadSectionsError> {
+        Sections::unpack(self.part(&self.layout.sections), self.header.sections_plain_bytes as usize)
+    }
+
+    /// The file, for writing it somewhere.
+    pub fn file(&self) -> &[u8] {
+        self.file.as_ref()
+    }
+
+    /// Gives the file back.
+    pub fn into_file(self) -> B {
+        self.file
+    }
+
+    pub(crate) fn hasher(&self) -> &PageHasher {
+        &self.hasher
+    }
+
+    pub(crate) fn arena(&self) -> &[u8] {
+        self.part(&self.layout.arena)
+    }
+
+    fn records(&self) -> &[[u8; RECORD_BYTES]] {
+        self.part(&self.layout.recipes).as_chunks().0
+    }
+
+    /// A part of the file. Empty if an owner of a strange sort has made the file shorter meanwhile.
+    fn part(&self, range: &std::ops::Range<usize>) -> &[u8] {
+        self.file.as_ref().get(range.clone()).unwrap_or_default()
+    }
+}
+
+impl<B: AsRef<[u8]>> fmt::Debug for DedupImage<B> {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_struct("DedupImage")
+            .field("bytes", &self.file.as_ref().len())
+            .field("bases", &self.bases)
+            .field("classes", &self.classes)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The length field of a record, without parsing the rest.
+fn stored_bytes(record: &[u8; RECORD_BYTES]) -> u64 {
+    u64::from(u16::from_le_bytes([record[18], record[19]]))
+}
+
+fn parse_bases(table: &[u8]) -> Result<Vec<SnapshotId>, OpenImageError> {
+    let (numbers, _) = table.as_chunks::<BASE_BYTES>();
+    let mut bases: Vec<SnapshotId> = Vec::with_capacity(numbers.len());
+    for (position, number) in numbers.iter().enumerate() {
+        let snapshot = SnapshotId::new(u64::from_le_bytes(*number)).filter(|one| !bases.contains(one));
+        bases.push(snapshot.ok_or(OpenImageError::BaseTable { position })?);
+    }
+    Ok(bases)
+}
+
+fn check_records(
+    records: &[[u8; RECORD_BYTES]],
+    bases: usize,
+    arena: u64,
+) -> Result<(Vec<u64>, PageClasses), OpenImageError> {
+    let mut marks = Vec::with_capacity(records.len().div_ceil(PAGES_PER_MARK));
+    let mut classes = PageClasses::default();
+    let mut used = 0;
+    let mut base_used = [false; super::BASES_MAX];
+    for (page, record) in (0u32..).zip(records) {
+        if page as usize % PAGES_PER_MARK == 0 {
+            marks.push(used);
+        }
+        let parsed =
+            Record::parse(record, bases).map_err(|source| OpenImageError::Recipe { page, source })?;
+        used += u64::from(parsed.kind.stored_bytes());
+        classes.count(parsed.kind);
+        if let Some(base) = parsed.kind.base() {
+            base_used[usize::from(base)] = true;
+        }
+    }
+    if used != arena {
+        return Err(OpenImageError::Arena { used, arena });
+    }
+    match base_used[..bases].iter().position(|used| !used) {
+        Some(position) => Err(OpenImageError::BaseTable { position }),
+        None => Ok((marks, classes)),
+    }
+}

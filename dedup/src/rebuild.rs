@@ -1,0 +1,190 @@
+//! From a recipe back to the page, and what has to be read for all of them.
+
+use thiserror::Error;
+
+use crate::delta::{DecodeDeltaError, DeltaCodec};
+use crate::encode::Form;
+use crate::image::DedupImage;
+use crate::page::{BasePage, Page, PageIndex};
+use crate::recipe::{Codec, Place, Source};
+
+/// Why a page could not be rebuilt. In every case the sandbox must not run with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum RebuildError {
+    /// The image has no such page.
+    #[error("page {page} of an image of {pages}")]
+    NoPage {
+        /// What was asked for.
+        page: PageIndex,
+        /// What there is.
+        pages: u32,
+    },
+    /// The recipe needs a base page and none was given.
+    #[error("page {page} needs {base}, which was not given")]
+    NoBase {
+        /// The page.
+        page: PageIndex,
+        /// What it needs.
+        base: BasePage,
+    },
+    /// The stored bytes do not decode. The image is sound, so the fault is with the base page, if there is one.
+    #[error("decode page {page}{}", on_base(.base))]
+    Decode {
+        /// The page.
+        page: PageIndex,
+        /// The base page it was decoded on.
+        base: Option<BasePage>,
+        /// What the codec says.
+        source: DecodeDeltaError,
+    },
+    /// A page came out, but not the one that was stored.
+    #[error("page {page}{} does not have its hash", on_base(.base))]
+    Hash {
+        /// The page.
+        page: PageIndex,
+        /// The base page it was rebuilt from.
+        base: Option<BasePage>,
+    },
+}
+
+fn on_base(base: &Option<BasePage>) -> String {
+    base.map(|base| format!(" on {base}")).unwrap_or_default()
+}
+
+/// Why a form did not unpack.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum UnpackError {
+    NoBase(BasePage),
+    Decode(DecodeDeltaError),
+}
+
+/// Makes the page out of its stored form. The one way back, for restores and for the encoder's proof alike.
+pub(crate) fn unpack(
+    codec: &mut DeltaCodec,
+    form: &Form<&[u8]>,
+    base: Option<&Page>,
+    page: &mut Page,
+) -> Result<(), UnpackError> {
+    let needed = |named: BasePage| base.ok_or(UnpackError::NoBase(named));
+    let decoded = match form {
+        Form::Zero => {
+            page.fill(0);
+            Ok(())
+        }
+        Form::Same(named) => {
+            page.copy_from_slice(needed(*named)?);
+            Ok(())
+        }
+        Form::Delta { base, codec: Codec::Zstd, bytes } => codec.decode(bytes, needed(*base)?, page),
+        Form::Whole { codec: Codec::Zstd, bytes } => codec.decode_alone(bytes, page),
+        Form::Delta { codec: Codec::Raw, bytes, .. } | Form::Whole { codec: Codec::Raw, bytes } => {
+            match <&Page>::try_from(*bytes) {
+                Ok(stored) => {
+                    page.copy_from_slice(stored);
+                    Ok(())
+                }
+                Err(_) => Err(DecodeDeltaError::Length { bytes: bytes.len() }),
+            }
+        }
+    };
+    decoded.map_err(UnpackError::Decode)
+}
+
+impl<B: AsRef<[u8]>> DedupImage<B> {
+    /// Rebuilds one page into `out`, given the base page its recipe names (`None` if it names none).
+    ///
+    /// `Ok` means that `out` has the hash the page had when it was stored. After an error `out` is all zeros, so that a
+    /// caller who forgets to look cannot hand half a page to a sandbox.
+    pub fn rebuild(
+        &self,
+        codec: &mut DeltaCodec,
+        page: PageIndex,
+        base: Option<&Page>,
+        out: &mut Page,
+    ) -> Result<(), RebuildError> {
+        let result = self.try_rebuild(codec, page, base, out);
+        if result.is_err() {
+            out.fill(0);
+        }
+        result
+    }
+
+    fn try_rebuild(
+        &self,
+        codec: &mut DeltaCodec,
+        page: PageIndex,
+        base: Option<&Page>,
+        out: &mut Page,
+    ) -> Result<(), RebuildError> {
+        let recipe = self.recipe(page).ok_or(RebuildError::NoPage { page, pages: self.pages() })?;
+        let form = match recipe.source {
+            Source::Zero => Form::Zero,
+            Source::Same(base) => Form::Same(base),
+            Source::Delta { base, codec, place } => Form::Delta { base, codec, bytes: self.stored(place) },
+            Source::Whole { codec, place } => Form::Whole { codec, bytes: self.stored(place) },
+        };
+        let named = form.base();
+        unpack(codec, &form, base, out).map_err(|problem| match problem {
+            UnpackError::NoBase(base) => RebuildError::NoBase { page, base },
+            UnpackError::Decode(source) => RebuildError::Decode { page, base: named, source },
+        })?;
+        // Pages of zeros are so many that hashing each anew would be felt.
+        let found = if form == Form::Zero { self.hasher().zero() } else { self.hasher().hash(out) };
+        if found == recipe.hash { Ok(()) } else { Err(RebuildError::Hash { page, base: named }) }
+    }
+
+    /// The bytes at a place; none if the memory under the image has changed since it was opened.
+    fn stored(&self, place: Place) -> &[u8] {
+        let start = usize::try_from(place.offset).unwrap_or(usize::MAX);
+        let range = start..start.saturating_add(place.bytes.into());
+        self.arena().get(range).unwrap_or_default()
+    }
+
+    /// Everything that must be read to rebuild all pages.
+    pub fn reads(&self) -> ReadPlan {
+        let mut uses: Vec<(BasePage, PageIndex)> = (0u32..)
+            .zip(self.recipes())
+            .filter_map(|(page, recipe)| Some((recipe.source.base()?, PageIndex(page))))
+            .collect();
+        uses.sort_unstable();
+        ReadPlan { uses }
+    }
+}
+
+/// The distinct base pages of an image, by snapshot and page, each with the image's pages that need it.
+///
+/// A caller reads each base page once, in an order in which neighbours can be read together.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ReadPlan {
+    uses: Vec<(BasePage, PageIndex)>,
+}
+
+impl ReadPlan {
+    /// Each base page once, in order of snapshot and page.
+    pub fn iter(&self) -> impl Iterator<Item = BaseRead<'_>> {
+        self.uses.chunk_by(|(a, _), (b, _)| a == b).filter_map(|uses| {
+            let (base, _) = uses.first()?;
+            Some(BaseRead { base: *base, uses })
+        })
+    }
+
+    /// No base page needed at all?
+    pub fn is_empty(&self) -> bool {
+        self.uses.is_empty()
+    }
+}
+
+/// One base page to read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BaseRead<'p> {
+    /// The base page.
+    pub base: BasePage,
+    uses: &'p [(BasePage, PageIndex)],
+}
+
+impl<'p> BaseRead<'p> {
+    /// The pages of the image that are made from it, in order.
+    pub fn pages(&self) -> impl ExactSizeIterator<Item = PageIndex> + use<'p> {
+        self.uses.iter().map(|(_, page)| *page)
+    }
+}
