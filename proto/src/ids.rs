@@ -1,0 +1,190 @@
+//! Names and numbers that mean one thing each.
+
+use std::{fmt, num::NonZeroU64, str::FromStr, sync::Arc};
+
+use serde::{Deserialize, Serialize};
+
+use crate::WireError;
+pub use medes_dedup::page::SnapshotId;
+
+/// A sandbox, unique in a cluster for ever: the controller's incarnation in the upper half, a counter in the lower.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub struct SandboxId(NonZeroU64);
+
+impl SandboxId {
+    /// `None` for zero.
+    pub const fn new(number: u64) -> Option<Self> {
+        match NonZeroU64::new(number) {
+            Some(number) => Some(Self(number)),
+            None => None,
+        }
+    }
+
+    /// The `counter`-th sandbox of a controller's life. `None` when both are zero.
+    pub const fn of(incarnation: u32, counter: u32) -> Option<Self> {
+        Self::new((incarnation as u64) << 32 | counter as u64)
+    }
+
+    /// The number, as messages carry it.
+    pub const fn get(self) -> u64 {
+        self.0.get()
+    }
+
+    /// Checked conversion of a wire field.
+    pub fn from_wire(raw: u64, field: &'static str) -> Result<Self, WireError> {
+        Self::new(raw).ok_or(WireError::invalid(field, "zero"))
+    }
+}
+
+/// As people read and type it: `sb-3-17`.
+impl fmt::Display for SandboxId {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "sb-{}-{}", self.0.get() >> 32, self.0.get() & u64::from(u32::MAX))
+    }
+}
+
+/// Text that is not a sandbox's name.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not a sandbox (they look like sb-1-17)")]
+pub struct ParseSandboxIdError(String);
+
+impl FromStr for SandboxId {
+    type Err = ParseSandboxIdError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let parse = || {
+            let (incarnation, counter) = text.strip_prefix("sb-")?.split_once('-')?;
+            Self::of(incarnation.parse().ok()?, counter.parse().ok()?)
+        };
+        parse().ok_or_else(|| ParseSandboxIdError(text.chars().take(64).collect()))
+    }
+}
+
+impl From<SandboxId> for String {
+    fn from(id: SandboxId) -> Self {
+        id.to_string()
+    }
+}
+
+impl TryFrom<String> for SandboxId {
+    type Error = ParseSandboxIdError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+/// Checked conversion of a wire field that names a base snapshot.
+pub fn snapshot_from_wire(raw: u64, field: &'static str) -> Result<SnapshotId, WireError> {
+    SnapshotId::new(raw).ok_or(WireError::invalid(field, "zero"))
+}
+
+/// A name that is not one.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{what} {name:?}: a name is 1 to 63 of a-z, 0-9 and '-', and begins with a letter or digit")]
+pub struct NameError {
+    /// What was to be named.
+    pub what: &'static str,
+    /// The text, cut to 64 characters.
+    pub name: String,
+}
+
+fn check_name(what: &'static str, text: &str) -> Result<Arc<str>, NameError> {
+    let first_ok = text.starts_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit());
+    let rest_ok = text.bytes().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-');
+    if text.len() <= 63 && first_ok && rest_ok {
+        Ok(text.into())
+    } else {
+        Err(NameError { what, name: text.chars().take(64).collect() })
+    }
+}
+
+macro_rules! name_type {
+    ($(#[$doc:meta])* $name:ident, $what:literal) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+        #[serde(into = "String", try_from = "String")]
+        pub struct $name(Arc<str>);
+
+        impl $name {
+            /// The text.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+                out.pad(&self.0)
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = NameError;
+
+            fn from_str(text: &str) -> Result<Self, NameError> {
+                check_name($what, text).map(Self)
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(name: $name) -> Self {
+                name.0.as_ref().to_owned()
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = NameError;
+
+            fn try_from(text: String) -> Result<Self, NameError> {
+                text.parse()
+            }
+        }
+    };
+}
+
+name_type!(
+    /// A node: one agent and its sandboxes.
+    NodeId,
+    "node"
+);
+name_type!(
+    /// A function, as its file names it.
+    FunctionName,
+    "function"
+);
+name_type!(
+    /// Whose function it is. Pages are never shared between tenants.
+    TenantName,
+    "tenant"
+);
+
+/// A command of a controller to an agent; unique within one controller's life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct CommandId(pub u64);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sandbox_id_reads_as_it_prints() {
+        let id = SandboxId::of(3, 17).unwrap();
+        assert_eq!(id.to_string(), "sb-3-17");
+        assert_eq!(id.to_string().parse(), Ok(id));
+        for bad in ["", "sb-", "sb-1", "sb--1", "3-17", "sb-1-99999999999", "sb-0-0"] {
+            assert!(bad.parse::<SandboxId>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn names_are_safe_in_paths_and_headers() {
+        for good in ["a", "model-serve", "0x"] {
+            assert!(good.parse::<FunctionName>().is_ok(), "{good}");
+        }
+        for bad in ["", "-a", "A", "a/b", "..", "a b", &"a".repeat(64)] {
+            assert!(bad.parse::<FunctionName>().is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,32 @@
+//! The largest of everything that crosses a wire. Receivers check these before they take memory.
+
+/// Bytes of one gRPC message.
+pub const MESSAGE_BYTES_MAX: usize = 16 << 20;
+/// Bytes of a request or answer body.
+pub const BODY_BYTES_MAX: usize = 6 << 20;
+/// Bytes of a function file.
+pub const FUNCTION_BYTES_MAX: usize = 64 << 10;
+/// Sandboxes one agent may report.
+pub const SANDBOXES_MAX: usize = 16_384;
+/// Base snapshots one agent may report.
+pub const SNAPSHOTS_MAX: usize = 4_096;
+/// Pages in one registry batch, looked up or registered.
+pub const BATCH_PAGES_MAX: usize = 1_024;
+/// Chunk hashes of one page.
+pub const PAGE_CHUNKS_MAX: usize = 32;
+/// Candidates the registry names for one page.
+pub const PAGE_CANDIDATES_MAX: usize = 8;
+/// Pages in one message of base pages.
+pub const PART_PAGES_MAX: usize = 256;
+/// Pages in one request for base pages.
+pub const READ_PAGES_MAX: usize = 16_384;
+/// Base snapshots one dedup image may refer to, whatever the configuration says.
+pub const IMAGE_BASES_MAX: usize = 64;
+/// Bytes of a failure's message.
+pub const FAILURE_BYTES_MAX: usize = 4 << 10;
+/// Lines of output that go with a failure.
+pub const FAILURE_LINES_MAX: usize = 20;
+/// Headers of one request or answer.
+pub const HEADERS_MAX: usize = 100;
+/// Phases one operation may report.
+pub const PHASES_MAX: usize = 32;

@@ -1,0 +1,190 @@
+//! A sandbox as its agent reports it.
+
+use std::time::Duration;
+
+use crate::{
+    WireError,
+    ids::{FunctionName, SandboxId, SnapshotId, snapshot_from_wire},
+    limits, wire,
+};
+pub use wire::{SandboxState, StartKind};
+
+impl SandboxState {
+    /// The word people see.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Unspecified => "unknown",
+            Self::Starting => "starting",
+            Self::Warm => "warm",
+            Self::Running => "running",
+            Self::Deduping => "deduping",
+            Self::Dedup => "dedup",
+            Self::Restoring => "restoring",
+        }
+    }
+}
+
+impl StartKind {
+    /// The word people see, also in the gateway's headers.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Unspecified => "unknown",
+            Self::Warm => "warm",
+            Self::Restore => "restore",
+            Self::Cold => "cold",
+        }
+    }
+}
+
+/// One named step of an operation, and how long it took.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Phase {
+    /// The step.
+    pub name: String,
+    /// Its length.
+    pub took: Duration,
+}
+
+impl Phase {
+    /// A step.
+    pub fn new(name: impl Into<String>, took: Duration) -> Self {
+        Self { name: name.into(), took }
+    }
+}
+
+impl From<Phase> for wire::Phase {
+    fn from(phase: Phase) -> Self {
+        Self { name: phase.name, micros: u64::try_from(phase.took.as_micros()).unwrap_or(u64::MAX) }
+    }
+}
+
+/// Phases as a message carries them.
+pub fn phases_to_wire(phases: Vec<Phase>) -> Vec<wire::Phase> {
+    phases.into_iter().take(limits::PHASES_MAX).map(Into::into).collect()
+}
+
+/// Phases from a message.
+pub fn phases_from_wire(raw: Vec<wire::Phase>) -> Result<Vec<Phase>, WireError> {
+    if raw.len() > limits::PHASES_MAX {
+        return Err(WireError::invalid("phases", "too many"));
+    }
+    Ok(raw.into_iter().map(|p| Phase::new(p.name, Duration::from_micros(p.micros))).collect())
+}
+
+/// Pages of one dedup, by what became of them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PageClasses {
+    /// All zero.
+    pub zero: u64,
+    /// Equal to a base page.
+    pub same: u64,
+    /// Kept as the difference from a base page.
+    pub delta: u64,
+    /// Kept whole, compressed.
+    pub whole: u64,
+}
+
+/// A sandbox as its agent reports it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SandboxReport {
+    /// Which.
+    pub id: SandboxId,
+    /// Of which function.
+    pub function: FunctionName,
+    /// Of which text of the function file.
+    pub function_revision: u64,
+    /// Where it is in its life.
+    pub state: SandboxState,
+    /// How long it has been there.
+    pub state_age: Duration,
+    /// Since its first start.
+    pub age: Duration,
+    /// Anonymous and copied-on-write bytes of its processes; 0 in dedup state.
+    pub private_bytes: u64,
+    /// All bytes the node keeps for it in dedup state.
+    pub stored_bytes: u64,
+    /// Base snapshots its dedup image refers to.
+    pub bases: Vec<SnapshotId>,
+    /// The snapshot taken from it, if any.
+    pub base_snapshot: Option<SnapshotId>,
+    /// Why it cannot be dumped, if that is known.
+    pub undumpable: Option<String>,
+    /// Requests it has answered.
+    pub requests: u64,
+    /// How often it came back from dedup.
+    pub starts_from_dedup: u64,
+    /// Its last dedup or restore, by phase.
+    pub last_phases: Vec<Phase>,
+    /// What its last dedup made of its pages.
+    pub pages: PageClasses,
+    /// Requests being served now.
+    pub open_requests: u32,
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+impl From<SandboxReport> for wire::SandboxReport {
+    fn from(report: SandboxReport) -> Self {
+        let PageClasses { zero, same, delta, whole } = report.pages;
+        Self {
+            sandbox: report.id.get(),
+            function: report.function.into(),
+            function_revision: report.function_revision,
+            state: report.state.into(),
+            state_age_ms: millis(report.state_age),
+            age_ms: millis(report.age),
+            private_bytes: report.private_bytes,
+            stored_bytes: report.stored_bytes,
+            bases: report.bases.into_iter().map(SnapshotId::get).collect(),
+            base_snapshot: report.base_snapshot.map_or(0, SnapshotId::get),
+            undumpable: report.undumpable.unwrap_or_default(),
+            requests: report.requests,
+            starts_from_dedup: report.starts_from_dedup,
+            last_phases: phases_to_wire(report.last_phases),
+            pages: Some(wire::PageClasses { zero, same, delta, whole }),
+            open_requests: report.open_requests,
+        }
+    }
+}
+
+impl TryFrom<wire::SandboxReport> for SandboxReport {
+    type Error = WireError;
+
+    fn try_from(raw: wire::SandboxReport) -> Result<Self, WireError> {
+        let state = SandboxState::try_from(raw.state).unwrap_or(SandboxState::Unspecified);
+        if state == SandboxState::Unspecified {
+            return Err(WireError::invalid("sandbox.state", "unknown"));
+        }
+        if raw.bases.len() > limits::IMAGE_BASES_MAX {
+            return Err(WireError::invalid("sandbox.bases", "too many"));
+        }
+        if raw.undumpable.len() > limits::FAILURE_BYTES_MAX {
+            return Err(WireError::invalid("sandbox.undumpable", "too long"));
+        }
+        let bases = raw.bases.into_iter().map(|id| snapshot_from_wire(id, "sandbox.bases"));
+        let wire::PageClasses { zero, same, delta, whole } = raw.pages.unwrap_or_default();
+        Ok(Self {
+            id: SandboxId::from_wire(raw.sandbox, "sandbox.sandbox")?,
+            function: raw
+                .function
+                .parse()
+                .map_err(|_name| WireError::invalid("sandbox.function", "not a function name"))?,
+            function_revision: raw.function_revision,
+            state,
+            state_age: Duration::from_millis(raw.state_age_ms),
+            age: Duration::from_millis(raw.age_ms),
+            private_bytes: raw.private_bytes,
+            stored_bytes: raw.stored_bytes,
+            bases: bases.collect::<Result<_, _>>()?,
+            base_snapshot: SnapshotId::new(raw.base_snapshot),
+            undumpable: Some(raw.undumpable).filter(|why| !why.is_empty()),
+            requests: raw.requests,
+            starts_from_dedup: raw.starts_from_dedup,
+            last_phases: phases_from_wire(raw.last_phases)?,
+            pages: PageClasses { zero, same, delta, whole },
+            open_requests: raw.open_requests,
+        })
+    }
+}
