@@ -1,0 +1,134 @@
+//! The demo: each function goes cold → warm → dedup → warm on a small cluster of this machine, and is checked.
+
+mod functions;
+mod report;
+mod story;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::{cluster::Cluster, control::Control};
+use functions::{Candidate, Function};
+use report::{Report, Row};
+use story::Stage;
+
+/// Where things are comes from the environment, set by `cargo xtask demo`, so that nothing here knows the repository.
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    /// Only these functions, by name and separated by commas
+    #[arg(long, value_delimiter = ',', value_name = "NAMES")]
+    functions: Vec<String>,
+    /// Write the report to this file too
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Agents to start
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=16))]
+    nodes: u32,
+    /// Folder with one folder per function
+    #[arg(long, env = "MEDES_FUNCTIONS_DIR", default_value = "bench/functions")]
+    functions_dir: PathBuf,
+    /// Folder of the `medes` program; that of this program if absent
+    #[arg(long, env = "MEDES_BIN_DIR")]
+    bin_dir: Option<PathBuf>,
+    /// Folder for report.json and the cluster's log
+    #[arg(long, default_value = "target/demo")]
+    out: PathBuf,
+}
+
+/// Runs the demo. The exit code is a failure if anything that was compared differed, or a function failed.
+pub(crate) async fn run(options: Options) -> Result<ExitCode> {
+    let candidates = functions::find(&options.functions_dir, &options.functions)?;
+    let bin_dir = match &options.bin_dir {
+        Some(dir) => dir.clone(),
+        None => std::env::current_exe().context("find this program")?.with_file_name(""),
+    };
+    std::fs::create_dir_all(&options.out).with_context(|| format!("create {}", options.out.display()))?;
+    let log = options.out.join("cluster.log");
+    let state = tempfile::Builder::new().prefix("medes-demo-").tempdir().context("create a state folder")?;
+
+    let mut report = Report::new(options.nodes);
+    eprintln!("starting a controller and {} agents (log: {})", options.nodes, log.display());
+    let cluster = Cluster::start(&bin_dir.join("medes"), options.nodes, state.path(), &log).await?;
+    let measured = tokio::select! {
+        measured = measure(&cluster, options.nodes, candidates, &mut report) => measured,
+        signal = interrupted() => Err(signal),
+    };
+    let log_tail = if measured.is_err() { cluster.log_tail() } else { String::new() };
+    let stopped = cluster.stop().await;
+
+    // What was measured is kept, even if the end was a bad one.
+    report.write(&options.out.join("report.json"))?;
+    if let Some(path) = &options.json {
+        report.write(path)?;
+    }
+    println!("{}", report.table());
+    measured.with_context(|| format!("the demo stopped early{log_tail}"))?;
+    stopped?;
+    Ok(if report.is_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+async fn measure(
+    cluster: &Cluster,
+    nodes: u32,
+    candidates: Vec<Candidate>,
+    report: &mut Report,
+) -> Result<()> {
+    let mut control = Control::connect(&cluster.addresses.control).await?;
+    let mut names: Vec<_> =
+        control.wait_for_nodes(nodes as usize).await?.into_iter().map(|row| row.node).collect();
+    names.sort();
+    let (Some(first), Some(last)) = (names.first(), names.last()) else { bail!("the cluster has no node") };
+    // The base is made on one node and used from another; with a single node they are the same.
+    let pair = [first.clone(), last.clone()];
+
+    let count = candidates.len();
+    for (at, candidate) in candidates.into_iter().enumerate() {
+        let function = candidate.name().to_owned();
+        eprintln!("[{}/{count}] {function}", at + 1);
+        let row = match candidate {
+            Candidate::Skipped { reason, .. } => Row::Skipped { function, reason },
+            Candidate::Ready(ready) => match measure_one(&mut control, cluster, &pair, ready).await {
+                Ok(figures) => Row::Measured { function, figures: Box::new(figures) },
+                Err(error) => Row::Failed { function, reason: format!("{error:#}") },
+            },
+        };
+        if let Row::Skipped { reason, .. } | Row::Failed { reason, .. } = &row {
+            eprintln!("    {}: {reason}", row.outcome());
+        }
+        report.functions.push(row);
+    }
+    Ok(())
+}
+
+async fn measure_one(
+    control: &mut Control,
+    cluster: &Cluster,
+    nodes: &[String; 2],
+    function: Function,
+) -> Result<report::Figures> {
+    control.apply(function.toml).await?;
+    let mut stage = Stage { control, gateway: &cluster.addresses.gateway, function: &function.name, nodes };
+    let figures = story::tell(&mut stage).await;
+    // The next function begins on empty nodes. If this fails too, the first reason is the better one.
+    let removed = stage.control.remove(&function.name).await;
+    let figures = figures?;
+    removed?;
+    Ok(figures)
+}
+
+/// Returns when a person or a supervisor wants us to end.
+async fn interrupted() -> anyhow::Error {
+    let (mut interrupt, mut terminate) =
+        match (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) {
+            (Ok(interrupt), Ok(terminate)) => (interrupt, terminate),
+            (Err(error), _) | (_, Err(error)) => return anyhow::Error::new(error).context("watch signals"),
+        };
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+    anyhow::anyhow!("interrupted")
+}

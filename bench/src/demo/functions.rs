@@ -1,0 +1,130 @@
+//! The function files of the demo: which there are, which were asked for, and which this machine can run.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context, Result, bail};
+use medes_proto::function::{self, FunctionSpec};
+
+/// The order of the paper's table. A folder that is not named here is not part of the demo.
+const NAMES: [&str; 10] = [
+    "vanilla",
+    "linalg",
+    "image",
+    "video",
+    "mapreduce",
+    "html",
+    "auth",
+    "feature",
+    "model-serve",
+    "model-train",
+];
+
+/// Python modules that `cargo xtask setup` cannot put into the virtual environment, so that a machine may lack them.
+const MODULES: [(&str, &str, &str); 1] = [("model-serve", "torch", "Debian's package python3-torch has it")];
+
+/// A function that can be applied.
+#[derive(Debug)]
+pub(super) struct Function {
+    pub(super) name: String,
+    /// Its resolved function file.
+    pub(super) toml: String,
+}
+
+/// A function of the demo.
+#[derive(Debug)]
+pub(super) enum Candidate {
+    Ready(Function),
+    /// This machine cannot run it.
+    Skipped {
+        name: String,
+        reason: String,
+    },
+}
+
+impl Candidate {
+    pub(super) fn name(&self) -> &str {
+        match self {
+            Self::Ready(Function { name, .. }) | Self::Skipped { name, .. } => name,
+        }
+    }
+}
+
+/// Reads the function files in `dir`: those named in `wanted`, or all if it is empty.
+pub(super) fn find(dir: &Path, wanted: &[String]) -> Result<Vec<Candidate>> {
+    if let Some(unknown) = wanted.iter().find(|name| !NAMES.contains(&name.as_str())) {
+        bail!("{unknown:?} is not a function of the demo; there are {}", NAMES.join(", "));
+    }
+    let dir = dir.canonicalize().with_context(|| format!("find the functions in {}", dir.display()))?;
+    NAMES
+        .into_iter()
+        .filter(|name| wanted.is_empty() || wanted.iter().any(|w| w == name))
+        .map(|name| candidate(name, &dir.join(name)))
+        .collect()
+}
+
+fn candidate(name: &str, folder: &Path) -> Result<Candidate> {
+    let path: PathBuf = folder.join("function.toml");
+    let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+    let spec = function::resolve(&text, folder, |name| std::env::var(name).ok())
+        .with_context(|| format!("function file {}", path.display()))?;
+    if spec.name.as_str() != name {
+        bail!("{} is about {}, not {name}", path.display(), spec.name);
+    }
+    let name = name.to_owned();
+    Ok(match lacks(&spec) {
+        Some(reason) => Candidate::Skipped { name, reason },
+        None => Candidate::Ready(Function { name, toml: spec.to_toml() }),
+    })
+}
+
+/// What this machine lacks to run a function.
+fn lacks(spec: &FunctionSpec) -> Option<String> {
+    let (_, module, remedy) = MODULES.iter().find(|(name, ..)| *name == spec.name.as_str())?;
+    let python = spec.command.first()?;
+    // Looking for the module takes milliseconds, importing it takes seconds.
+    let look = format!("import importlib.util, sys; sys.exit(importlib.util.find_spec({module:?}) is None)");
+    let found = Command::new(python)
+        .args(["-c", &look])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success());
+    (!found).then(|| format!("{python} has no module {module} ({remedy})"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_function_of_this_repository_can_be_resolved() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("functions");
+        for name in NAMES {
+            let text = fs::read_to_string(dir.join(name).join("function.toml")).unwrap();
+            let spec = function::resolve(&text, &dir.join(name), |_| Some("/somewhere".into())).unwrap();
+            assert_eq!(spec.name.as_str(), name);
+            assert_eq!(FunctionSpec::from_toml(&spec.to_toml()).unwrap(), spec);
+            assert!(spec.mounts.iter().any(|path| path.ends_with("functions/runtime")), "{:?}", spec.mounts);
+        }
+    }
+
+    #[test]
+    fn an_unknown_function_is_refused_by_name() {
+        let error = find(Path::new("."), &["html".into(), "fishing".into()]).unwrap_err();
+        assert!(error.to_string().contains("fishing"), "{error}");
+    }
+
+    #[test]
+    fn a_missing_interpreter_is_a_reason_to_skip() {
+        let spec =
+            FunctionSpec::from_toml("name = \"model-serve\"\ncommand = [\"/nowhere/python3\"]").unwrap();
+        assert!(lacks(&spec).unwrap().contains("/nowhere/python3"));
+        let spec = FunctionSpec::from_toml("name = \"html\"\ncommand = [\"/nowhere/python3\"]").unwrap();
+        assert_eq!(lacks(&spec), None);
+    }
+}
