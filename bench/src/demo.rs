@@ -1,5 +1,7 @@
 //! The demo: each function goes cold → warm → dedup → warm on a small cluster of this machine, and is checked.
 
+#[cfg(test)]
+mod fake;
 mod functions;
 mod report;
 mod story;
@@ -10,7 +12,10 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::{cluster::Cluster, control::Control};
+use crate::{
+    cluster::{Addresses, Cluster},
+    control::Control,
+};
 use functions::{Candidate, Function};
 use report::{Report, Row};
 use story::Stage;
@@ -53,7 +58,7 @@ pub(crate) async fn run(options: Options) -> Result<ExitCode> {
     eprintln!("starting a controller and {} agents (log: {})", options.nodes, log.display());
     let cluster = Cluster::start(&bin_dir.join("medes"), options.nodes, state.path(), &log).await?;
     let measured = tokio::select! {
-        measured = measure(&cluster, options.nodes, candidates, &mut report) => measured,
+        measured = measure(&cluster.addresses, options.nodes, candidates, &mut report) => measured,
         signal = interrupted() => Err(signal),
     };
     let log_tail = if measured.is_err() { cluster.log_tail() } else { String::new() };
@@ -71,12 +76,12 @@ pub(crate) async fn run(options: Options) -> Result<ExitCode> {
 }
 
 async fn measure(
-    cluster: &Cluster,
+    addresses: &Addresses,
     nodes: u32,
     candidates: Vec<Candidate>,
     report: &mut Report,
 ) -> Result<()> {
-    let mut control = Control::connect(&cluster.addresses.control).await?;
+    let mut control = Control::connect(&addresses.control).await?;
     let mut names: Vec<_> =
         control.wait_for_nodes(nodes as usize).await?.into_iter().map(|row| row.node).collect();
     names.sort();
@@ -90,7 +95,7 @@ async fn measure(
         eprintln!("[{}/{count}] {function}", at + 1);
         let row = match candidate {
             Candidate::Skipped { reason, .. } => Row::Skipped { function, reason },
-            Candidate::Ready(ready) => match measure_one(&mut control, cluster, &pair, ready).await {
+            Candidate::Ready(ready) => match measure_one(&mut control, addresses, &pair, ready).await {
                 Ok(figures) => Row::Measured { function, figures: Box::new(figures) },
                 Err(error) => Row::Failed { function, reason: format!("{error:#}") },
             },
@@ -105,12 +110,12 @@ async fn measure(
 
 async fn measure_one(
     control: &mut Control,
-    cluster: &Cluster,
+    addresses: &Addresses,
     nodes: &[String; 2],
     function: Function,
 ) -> Result<report::Figures> {
     control.apply(function.toml).await?;
-    let mut stage = Stage { control, gateway: &cluster.addresses.gateway, function: &function.name, nodes };
+    let mut stage = Stage { control, gateway: &addresses.gateway, function: &function.name, nodes };
     let figures = story::tell(&mut stage).await;
     // The next function begins on empty nodes. If this fails too, the first reason is the better one.
     let removed = stage.control.remove(&function.name).await;
@@ -131,4 +136,73 @@ async fn interrupted() -> anyhow::Error {
         _ = terminate.recv() => {}
     }
     anyhow::anyhow!("interrupted")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use fake::{Fake, Trouble};
+    use tokio::net::TcpListener;
+    use tonic::transport::server::TcpIncoming;
+
+    /// The whole demo of one function on a cluster with some trouble.
+    async fn demo(trouble: Trouble) -> Report {
+        let incoming = TcpIncoming::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addresses = Addresses {
+            control: incoming.local_addr().unwrap().to_string(),
+            gateway: listener.local_addr().unwrap().to_string(),
+        };
+        let fake = Fake::new(trouble);
+        let mut report = Report::new(2);
+        let candidates = vec![Candidate::Ready(Function { name: "html".into(), toml: String::new() })];
+        tokio::select! {
+            measured = measure(&addresses, 2, candidates, &mut report) => measured.unwrap(),
+            () = fake.control(incoming) => unreachable!(),
+            () = fake.gateway(listener) => unreachable!(),
+        }
+        report
+    }
+
+    fn figures(report: &Report) -> &report::Figures {
+        match &report.functions[..] {
+            [Row::Measured { figures, .. }] => figures,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_cluster_that_works_gets_a_good_report() {
+        let report = demo(Trouble::None).await;
+        assert!(report.is_good());
+        let figures = figures(&report);
+        assert_eq!((figures.private_bytes, figures.stored_bytes), (30 << 20, 2 << 20));
+        assert_eq!((figures.node_bytes_before, figures.node_bytes_after), (30 << 20, 2 << 20));
+        assert_eq!(figures.restore_ms, 3.5);
+    }
+
+    #[tokio::test]
+    async fn another_answer_or_lost_state_is_seen() {
+        for trouble in [Trouble::Answers, Trouble::State] {
+            let report = demo(trouble).await;
+            assert!(!report.is_good() && !figures(&report).answers_match, "{trouble:?}");
+            assert!(figures(&report).memory_match, "{trouble:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn other_memory_is_seen() {
+        let report = demo(Trouble::Memory).await;
+        assert!(!report.is_good() && !figures(&report).memory_match && figures(&report).answers_match);
+    }
+
+    #[tokio::test]
+    async fn a_failure_is_a_row_with_its_reason() {
+        for (trouble, reason) in [(Trouble::Refused, "open connection"), (Trouble::Routing, "asked sb-0-2")] {
+            let report = demo(trouble).await;
+            assert!(!report.is_good());
+            let [Row::Failed { reason: said, .. }] = &report.functions[..] else { panic!("{report:?}") };
+            assert!(said.contains(reason), "{said}");
+        }
+    }
 }
