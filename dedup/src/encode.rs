@@ -231,8 +231,8 @@ impl Encoder {
 
     /// Fills `best` with the fewest bytes that should give the page back.
     fn smallest(&mut self, page: &Page, candidates: &[(BasePage, &Page)]) -> Form<usize> {
-        let mut form = None;
-        let mut limit = self.rules.delta_bytes_max.min(CODED_BYTES_MAX);
+        let mut form: Option<Form<usize>> = None;
+        let mut limit = self.rules.delta_bytes_max;
         for (base, bytes) in candidates {
             if let Some(delta) = self.codec.encode(page, bytes, limit, self.rules.delta_level) {
                 self.best[..delta.len()].copy_from_slice(delta);
@@ -241,9 +241,10 @@ impl Encoder {
                 limit = delta.len() - 1;
             }
         }
+        // A page by itself wins ties: it needs no base.
         let limit = match form {
             Some(form) if !self.rules.compare_whole => return form,
-            Some(_) => limit,
+            Some(form) => form.bytes().copied().unwrap_or(CODED_BYTES_MAX),
             None => CODED_BYTES_MAX,
         };
         if let Some(level) = self.rules.whole_level

@@ -289,3 +289,141 @@ impl Smallest {
         self.bar()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::page::ZERO_PAGE;
+
+    const KEY: DomainKey = DomainKey::from_bytes([3; 32]);
+
+    fn bottom(chunks: u8) -> Fingerprinter {
+        Fingerprinter::new(&KEY, Sampling::Bottom { chunks: ChunkCount::new(chunks).unwrap() })
+    }
+
+    fn value(chunks: u8) -> Fingerprinter {
+        Fingerprinter::new(&KEY, Sampling::Value { chunks: ChunkCount::new(chunks).unwrap() })
+    }
+
+    fn noise(seed: u64) -> Page {
+        let mut page = ZERO_PAGE;
+        blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut page);
+        page
+    }
+
+    fn pages() -> impl Strategy<Value = Page> {
+        let sparse = proptest::collection::vec((0usize..PAGE_BYTES, any::<u8>()), 0..30);
+        prop_oneof![
+            any::<u64>().prop_map(noise),
+            any::<u8>().prop_map(|byte| [byte; PAGE_BYTES]),
+            sparse.clone().prop_map(|bytes| {
+                let mut page = ZERO_PAGE;
+                bytes.into_iter().for_each(|(at, byte)| page[at] = byte);
+                page
+            }),
+            (any::<u64>(), 1usize..100).prop_map(|(seed, period)| {
+                let from = noise(seed);
+                std::array::from_fn(|at| from[at % period])
+            }),
+            (any::<u64>(), 0usize..PAGE_BYTES).prop_map(|(seed, from)| {
+                let mut page = noise(seed);
+                page[from..].fill(0);
+                page
+            }),
+        ]
+    }
+
+    /// The chunk hash by its definition, nothing rolled.
+    fn by_definition(maker: &Fingerprinter, chunk: &[u8]) -> u64 {
+        let weights = (0..64).rev().map(|distance| 9u64.wrapping_pow(distance));
+        chunk.iter().zip(weights).fold(0, |sum, (byte, weight)| {
+            sum.wrapping_add(maker.enter[usize::from(*byte)].wrapping_mul(weight))
+        })
+    }
+
+    proptest! {
+        /// The fast pass finds what looking at every chunk and sorting finds.
+        #[test]
+        fn bottom_is_the_smallest_of_all_chunks(page in pages(), chunks in 1u8..=32) {
+            let maker = bottom(chunks);
+            let mut all: Vec<u64> = page.windows(CHUNK_BYTES).map(|chunk| by_definition(&maker, chunk)).collect();
+            all.retain(|hash| *hash != 0);
+            all.sort_unstable();
+            all.dedup();
+            all.truncate(chunks.into());
+            let expected: Vec<ChunkHash> = all.into_iter().map(|hash| maker.finish(hash)).collect();
+            let found = maker.fingerprint(&page);
+            prop_assert_eq!(found.hashes(), expected);
+        }
+
+        /// Value sampling: first matches, no overlap, no chunk twice.
+        #[test]
+        fn value_is_the_first_matching_chunks(page in pages(), chunks in 1u8..=32) {
+            let maker = value(chunks);
+            let mut expected = Vec::new();
+            let mut free_from = 0;
+            for (start, chunk) in page.windows(CHUNK_BYTES).enumerate() {
+                let last = u16::from_le_bytes([chunk[62], chunk[63]]);
+                if start >= free_from && last & VALUE_MASK == VALUE_PATTERN {
+                    free_from = start + CHUNK_BYTES;
+                    let hash = maker.finish(by_definition(&maker, chunk));
+                    if !expected.contains(&hash) {
+                        expected.push(hash);
+                    }
+                }
+            }
+            expected.truncate(chunks.into());
+            let found = maker.fingerprint(&page);
+            prop_assert_eq!(found.hashes(), expected);
+        }
+
+        /// Tenants with the same bytes have nothing in common.
+        #[test]
+        fn domains_never_match(page in pages()) {
+            let other = Fingerprinter::new(&KEY.for_tenant("b"), Sampling::default());
+            let ours = Fingerprinter::new(&KEY, Sampling::default()).fingerprint(&page);
+            let theirs = other.fingerprint(&page);
+            prop_assert!(ours.hashes().iter().all(|hash| !theirs.hashes().contains(hash)));
+        }
+
+        /// Content that moved within the page is still found.
+        #[test]
+        fn bottom_survives_a_shift(seed in any::<u64>(), by in 1usize..1500) {
+            let page = noise(seed);
+            let mut moved = noise(seed ^ 1);
+            moved[by..].copy_from_slice(&page[..PAGE_BYTES - by]);
+            let maker = bottom(32);
+            let (a, b) = (maker.fingerprint(&page), maker.fingerprint(&moved));
+            prop_assert!(a.hashes().iter().any(|hash| b.hashes().contains(hash)));
+        }
+    }
+
+    #[test]
+    fn zeros_have_no_fingerprint() {
+        for maker in [bottom(10), value(5)] {
+            assert!(maker.fingerprint(&ZERO_PAGE).is_empty());
+        }
+        // A byte at the very end makes one chunk that is not zero, a byte in the middle 64.
+        let mut page = ZERO_PAGE;
+        page[PAGE_BYTES - 1] = 1;
+        assert_eq!(bottom(32).fingerprint(&page).hashes().len(), 1);
+        page[2000] = 1;
+        assert_eq!(bottom(32).fingerprint(&page).hashes().len(), 32);
+    }
+
+    #[test]
+    fn noise_nearly_always_has_five_value_samples() {
+        let maker = value(5);
+        let full = (0..1000).filter(|seed| maker.fingerprint(&noise(*seed)).hashes().len() == 5).count();
+        assert!(full >= 995, "{full} of 1000");
+    }
+
+    #[test]
+    fn chunk_counts_out_of_range_do_not_exist() {
+        assert!(ChunkCount::new(0).is_none());
+        assert!(ChunkCount::new(33).is_none());
+        assert_eq!(ChunkCount::new(32).map(ChunkCount::get), Some(32));
+    }
+}

@@ -256,3 +256,78 @@ impl Recipe {
         Ok(Self { hash, source })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn kinds() -> impl Strategy<Value = Kind> {
+        let coded = 1u16..=CODED_BYTES_MAX as u16;
+        prop_oneof![
+            Just(Kind::Zero),
+            (0u8..10, any::<u32>()).prop_map(|(base, page)| Kind::Same { base, page: PageIndex(page) }),
+            (0u8..10, any::<u32>(), coded.clone()).prop_map(|(base, page, bytes)| Kind::Delta {
+                base,
+                page: PageIndex(page),
+                codec: Codec::Zstd,
+                bytes
+            }),
+            coded.prop_map(|bytes| Kind::Whole { codec: Codec::Zstd, bytes }),
+            Just(Kind::Whole { codec: Codec::Raw, bytes: PAGE_BYTES as u16 }),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn records_come_back(hash: [u8; 16], kind in kinds()) {
+            let record = Record { hash: PageHash(hash), kind };
+            prop_assert_eq!(Record::parse(&record.write(), 10), Ok(record));
+        }
+
+        /// One way to write each recipe: what parses is what would be written.
+        #[test]
+        fn every_record_that_parses_is_the_usual_one(
+            hash: [u8; 16],
+            how in 0u8..0x14,
+            base in 0u8..3,
+            bytes in prop_oneof![Just(0u16), Just(PAGE_BYTES as u16), any::<u16>()],
+            page in 0u32..3,
+        ) {
+            let mut record = [0; RECORD_BYTES];
+            record[..16].copy_from_slice(&hash);
+            record[16] = how;
+            record[17] = base;
+            record[18..20].copy_from_slice(&bytes.to_le_bytes());
+            record[20..].copy_from_slice(&page.to_le_bytes());
+            if let Ok(parsed) = Record::parse(&record, 2) {
+                prop_assert_eq!(parsed.write(), record);
+            }
+        }
+    }
+
+    #[test]
+    fn each_mistake_has_its_error() {
+        let record = |how, base, bytes: u16, page: u8| {
+            let mut record = [0; RECORD_BYTES];
+            record[16] = how;
+            record[17] = base;
+            record[18..20].copy_from_slice(&bytes.to_le_bytes());
+            record[20] = page;
+            Record::parse(&record, 1).unwrap_err()
+        };
+        assert_eq!(record(0x04, 0, 0, 0), ParseRecipeError::Kind { kind: 4 });
+        assert_eq!(record(0x22, 0, 9, 0), ParseRecipeError::Codec { kind: 2, codec: 2 });
+        assert_eq!(record(0x02, 0, 9, 0), ParseRecipeError::Codec { kind: 2, codec: 0 });
+        assert_eq!(record(0x10, 0, 0, 0), ParseRecipeError::Codec { kind: 0, codec: 1 });
+        assert_eq!(record(0x00, 0, 1, 0), ParseRecipeError::Length { kind: 0, bytes: 1 });
+        assert_eq!(record(0x01, 0, 1, 0), ParseRecipeError::Length { kind: 1, bytes: 1 });
+        assert_eq!(record(0x12, 0, 0, 0), ParseRecipeError::Length { kind: 2, bytes: 0 });
+        assert_eq!(record(0x12, 0, 4096, 0), ParseRecipeError::Length { kind: 2, bytes: 4096 });
+        assert_eq!(record(0x03, 0, 4095, 0), ParseRecipeError::Length { kind: 3, bytes: 4095 });
+        assert_eq!(record(0x13, 1, 9, 0), ParseRecipeError::Unused { kind: 3 });
+        assert_eq!(record(0x00, 0, 0, 1), ParseRecipeError::Unused { kind: 0 });
+        assert_eq!(record(0x01, 1, 0, 0), ParseRecipeError::Base { base: 1, bases: 1 });
+    }
+}

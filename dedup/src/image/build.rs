@@ -6,7 +6,7 @@ use thiserror::Error;
 
 use super::layout::{HEADER_BYTES, Header};
 use super::section::pack;
-use super::{BASES_MAX, PAGES_MAX, PageClasses, seal};
+use super::{BASES_MAX, PAGES_MAX, PageClasses, SECTION_NAME_BYTES_MAX, SECTIONS_BYTES_MAX, seal};
 use crate::encode::{EncodedPage, EncodedRun, Form};
 use crate::key::DomainKey;
 use crate::page::{BasePage, SnapshotId};
@@ -64,6 +64,7 @@ pub struct ImageBuilder {
     records: Vec<u8>,
     bases: Vec<SnapshotId>,
     sections: BTreeMap<String, Vec<u8>>,
+    section_bytes: usize,
     classes: PageClasses,
 }
 
@@ -76,6 +77,7 @@ impl ImageBuilder {
             records: Vec::new(),
             bases: Vec::new(),
             sections: BTreeMap::new(),
+            section_bytes: 0,
             classes: PageClasses::default(),
         }
     }
@@ -106,9 +108,17 @@ impl ImageBuilder {
 
     /// Adds a named section.
     pub fn section(&mut self, name: &str, data: Vec<u8>) -> Result<(), BuildImageError> {
-        if self.sections.insert(name.to_owned(), data).is_some() {
+        if name.is_empty() || name.len() > SECTION_NAME_BYTES_MAX {
+            return Err(BuildImageError::SectionName { bytes: name.len() });
+        }
+        if self.sections.contains_key(name) {
             return Err(BuildImageError::SectionTwice { bytes: name.len() });
         }
+        self.section_bytes += data.len();
+        if self.section_bytes > SECTIONS_BYTES_MAX {
+            return Err(BuildImageError::SectionsTooLong { bytes: self.section_bytes });
+        }
+        self.sections.insert(name.to_owned(), data);
         Ok(())
     }
 

@@ -284,7 +284,7 @@ fn check_records(
     let mut used = 0;
     let mut base_used = [false; super::BASES_MAX];
     for (page, record) in (0u32..).zip(records) {
-        if page as usize % PAGES_PER_MARK == 0 {
+        if (page as usize).is_multiple_of(PAGES_PER_MARK) {
             marks.push(used);
         }
         let parsed =

@@ -157,3 +157,60 @@ pub(super) fn pack(sections: &BTreeMap<String, Vec<u8>>) -> Result<(Vec<u8>, u32
         .map_err(|code| BuildImageError::PackSections { problem: get_error_name(code) })?;
     Ok((stored, plain_bytes))
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn unpacked(plain: &[u8]) -> Result<Sections, ReadSectionsError> {
+        let mut stored = Vec::with_capacity(zstd::zstd_safe::compress_bound(plain.len()));
+        zstd::zstd_safe::compress(&mut stored, plain, 1).unwrap();
+        Sections::unpack(&stored, plain.len())
+    }
+
+    #[test]
+    fn tables_that_make_no_sense_are_refused() {
+        let table = |problem| Err(ReadSectionsError::Table { problem });
+        assert_eq!(unpacked(&[1]), table("no count"));
+        assert_eq!(unpacked(&[0xff, 0xff, 0xff, 0xff]), table("too many sections"));
+        assert_eq!(unpacked(&[1, 0, 0, 0, 1, 0, 0]), table("ends within an entry"));
+        assert_eq!(unpacked(&[1, 0, 0, 0, 2, 0, 0, 0, 0, b'a']), table("ends within an entry"));
+        assert_eq!(unpacked(&[1, 0, 0, 0, 0, 0, 0, 0, 0]), table("a name is not text"));
+        assert_eq!(unpacked(&[1, 0, 0, 0, 1, 0, 0, 0, 0, 0xff]), table("a name is not text"));
+        assert_eq!(unpacked(&[1, 0, 0, 0, 1, 2, 0, 0, 0, b'a', 7]), table("data ends early"));
+        assert_eq!(
+            unpacked(&[1, 0, 0, 0, 1, 0, 0, 0, 0, b'a', 7]),
+            table("data goes on after the last section")
+        );
+        let twice = [2, 0, 0, 0, 1, 0, 0, 0, 0, b'a', 1, 0, 0, 0, 0, b'a'];
+        assert_eq!(unpacked(&twice), table("two sections with one name"));
+    }
+
+    #[test]
+    fn a_wrong_plain_length_is_refused() {
+        let (stored, plain_bytes) = pack(&BTreeMap::from([("a".to_owned(), vec![1; 50])])).unwrap();
+        let plain_bytes = plain_bytes as usize;
+        assert_eq!(Sections::unpack(&stored, plain_bytes).unwrap().get("a"), Some(&[1; 50][..]));
+        let longer = Sections::unpack(&stored, plain_bytes + 1);
+        assert_eq!(longer, Err(ReadSectionsError::Length { expected: plain_bytes + 1, found: plain_bytes }));
+        assert!(matches!(Sections::unpack(&stored, plain_bytes - 1), Err(ReadSectionsError::Unpack { .. })));
+        assert!(matches!(
+            Sections::unpack(&[], 5),
+            Err(ReadSectionsError::Length { .. } | ReadSectionsError::Unpack { .. })
+        ));
+        assert!(matches!(Sections::unpack(&[1], 0), Err(ReadSectionsError::Unpack { .. })));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_unpack_safely(mut plain in proptest::collection::vec(any::<u8>(), 4..200), count in 0u8..5) {
+            prop_assert!(Sections::unpack(&plain, plain.len() % 100).is_err());
+            plain[..4].copy_from_slice(&[count, 0, 0, 0]);
+            if let Ok(sections) = unpacked(&plain) {
+                prop_assert_eq!(sections.len(), usize::from(count));
+            }
+        }
+    }
+}
