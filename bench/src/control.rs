@@ -118,11 +118,10 @@ impl Control {
     /// Nodes and sandboxes as the controller has them now.
     pub(crate) async fn view(&mut self) -> Result<View> {
         let nodes = self.client.list_nodes(within(LIST_MAX, wire::ListNodesRequest {})).await;
+        let nodes = nodes.map_err(said).context("list nodes")?.into_inner().nodes;
         let sandboxes = self.client.list_sandboxes(within(LIST_MAX, wire::ListSandboxesRequest {})).await;
-        Ok(View {
-            nodes: nodes.map_err(said).context("list nodes")?.into_inner().nodes,
-            sandboxes: sandboxes.map_err(said).context("list sandboxes")?.into_inner().sandboxes,
-        })
+        let sandboxes = sandboxes.map_err(said).context("list sandboxes")?.into_inner().sandboxes;
+        Ok(View { nodes, sandboxes })
     }
 
     /// Nodes and sandboxes as heartbeats tell that left after this call. Memory is reported with heartbeats only,

@@ -6,7 +6,7 @@ mod functions;
 mod report;
 mod story;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{path::PathBuf, pin::pin, process::ExitCode};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -56,10 +56,15 @@ pub(crate) async fn run(options: Options) -> Result<ExitCode> {
 
     let mut report = Report::new(options.nodes);
     eprintln!("starting a controller and {} agents (log: {})", options.nodes, log.display());
-    let cluster = Cluster::start(&bin_dir.join("medes"), options.nodes, state.path(), &log).await?;
+    let mut interrupted = pin!(interrupted());
+    let medes = bin_dir.join("medes");
+    let cluster = tokio::select! {
+        started = Cluster::start(&medes, options.nodes, state.path(), &log) => started?,
+        error = &mut interrupted => return Err(error),
+    };
     let measured = tokio::select! {
         measured = measure(&cluster.addresses, options.nodes, candidates, &mut report) => measured,
-        signal = interrupted() => Err(signal),
+        error = &mut interrupted => Err(error),
     };
     let log_tail = if measured.is_err() { cluster.log_tail() } else { String::new() };
     let stopped = cluster.stop().await;
@@ -69,7 +74,9 @@ pub(crate) async fn run(options: Options) -> Result<ExitCode> {
     if let Some(path) = &options.json {
         report.write(path)?;
     }
-    println!("{}", report.table());
+    if !report.functions.is_empty() {
+        println!("{}", report.table());
+    }
     measured.with_context(|| format!("the demo stopped early{log_tail}"))?;
     stopped?;
     Ok(if report.is_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -124,7 +131,7 @@ async fn measure_one(
     Ok(figures)
 }
 
-/// Returns when a person or a supervisor wants us to end.
+/// Returns when a person or a supervisor wants us to end. From its first poll on, their signals no longer kill us.
 async fn interrupted() -> anyhow::Error {
     let (mut interrupt, mut terminate) =
         match (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) {
