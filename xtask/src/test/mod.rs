@@ -1,0 +1,116 @@
+//! `cargo xtask test [LEVEL]`: everything that this machine can check, and a summary at the end.
+//!
+//! Everything is built once, in the dev profile: it is optimised enough for tests that move pages
+//! (see the workspace manifest), clippy shares its dependencies' metadata, and the binaries that
+//! the end-to-end tests start are the same build. A release build would double the time on two
+//! cores and only the demo and the measurements need it.
+
+mod runner;
+mod tally;
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::Result;
+use clap::{Args, ValueEnum};
+
+use self::runner::Runner;
+use self::tally::Tally;
+use crate::command::Call;
+use crate::repo::Repo;
+use crate::{build, setup, tidy};
+
+/// What to test.
+#[derive(Args)]
+pub(crate) struct Options {
+    /// Only this level
+    #[arg(value_enum, default_value_t = Level::All)]
+    level: Level,
+    /// Take the machine as it is
+    #[arg(long)]
+    no_setup: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Level {
+    /// Format, lints, house rules
+    Tidy,
+    /// No root, no kernel feature, no card
+    Pure,
+    /// Real kernel features: eBPF, CRIU, cgroups, namespaces
+    Kernel,
+    /// The binaries and the example functions
+    E2e,
+    /// All of these
+    All,
+}
+
+pub(crate) fn run(repo: &Repo, options: &Options) -> Result<ExitCode> {
+    let wanted = |level| options.level == Level::All || options.level == level;
+    if !options.no_setup && (wanted(Level::Kernel) || wanted(Level::E2e)) {
+        setup::ensure(repo)?;
+    }
+    let runner = Runner::choose(repo);
+    let mut levels = Vec::new();
+    for (level, name) in
+        [(Level::Tidy, "tidy"), (Level::Pure, "pure"), (Level::Kernel, "kernel"), (Level::E2e, "e2e")]
+    {
+        if !wanted(level) {
+            continue;
+        }
+        println!("== {name}");
+        let start = Instant::now();
+        let tally = match level {
+            Level::Tidy => checks(repo)?,
+            Level::Pure => runner.pure()?,
+            Level::Kernel => runner.kernel()?,
+            Level::E2e | Level::All => end_to_end(repo, &runner)?,
+        };
+        println!("== {name}: {tally} ({} s)", start.elapsed().as_secs());
+        levels.push((name, tally));
+    }
+    Ok(summary(&levels))
+}
+
+/// What needs no test: each check counts as one.
+fn checks(repo: &Repo) -> Result<Tally> {
+    let mut tally = Tally::default();
+    let format = Call::cargo(repo).args(["fmt", "--all", "--check"]);
+    let lints = Call::cargo(repo).args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]);
+    for (name, call) in [("format", format), ("lints", lints)] {
+        println!("-- {name}: {call}");
+        tally.count(name, call.run_through(|line| println!("{line}"))?);
+    }
+    println!("-- house rules: cargo xtask tidy");
+    let complaints = tidy::complaints(repo)?;
+    complaints.iter().for_each(|complaint| println!("{complaint}"));
+    tally.count("house rules", complaints.is_empty());
+    Ok(tally)
+}
+
+fn end_to_end(repo: &Repo, runner: &Runner<'_>) -> Result<Tally> {
+    // The tests start programs of other packages too; cargo builds only a package's own for them.
+    let mut tally = Tally::default();
+    if let Err(error) = build::binaries(repo, false) {
+        println!("{error:#}");
+        tally.count("build the binaries", false);
+        return Ok(tally);
+    }
+    tally.add(runner.end_to_end()?);
+    tally.add(runner.functions()?);
+    Ok(tally)
+}
+
+fn summary(levels: &[(&str, Tally)]) -> ExitCode {
+    println!("== summary");
+    let mut all = Tally::default();
+    for (name, tally) in levels {
+        println!("{name:<7} {tally}");
+        tally.failures().for_each(|failure| println!("    FAILED {failure}"));
+        tally.skips().for_each(|skip| println!("    SKIPPED {skip}"));
+        all.add(tally.clone());
+    }
+    // Alone on a line: whoever reads the log by machine looks for this.
+    println!("{all}");
+    if all.is_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
