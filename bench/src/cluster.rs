@@ -51,8 +51,11 @@ impl Cluster {
     pub(crate) async fn start(medes: &Path, nodes: u32, state: &Path, log: &Path) -> Result<Self> {
         let errors = File::create(log).with_context(|| format!("create {}", log.display()))?;
         let mut child = Command::new(medes)
+            .args(["up", "--json", "--nodes", &nodes.to_string()])
             // An experiment decides itself when a sandbox leaves memory: no idle timer may come between.
-            .args(["up", "--json", "--idle", "1h", "--nodes", &nodes.to_string(), "--state-dir"])
+            .args(["--idle", "1h"])
+            // Any free ports: another cluster may have the usual ones.
+            .args(["--control", "127.0.0.1:0", "--gateway", "127.0.0.1:0", "--state-dir"])
             .arg(state)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

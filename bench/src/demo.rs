@@ -15,6 +15,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::{
     cluster::{Addresses, Cluster},
     control::Control,
+    scratch::Scratch,
 };
 use functions::{Candidate, Function};
 use report::{Report, Row};
@@ -52,14 +53,18 @@ pub(crate) async fn run(options: Options) -> Result<ExitCode> {
     };
     std::fs::create_dir_all(&options.out).with_context(|| format!("create {}", options.out.display()))?;
     let log = options.out.join("cluster.log");
-    let state = tempfile::Builder::new().prefix("medes-demo-").tempdir().context("create a state folder")?;
+    let scratch = Scratch::make()?;
 
     let mut report = Report::new(options.nodes);
-    eprintln!("starting a controller and {} agents (log: {})", options.nodes, log.display());
+    eprintln!(
+        "starting a controller and {} agents (state and logs: {})",
+        options.nodes,
+        scratch.path().display()
+    );
     let mut interrupted = pin!(interrupted());
     let medes = bin_dir.join("medes");
     let cluster = tokio::select! {
-        started = Cluster::start(&medes, options.nodes, state.path(), &log) => started?,
+        started = Cluster::start(&medes, options.nodes, scratch.path(), &log) => started?,
         error = &mut interrupted => return Err(error),
     };
     let measured = tokio::select! {
@@ -79,7 +84,12 @@ pub(crate) async fn run(options: Options) -> Result<ExitCode> {
     }
     measured.with_context(|| format!("the demo stopped early{log_tail}"))?;
     stopped?;
-    Ok(if report.is_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    if !report.is_good() {
+        eprintln!("not everything went well; state and logs are kept in {}", scratch.path().display());
+        return Ok(ExitCode::FAILURE);
+    }
+    scratch.remove()?;
+    Ok(ExitCode::SUCCESS)
 }
 
 async fn measure(

@@ -4,6 +4,7 @@ mod cluster;
 mod control;
 mod demo;
 mod gateway;
+mod scratch;
 
 use std::process::ExitCode;
 
