@@ -1,0 +1,93 @@
+//! Questions to CRIU that concern no sandbox: its version, and whether it works on this kernel.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::find::Version;
+use super::log::Reason;
+use super::wire::rpc;
+use super::worker::{CallError, StartWorkerError, Worker};
+
+/// A first run probes the kernel, which takes a tenth of a second on an idle machine.
+const TIME_MAX: Duration = Duration::from_secs(30);
+
+/// Why CRIU did not tell its version.
+#[derive(Debug, thiserror::Error)]
+pub enum AskCriuError {
+    /// It does not start.
+    #[error("ask CRIU for its version")]
+    Start(#[from] StartWorkerError),
+    /// It gave no answer.
+    #[error("ask CRIU for its version")]
+    Call(#[from] CallError),
+    /// It answered without a version.
+    #[error("CRIU does not tell its version")]
+    NoVersion,
+}
+
+/// Why CRIU cannot be used here.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckCriuError {
+    /// It does not start.
+    #[error("run criu check")]
+    Start(#[from] StartWorkerError),
+    /// The scratch folder is of no use.
+    #[error("open the scratch folder {path} for criu check")]
+    Scratch {
+        /// The folder.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// It gave no answer.
+    #[error("run criu check")]
+    Call(#[from] CallError),
+    /// It says what the kernel or our rights lack.
+    #[error("criu check says no: {reason}")]
+    Lacking {
+        /// CRIU's own words.
+        reason: Reason,
+    },
+}
+
+pub(super) async fn version(mut worker: Worker) -> Result<Version, AskCriuError> {
+    let request = rpc::Request { r#type: rpc::RequestType::Version.into(), opts: None, notify_success: None };
+    let response = worker.call(&request, TIME_MAX, |_| ()).await?;
+    worker.finish().await;
+    let rpc::Version { major_number, minor_number, sublevel, .. } =
+        response.version.ok_or(AskCriuError::NoVersion)?;
+    let number = |n: i32| u32::try_from(n).map_err(|_negative| AskCriuError::NoVersion);
+    Ok(Version {
+        major: number(major_number)?,
+        minor: number(minor_number)?,
+        patch: number(sublevel.unwrap_or(0))?,
+    })
+}
+
+pub(super) async fn check(mut worker: Worker, scratch: &Path) -> Result<(), CheckCriuError> {
+    let folder =
+        File::open(scratch).map_err(|source| CheckCriuError::Scratch { path: scratch.to_owned(), source })?;
+    let request = rpc::Request {
+        r#type: rpc::RequestType::Check.into(),
+        opts: Some(rpc::Options {
+            images_dir_fd: folder.as_raw_fd(),
+            log_level: Some(super::log::LEVEL_ERRORS),
+            log_file: Some(super::LOG_FILE.into()),
+            network_lock: Some(rpc::NetworkLock::Skip.into()),
+            ..Default::default()
+        }),
+        notify_success: None,
+    };
+    let response = worker.call(&request, TIME_MAX, |_| ()).await?;
+    worker.finish().await;
+    if response.success {
+        return Ok(());
+    }
+    Err(CheckCriuError::Lacking {
+        reason: Reason::read(&super::log_path(scratch), response.cr_errmsg.as_deref()),
+    })
+}
