@@ -1,0 +1,134 @@
+//! The command line as a whole: global options and the list of verbs. Each verb's own options are in its file.
+
+use clap::{Parser, Subcommand};
+
+use crate::{
+    client::Address,
+    completions::CompletionsArgs,
+    function::FunctionVerb,
+    invoke::InvokeArgs,
+    logs::LogsArgs,
+    operate::{BaseArgs, DigestArgs, PurgeArgs, StartArgs},
+    ps::PsArgs,
+    up::UpArgs,
+};
+
+const AFTER_HELP: &str = "\
+Examples:
+  medes up --nodes 2                          a controller and two agents on this machine
+  medes function apply html/function.toml     make a function known
+  medes invoke html --data @page.json -i      ask it; say how its sandbox came to be ready
+  medes ps                                    every sandbox: state, private and stored memory
+  medes dedup sb-1-2                          take an idle sandbox's memory
+  medes invoke html --json | jq .start        for programs: one JSON value
+
+Exit codes:
+  0  done
+  1  the operation failed (or a function answered with an HTTP status of 400 or more)
+  2  wrong usage
+  3  the controller cannot be reached or does not answer";
+
+/// Kernel-aware memory deduplication for serverless sandboxes.
+#[derive(Debug, Parser)]
+#[command(name = "medes", version, after_help = AFTER_HELP, arg_required_else_help = true)]
+pub(crate) struct Cli {
+    /// The controller's address [default: that of a running `medes up`, else 127.0.0.1:7070]
+    #[arg(long, global = true, env = "MEDES_CONTROLLER", value_name = "HOST:PORT")]
+    pub(crate) controller: Option<Address>,
+
+    /// Print one JSON value instead of text
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+
+    #[command(subcommand)]
+    pub(crate) verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    /// Run a controller and agents on this machine until Ctrl-C
+    Up(UpArgs),
+    /// Make functions known, list them, remove them
+    #[command(subcommand)]
+    Function(FunctionVerb),
+    /// Send one request to a function and print its answer
+    Invoke(InvokeArgs),
+    /// List sandboxes
+    Ps(PsArgs),
+    /// List nodes and their memory
+    Nodes,
+    /// Start one more sandbox of a function
+    Start(StartArgs),
+    /// Make a base snapshot of a warm sandbox, which stays warm
+    Base(BaseArgs),
+    /// Take a warm sandbox's memory; keep what nobody else has
+    Dedup(DigestArgs),
+    /// Give a deduplicated sandbox its memory back
+    Restore(DigestArgs),
+    /// End a sandbox and forget it
+    Purge(PurgeArgs),
+    /// Print what a sandbox wrote to its output
+    Logs(LogsArgs),
+    /// Print a completion script for a shell
+    Completions(CompletionsArgs),
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(line.split_whitespace())
+    }
+
+    #[test]
+    fn the_command_line_has_no_contradiction() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn global_options_may_come_after_the_verb() {
+        let cli = parse("medes ps --function html --json --controller host:9").unwrap();
+        assert!(cli.json);
+        assert_eq!(cli.controller.as_ref().unwrap().to_string(), "host:9");
+        assert!(matches!(&cli.verb, Verb::Ps(args) if args.function.as_ref().unwrap().as_str() == "html"));
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused_before_anything_is_done() {
+        let lines = [
+            "medes",
+            "medes fly",
+            "medes dedup 17",
+            "medes dedup sb-0-0",
+            "medes invoke Html",
+            "medes invoke html --deadline soon",
+            "medes invoke html --header nonsense",
+            "medes invoke html --method get!",
+            "medes invoke html --path ready",
+            "medes function apply",
+            "medes up --nodes 0",
+            "medes up --memory-cap lots",
+            "medes ps --controller 127.0.0.1",
+            "medes ps --controller 127.0.0.1:port",
+            "medes completions tcsh",
+        ];
+        for line in lines {
+            assert!(parse(line).is_err(), "{line}");
+        }
+    }
+
+    #[test]
+    fn the_examples_in_the_help_are_valid() {
+        let examples = AFTER_HELP.lines().filter_map(|line| line.strip_prefix("  medes "));
+        let mut seen = 0;
+        for example in examples {
+            let typed = example.split("  ").next().unwrap().split(" | ").next().unwrap();
+            parse(&format!("medes {typed}")).unwrap_or_else(|error| panic!("{typed}: {error}"));
+            seen += 1;
+        }
+        assert_eq!(seen, 6);
+    }
+}

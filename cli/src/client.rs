@@ -1,0 +1,128 @@
+//! The connection to the controller. Every call has a deadline, and every way it can fail has its own error.
+
+use std::{fmt, str::FromStr, time::Duration};
+
+use medes_proto::{
+    limits::MESSAGE_BYTES_MAX,
+    wire::{self, control_client::ControlClient},
+};
+use tonic::{
+    Response, Status,
+    transport::{Channel, Endpoint},
+};
+
+use crate::{error::CliError, place};
+
+/// Where a controller is if nothing says otherwise.
+const DEFAULT_ADDRESS: &str = "127.0.0.1:7070";
+const CONNECT_WITHIN: Duration = Duration::from_secs(5);
+/// For calls that only read or write the controller's own tables.
+pub(crate) const QUICK: Duration = Duration::from_secs(10);
+/// For calls that wait for a node: starts, dumps, restores.
+pub(crate) const OPERATION: Duration = Duration::from_secs(300);
+
+/// host:port of a controller.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Address(String);
+
+impl fmt::Display for Address {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(&self.0)
+    }
+}
+
+/// Text that is not an address.
+#[derive(Debug, thiserror::Error)]
+#[error("{0:?} is not HOST:PORT")]
+pub(crate) struct AddressError(String);
+
+impl FromStr for Address {
+    type Err = AddressError;
+
+    fn from_str(text: &str) -> Result<Self, AddressError> {
+        let plain = text.trim().trim_start_matches("http://").trim_end_matches('/');
+        let good = plain.rsplit_once(':').is_some_and(|(host, port)| {
+            let host_ok = !host.is_empty() && host.bytes().all(|c| c.is_ascii_graphic() && c != b'/');
+            host_ok && port.parse::<u16>().is_ok()
+        });
+        if good { Ok(Self(plain.into())) } else { Err(AddressError(text.chars().take(64).collect())) }
+    }
+}
+
+/// A connection to one controller.
+#[derive(Debug)]
+pub(crate) struct Client {
+    address: Address,
+    control: ControlClient<Channel>,
+}
+
+impl Client {
+    /// Connects to `named`, else to the controller of a running `medes up`, else to the usual address.
+    pub(crate) async fn connect(named: Option<Address>) -> Result<Self, CliError> {
+        let address = named
+            .or_else(|| place::find_active()?.control.parse().ok())
+            .unwrap_or_else(|| Address(DEFAULT_ADDRESS.into()));
+        let unreachable = |source| CliError::Unreachable { address: address.clone(), source };
+        let channel = Endpoint::from_shared(format!("http://{address}"))
+            .map_err(unreachable)?
+            .connect_timeout(CONNECT_WITHIN)
+            .connect()
+            .await
+            .map_err(unreachable)?;
+        let control = ControlClient::new(channel)
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX);
+        Ok(Self { address, control })
+    }
+
+    /// One call. `doing` begins the sentence when it fails: "list nodes".
+    ///
+    /// Cancelled or late, the controller may still do what it was asked.
+    pub(crate) async fn call<T>(
+        &self,
+        doing: &str,
+        within: Duration,
+        rpc: impl AsyncFnOnce(ControlClient<Channel>) -> Result<Response<T>, Status>,
+    ) -> Result<T, CliError> {
+        match tokio::time::timeout(within, Box::pin(rpc(self.control.clone()))).await {
+            Ok(Ok(response)) => Ok(response.into_inner()),
+            Ok(Err(status)) => Err(self.refused(doing.into(), status)),
+            Err(_elapsed) => {
+                Err(CliError::Unanswered { doing: doing.into(), address: self.address.clone(), within })
+            }
+        }
+    }
+
+    /// A status with a source was made on this side, by a connection that broke.
+    fn refused(&self, doing: String, status: Status) -> CliError {
+        if std::error::Error::source(&status).is_some() {
+            CliError::Disconnected { doing, address: self.address.clone() }
+        } else {
+            CliError::Refused { doing, status: Box::new(status) }
+        }
+    }
+
+    pub(crate) async fn list_nodes(&self) -> Result<wire::ListNodesReply, CliError> {
+        self.call("list nodes", QUICK, async |mut control| {
+            control.list_nodes(wire::ListNodesRequest {}).await
+        })
+        .await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_has_a_host_and_a_port() {
+        for (text, plain) in
+            [("127.0.0.1:7070", "127.0.0.1:7070"), ("http://host:1/", "host:1"), ("[::1]:80", "[::1]:80")]
+        {
+            assert_eq!(text.parse::<Address>().unwrap().to_string(), plain);
+        }
+        for bad in ["", ":80", "host", "host:", "host:99999", "a/b:80", "https://host", "a b:80"] {
+            assert!(bad.parse::<Address>().is_err(), "{bad}");
+        }
+    }
+}

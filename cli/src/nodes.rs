@@ -1,0 +1,116 @@
+//! `medes nodes`: every node, its memory as the kernel counts it, and what it cannot do.
+
+use std::time::Duration;
+
+use medes_proto::{
+    WireError,
+    fleet::{NodeMemory, SnapshotReport},
+    wire,
+};
+use serde::Serialize;
+
+use crate::{
+    client::Client,
+    error::CliError,
+    human,
+    output::{Output, Sheet},
+    view::SnapshotView,
+};
+
+#[derive(Serialize)]
+struct NodesView {
+    nodes: Vec<NodeView>,
+    registry: RegistryView,
+}
+
+#[derive(Serialize)]
+struct NodeView {
+    node: String,
+    address: String,
+    version: String,
+    cap_bytes: u64,
+    used_bytes: u64,
+    base_bytes: u64,
+    image_bytes: u64,
+    agent_bytes: u64,
+    silent_ms: u64,
+    sandboxes: u32,
+    snapshots: Vec<SnapshotView>,
+    lacks: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct RegistryView {
+    entries: u64,
+    bytes: u64,
+}
+
+impl TryFrom<wire::NodeRow> for NodeView {
+    type Error = WireError;
+
+    fn try_from(row: wire::NodeRow) -> Result<Self, WireError> {
+        let wire::NodeRow { node, address, version, memory, silent_ms, sandboxes, snapshots, lacks } = row;
+        let NodeMemory { cap_bytes, used_bytes, base_bytes, image_bytes, agent_bytes } =
+            memory.unwrap_or_default().into();
+        let snapshot = |raw| Ok(SnapshotView::from(&SnapshotReport::try_from(raw)?));
+        let snapshots = snapshots.into_iter().map(snapshot).collect::<Result<_, WireError>>()?;
+        Ok(Self {
+            node,
+            address,
+            version,
+            cap_bytes,
+            used_bytes,
+            base_bytes,
+            image_bytes,
+            agent_bytes,
+            silent_ms,
+            sandboxes,
+            snapshots,
+            lacks,
+        })
+    }
+}
+
+pub(crate) async fn run(client: &Client, output: &Output) -> Result<(), CliError> {
+    let wire::ListNodesReply { nodes, registry_entries, registry_bytes } = client.list_nodes().await?;
+    let mut nodes = nodes
+        .into_iter()
+        .map(NodeView::try_from)
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|source| CliError::Reply { doing: "list nodes".into(), source })?;
+    nodes.sort_by(|a, b| a.node.cmp(&b.node));
+    let view =
+        NodesView { nodes, registry: RegistryView { entries: registry_entries, bytes: registry_bytes } };
+    output.answer(&view, || table(&view))
+}
+
+fn table(view: &NodesView) -> String {
+    let mut sheet = Sheet::new(&[
+        "NODE",
+        "ADDRESS",
+        ">USED",
+        ">CAP",
+        ">BASES",
+        ">IMAGES",
+        ">AGENT",
+        ">SANDBOXES",
+        ">SEEN",
+        "LACKS",
+    ]);
+    for node in &view.nodes {
+        sheet.row(vec![
+            node.node.clone(),
+            node.address.clone(),
+            human::bytes(node.used_bytes),
+            human::bytes_or_dash(node.cap_bytes),
+            human::bytes_or_dash(node.base_bytes),
+            human::bytes_or_dash(node.image_bytes),
+            human::bytes_or_dash(node.agent_bytes),
+            node.sandboxes.to_string(),
+            human::age(Duration::from_millis(node.silent_ms)),
+            node.lacks.join("; "),
+        ]);
+    }
+    let entries = human::count(view.registry.entries, "entry", "entries");
+    format!("{}registry: {entries}, {}\n", sheet.text("no nodes"), human::bytes(view.registry.bytes))
+}

@@ -1,0 +1,105 @@
+//! What `--json` prints of sandboxes, snapshots and phases. Field names here are a promise to scripts:
+//! they may be added to, not changed.
+
+use std::time::Duration;
+
+use medes_proto::{
+    fleet::SnapshotReport,
+    sandbox::{Phase, SandboxReport},
+};
+use serde::Serialize;
+
+use crate::human;
+
+/// One step of an operation.
+#[derive(Debug, Serialize)]
+pub(crate) struct PhaseView {
+    name: String,
+    ms: f64,
+}
+
+pub(crate) fn phases(phases: &[Phase]) -> Vec<PhaseView> {
+    phases.iter().map(|phase| PhaseView { name: phase.name.clone(), ms: human::millis(phase.took) }).collect()
+}
+
+/// A sandbox.
+#[derive(Debug, Serialize)]
+pub(crate) struct SandboxView {
+    sandbox: String,
+    function: String,
+    revision: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    node: Option<String>,
+    state: &'static str,
+    state_age_ms: u64,
+    age_ms: u64,
+    private_bytes: u64,
+    stored_bytes: u64,
+    requests: u64,
+    open_requests: u32,
+    starts_from_dedup: u64,
+    bases: Vec<String>,
+    base_snapshot: Option<String>,
+    undumpable: Option<String>,
+    pages: PagesView,
+    last_phases: Vec<PhaseView>,
+}
+
+/// What its last dedup made of a sandbox's pages.
+#[derive(Debug, Serialize)]
+struct PagesView {
+    zero: u64,
+    same: u64,
+    delta: u64,
+    whole: u64,
+}
+
+impl SandboxView {
+    /// `node` where the reply names it.
+    pub(crate) fn new(report: &SandboxReport, node: Option<&str>) -> Self {
+        let pages = report.pages;
+        Self {
+            sandbox: report.id.to_string(),
+            function: report.function.to_string(),
+            revision: report.function_revision,
+            node: node.map(Into::into),
+            state: report.state.word(),
+            state_age_ms: whole_millis(report.state_age),
+            age_ms: whole_millis(report.age),
+            private_bytes: report.private_bytes,
+            stored_bytes: report.stored_bytes,
+            requests: report.requests,
+            open_requests: report.open_requests,
+            starts_from_dedup: report.starts_from_dedup,
+            bases: report.bases.iter().map(ToString::to_string).collect(),
+            base_snapshot: report.base_snapshot.map(|id| id.to_string()),
+            undumpable: report.undumpable.clone(),
+            pages: PagesView { zero: pages.zero, same: pages.same, delta: pages.delta, whole: pages.whole },
+            last_phases: phases(&report.last_phases),
+        }
+    }
+}
+
+/// A base snapshot.
+#[derive(Debug, Serialize)]
+pub(crate) struct SnapshotView {
+    snapshot: String,
+    function: String,
+    pages: u64,
+    bytes: u64,
+}
+
+impl From<&SnapshotReport> for SnapshotView {
+    fn from(report: &SnapshotReport) -> Self {
+        Self {
+            snapshot: report.id.to_string(),
+            function: report.function.to_string(),
+            pages: report.pages,
+            bytes: report.bytes,
+        }
+    }
+}
+
+fn whole_millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

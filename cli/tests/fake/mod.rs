@@ -1,0 +1,315 @@
+//! A controller in memory, on a real loopback socket: answers the verbs with made-up rows, and remembers
+//! what it was asked.
+#![allow(dead_code, reason = "each test program uses a part of it")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on")]
+
+use std::{
+    net::SocketAddr,
+    path::Path,
+    process::{Command, Output},
+    sync::{Arc, Mutex},
+    thread,
+};
+
+use medes_proto::{
+    failure::FailureKind,
+    sandbox::{SandboxState, StartKind},
+    wire::{
+        self, control_server::Control, control_server::ControlServer, invoke_function_reply, operation_reply,
+    },
+};
+use tokio::sync::oneshot;
+use tonic::{
+    Request, Response, Status,
+    transport::{Server, server::TcpIncoming},
+};
+
+type Reply<T> = Result<Response<T>, Status>;
+
+/// What the fake was asked, one line per call.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Asked(Arc<Mutex<Vec<String>>>);
+
+impl Asked {
+    fn note(&self, line: String) {
+        self.0.lock().unwrap().push(line);
+    }
+
+    pub(crate) fn lines(&self) -> Vec<String> {
+        self.0.lock().unwrap().clone()
+    }
+}
+
+/// A fake that runs until it is dropped.
+pub(crate) struct FakeController {
+    pub(crate) address: SocketAddr,
+    pub(crate) asked: Asked,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl FakeController {
+    pub(crate) fn start() -> Self {
+        let asked = Asked::default();
+        let service = ControlServer::new(Fake { asked: asked.clone() });
+        let (stop, stopped) = oneshot::channel();
+        let (listening, address) = std::sync::mpsc::sync_channel(1);
+        let thread = thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let incoming = TcpIncoming::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+                listening.send(incoming.local_addr().unwrap()).unwrap();
+                let stopped = async { drop(stopped.await) };
+                Server::builder()
+                    .add_service(service)
+                    .serve_with_incoming_shutdown(incoming, stopped)
+                    .await
+                    .unwrap();
+            });
+        });
+        Self { address: address.recv().unwrap(), asked, stop: Some(stop), thread: Some(thread) }
+    }
+
+    /// `medes ARGS`, told where this fake is.
+    pub(crate) fn medes(&self, args: &[&str]) -> Output {
+        medes(args).env("MEDES_CONTROLLER", self.address.to_string()).output().unwrap()
+    }
+}
+
+impl Drop for FakeController {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        self.thread.take().unwrap().join().unwrap();
+    }
+}
+
+/// The real program, with no word from the machine it runs on.
+pub(crate) fn medes(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_medes"));
+    command.args(args).env_remove("MEDES_CONTROLLER").env("MEDES_RUNTIME_DIR", nowhere());
+    command
+}
+
+/// A runtime folder in which nothing was ever announced.
+fn nowhere() -> &'static Path {
+    Path::new(concat!(env!("CARGO_TARGET_TMPDIR"), "/nowhere"))
+}
+
+pub(crate) fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+pub(crate) fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+/// The one JSON value on standard output.
+pub(crate) fn json(output: &Output) -> serde_json::Value {
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| {
+        panic!("{error}: {:?}, stderr {:?}", stdout(output), stderr(output));
+    })
+}
+
+struct Fake {
+    asked: Asked,
+}
+
+fn id(counter: u64) -> u64 {
+    1 << 32 | counter
+}
+
+fn phase(name: &str, micros: u64) -> wire::Phase {
+    wire::Phase { name: name.into(), micros }
+}
+
+fn sandbox(counter: u64, function: &str, state: SandboxState) -> wire::SandboxReport {
+    wire::SandboxReport {
+        sandbox: id(counter),
+        function: function.into(),
+        function_revision: 3,
+        state: state.into(),
+        state_age_ms: 12_400,
+        age_ms: 192_000,
+        private_bytes: 43_201_331,
+        requests: 7,
+        ..Default::default()
+    }
+}
+
+fn deduplicated(counter: u64) -> wire::SandboxReport {
+    wire::SandboxReport {
+        private_bytes: 0,
+        stored_bytes: 1 << 20,
+        bases: vec![9],
+        pages: Some(wire::PageClasses { zero: 60, same: 9_000, delta: 1_000, whole: 180 }),
+        last_phases: vec![phase("dump", 31_500), phase("dedup", 88_000)],
+        ..sandbox(counter, "html", SandboxState::Dedup)
+    }
+}
+
+fn failure(kind: FailureKind, message: &str, log_tail: &[&str]) -> wire::Failure {
+    let log_tail = log_tail.iter().map(|line| (*line).into()).collect();
+    wire::Failure { kind: kind.into(), message: message.into(), log_tail }
+}
+
+fn operation(result: operation_reply::Result) -> Reply<wire::OperationReply> {
+    Ok(Response::new(wire::OperationReply { result: Some(result) }))
+}
+
+fn success(sandbox: wire::SandboxReport, digest: bool) -> operation_reply::Result {
+    operation_reply::Result::Success(wire::OperationSuccess {
+        phases: sandbox.last_phases.clone(),
+        sandbox: Some(sandbox),
+        snapshot: None,
+        memory_digest: if digest { vec![0xab; 32].into() } else { Vec::new().into() },
+    })
+}
+
+#[tonic::async_trait]
+impl Control for Fake {
+    async fn apply_function(
+        &self,
+        request: Request<wire::ApplyFunctionRequest>,
+    ) -> Reply<wire::ApplyFunctionReply> {
+        let spec = medes_proto::function::FunctionSpec::from_toml(&request.into_inner().toml)
+            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        self.asked.note(format!("apply {} dir {}", spec.name, spec.dir.display()));
+        if spec.name.as_str() == "refused" {
+            return Err(Status::resource_exhausted("too many functions"));
+        }
+        let changed = spec.name.as_str() != "same";
+        Ok(Response::new(wire::ApplyFunctionReply { name: spec.name.into(), revision: 4, changed }))
+    }
+
+    async fn list_functions(
+        &self,
+        _request: Request<wire::ListFunctionsRequest>,
+    ) -> Reply<wire::ListFunctionsReply> {
+        let row = |name: &str, warm| wire::FunctionRow {
+            name: name.into(),
+            revision: 3,
+            tenant: "default".into(),
+            toml: "name = 'x'".into(),
+            warm,
+            requests: 1234,
+            ..Default::default()
+        };
+        Ok(Response::new(wire::ListFunctionsReply { functions: vec![row("html", 2), row("auth", 1)] }))
+    }
+
+    async fn remove_function(
+        &self,
+        request: Request<wire::RemoveFunctionRequest>,
+    ) -> Reply<wire::RemoveFunctionReply> {
+        match request.into_inner().name.as_str() {
+            "html" => Ok(Response::new(wire::RemoveFunctionReply { sandboxes_purged: 3 })),
+            name => Err(Status::not_found(format!("no function {name}"))),
+        }
+    }
+
+    async fn invoke_function(
+        &self,
+        request: Request<wire::InvokeFunctionRequest>,
+    ) -> Reply<wire::InvokeFunctionReply> {
+        use invoke_function_reply::Result as Outcome;
+        let wire::InvokeFunctionRequest { function, method, path, headers, body, deadline_ms } =
+            request.into_inner();
+        let headers: Vec<_> =
+            headers.iter().map(|h| format!("{}={}", h.name, String::from_utf8_lossy(&h.value))).collect();
+        self.asked.note(format!("{method} {path} {headers:?} {} bytes {deadline_ms} ms", body.len()));
+        let result = if function == "broken" {
+            let log = ["Traceback", "\u{1b}[31mKeyError: 'x'"];
+            Outcome::Failure(failure(FailureKind::Crashed, "broken ended during the request", &log))
+        } else {
+            let status = if function == "angry" { 503 } else { 200 };
+            let answer = if function == "binary" { vec![0xff, 0xfe, 0xfd].into() } else { body };
+            Outcome::Answer(wire::InvokeFunctionAnswer {
+                http: Some(wire::HttpAnswer { status, headers: Vec::new(), body: answer, micros: 6_100 }),
+                start: StartKind::Restore.into(),
+                sandbox: id(2),
+                node: "node-0".into(),
+                phases: vec![phase("queue", 100), phase("restore", 34_200), phase("function", 6_100)],
+            })
+        };
+        Ok(Response::new(wire::InvokeFunctionReply { result: Some(result) }))
+    }
+
+    async fn list_sandboxes(
+        &self,
+        _request: Request<wire::ListSandboxesRequest>,
+    ) -> Reply<wire::ListSandboxesReply> {
+        let mut video = sandbox(3, "video", SandboxState::Warm);
+        video.undumpable = "an established TCP connection on port 8080 cannot be dumped".into();
+        let row = |report, node: &str| wire::SandboxRow { report: Some(report), node: node.into() };
+        let sandboxes = vec![
+            row(video, "node-1"),
+            row(deduplicated(2), "node-0"),
+            row(sandbox(1, "html", SandboxState::Running), "node-1"),
+        ];
+        Ok(Response::new(wire::ListSandboxesReply { sandboxes }))
+    }
+
+    async fn list_nodes(&self, _request: Request<wire::ListNodesRequest>) -> Reply<wire::ListNodesReply> {
+        self.asked.note("list nodes".into());
+        let row = |number: u32| wire::NodeRow {
+            node: format!("node-{number}"),
+            address: "127.0.0.1:40001".into(),
+            version: "0.1.0".into(),
+            memory: Some(wire::NodeMemory { cap_bytes: 4 << 30, used_bytes: 3 << 29, ..Default::default() }),
+            silent_ms: 400,
+            sandboxes: 2,
+            snapshots: vec![wire::SnapshotReport {
+                snapshot: 9,
+                function: "html".into(),
+                pages: 256,
+                bytes: 1 << 20,
+            }],
+            lacks: vec!["eBPF: no BTF".into()],
+        };
+        let nodes = vec![row(1), row(0)];
+        Ok(Response::new(wire::ListNodesReply { nodes, registry_entries: 1280, registry_bytes: 30_720 }))
+    }
+
+    async fn start_sandbox(
+        &self,
+        request: Request<wire::StartSandboxRequest>,
+    ) -> Reply<wire::OperationReply> {
+        let wire::StartSandboxRequest { function, node } = request.into_inner();
+        self.asked.note(format!("start {function} on {node:?}"));
+        operation(success(sandbox(4, &function, SandboxState::Warm), false))
+    }
+
+    async fn make_base(&self, _request: Request<wire::SandboxRequest>) -> Reply<wire::OperationReply> {
+        let snapshot =
+            wire::SnapshotReport { snapshot: 0x1f, function: "html".into(), pages: 512, bytes: 2 << 20 };
+        operation(operation_reply::Result::Success(wire::OperationSuccess {
+            sandbox: Some(sandbox(1, "html", SandboxState::Warm)),
+            snapshot: Some(snapshot),
+            ..Default::default()
+        }))
+    }
+
+    async fn dedup_sandbox(&self, request: Request<wire::SandboxRequest>) -> Reply<wire::OperationReply> {
+        let wire::SandboxRequest { sandbox, digest_memory } = request.into_inner();
+        if sandbox == id(3) {
+            let why = "sb-1-3 has an established TCP connection";
+            return operation(operation_reply::Result::Failure(failure(FailureKind::DumpRefused, why, &[])));
+        }
+        operation(success(deduplicated(2), digest_memory))
+    }
+
+    async fn restore_sandbox(&self, request: Request<wire::SandboxRequest>) -> Reply<wire::OperationReply> {
+        let digest = request.into_inner().digest_memory;
+        operation(success(sandbox(2, "html", SandboxState::Warm), digest))
+    }
+
+    async fn purge_sandbox(&self, request: Request<wire::SandboxRequest>) -> Reply<wire::OperationReply> {
+        self.asked.note(format!("purge {:x}", request.into_inner().sandbox));
+        operation(operation_reply::Result::Success(wire::OperationSuccess::default()))
+    }
+
+    async fn sandbox_logs(&self, _request: Request<wire::SandboxRequest>) -> Reply<wire::LogsReply> {
+        let lines = vec!["started".into(), "\u{1b}]0;title\u{7}answered".into()];
+        Ok(Response::new(wire::LogsReply { lines, dropped: 5 }))
+    }
+}
