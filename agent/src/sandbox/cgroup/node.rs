@@ -1,0 +1,234 @@
+//! The control group of the node: where the agent, the keeper and all sandboxes are.
+
+use std::collections::VecDeque;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::sandbox::spec::SandboxId;
+
+use super::CgroupError;
+use super::branch::{Branch, Kind, detect};
+use super::files::{make_dir, read, read_procs, write};
+use super::group::{KILL_WAIT, Limits, SandboxCgroup, Usage, kill_once, usage};
+
+/// Name of the group the agent itself is in, with its CRIU workers.
+const AGENT: &str = "agent";
+/// Name of the group the keeper is in; it removes everything else, so it must be apart.
+pub(crate) const KEEPER: &str = "keeper";
+/// Directories looked at when searching for leftovers.
+const SEARCH_DIRS_MAX: usize = 20_000;
+
+/// The control group of the node.
+#[derive(Debug, Clone)]
+pub struct NodeCgroup {
+    branches: Vec<Branch>,
+}
+
+impl NodeCgroup {
+    /// Removes what an earlier agent left under this name, makes the groups and moves the calling process
+    /// (all its threads) into the agent's one. `name` must be unique to the node; the caller holds its lock.
+    ///
+    /// Blocking; for the start of the agent.
+    pub(crate) fn create(name: &str) -> Result<Self, CgroupError> {
+        let anchors = detect().map_err(CgroupError::io("read cgroups of", "/proc/self/cgroup"))?;
+        if anchors.is_empty() {
+            return Err(CgroupError::NoHierarchy);
+        }
+        for anchor in &anchors {
+            for dir in find_dirs(&anchor.top, name) {
+                let leftover = Branch { kind: anchor.kind, dir, top: anchor.top.clone() };
+                tracing::warn!(dir = %leftover.dir.display(), "removing a cgroup that an earlier agent left");
+                kill_and_remove(std::slice::from_ref(&leftover), None)?;
+            }
+        }
+        let mut branches = Vec::with_capacity(anchors.len());
+        for anchor in &anchors {
+            branches.push(open_branch(anchor, name)?);
+        }
+        Ok(Self { branches })
+    }
+
+    /// The node's directories, one per hierarchy.
+    pub fn branches(&self) -> &[Branch] {
+        &self.branches
+    }
+
+    /// Whether memory limits hold here.
+    pub fn limits_memory(&self) -> bool {
+        self.branches
+            .iter()
+            .any(|branch| branch.kind == Kind::Memory1 || has_controller(&branch.dir, "memory"))
+    }
+
+    /// Whether the number of processes is limited here.
+    pub fn limits_pids(&self) -> bool {
+        self.branches.iter().any(|branch| branch.kind == Kind::Pids1 || has_controller(&branch.dir, "pids"))
+    }
+
+    /// Makes the group of one sandbox.
+    pub(crate) fn sandbox(&self, id: &SandboxId, limits: Limits) -> Result<SandboxCgroup, CgroupError> {
+        SandboxCgroup::create(&self.branches, &format!("sandbox-{id}"), limits)
+    }
+
+    /// What the node uses: agent, CRIU workers and all sandboxes together.
+    pub fn usage(&self) -> Usage {
+        usage(&self.branches)
+    }
+
+    /// What the agent and its helpers use, without the sandboxes.
+    pub fn agent_usage(&self) -> Usage {
+        usage(&self.branches.iter().map(|branch| branch.child(AGENT)).collect::<Vec<_>>())
+    }
+}
+
+/// Makes `anchor/name` with the agent and keeper groups and moves this process in.
+///
+/// Version 2 allows controllers only where no process is, so if the group we come from cannot pass its controllers
+/// on (somebody else is in it), the node goes to the top of the hierarchy, where that rule does not hold.
+fn open_branch(anchor: &Branch, name: &str) -> Result<Branch, CgroupError> {
+    let node = anchor.child(name);
+    match make_and_join(anchor, &node) {
+        Err(_no_controllers) if anchor.kind == Kind::Unified && anchor.dir != anchor.top => {
+            let top = Branch { kind: anchor.kind, dir: anchor.top.clone(), top: anchor.top.clone() };
+            let higher = top.child(name);
+            make_and_join(&top, &higher)?;
+            // This process has just left it, so it is empty; if not, the next start finds it.
+            let _still_there = remove_dirs(std::slice::from_ref(&node));
+            Ok(higher)
+        }
+        other => other.map(|()| node),
+    }
+}
+
+fn make_and_join(anchor: &Branch, node: &Branch) -> Result<(), CgroupError> {
+    for branch in [node, &node.child(AGENT), &node.child(KEEPER)] {
+        make_dir(&branch.dir).map_err(CgroupError::io("create cgroup", &branch.dir))?;
+    }
+    let agent = node.child(AGENT);
+    agent.join().map_err(CgroupError::io("move the agent to", &agent.dir))?;
+    if anchor.kind == Kind::Unified {
+        for controller in ["memory", "pids"] {
+            for dir in [&anchor.dir, &node.dir] {
+                if has_controller(dir, controller) {
+                    let path = dir.join("cgroup.subtree_control");
+                    write(&path, &format!("+{controller}"))
+                        .map_err(CgroupError::io("enable controllers in", path))?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn has_controller(dir: &Path, controller: &str) -> bool {
+    read(&dir.join("cgroup.controllers")).is_ok_and(|text| text.split_whitespace().any(|it| it == controller))
+}
+
+/// Directories called `name` anywhere below `top`: an agent started elsewhere may have put them elsewhere.
+fn find_dirs(top: &Path, name: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut todo = VecDeque::from([top.to_owned()]);
+    for _ in 0..SEARCH_DIRS_MAX {
+        let Some(dir) = todo.pop_front() else { break };
+        for entry in std::fs::read_dir(&dir).into_iter().flatten().flatten() {
+            if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                continue;
+            }
+            if entry.file_name() == name {
+                found.push(entry.path());
+            } else {
+                todo.push_back(entry.path());
+            }
+        }
+    }
+    found
+}
+
+/// Kills everything below the given node directories and removes them. `spare` names one child group that is left
+/// alone until the end; the processes in it must have left before the call returns them to nothing.
+///
+/// Blocking and bounded; used by the keeper and at the start of the agent.
+pub fn kill_and_remove(nodes: &[Branch], spare: Option<&str>) -> Result<(), CgroupError> {
+    const POLL: Duration = Duration::from_millis(5);
+    let mut waited = Duration::ZERO;
+    loop {
+        let mut processes = 0;
+        for name in child_names(nodes) {
+            if spare == Some(name.as_str()) {
+                continue;
+            }
+            let group: Vec<Branch> =
+                nodes.iter().map(|node| node.child(&name)).filter(|it| it.dir.is_dir()).collect();
+            // A frozen group is killed by cgroup.kill all the same.
+            kill_once(&group);
+            processes += group
+                .iter()
+                .map(|branch| read_procs(&branch.dir).map_or(0, |pids| pids.len()))
+                .sum::<usize>();
+            if processes == 0 {
+                // Busy shows below: the node directory cannot go before its children.
+                let _busy = remove_dirs(&group);
+            }
+        }
+        let left: Vec<String> =
+            child_names(nodes).into_iter().filter(|name| spare != Some(name.as_str())).collect();
+        if left.is_empty() {
+            return if spare.is_some() { Ok(()) } else { remove_dirs(nodes) };
+        }
+        if waited >= KILL_WAIT {
+            let path = nodes.first().map_or_else(PathBuf::new, |node| node.dir.clone());
+            let waited_ms = waited.as_millis().try_into().unwrap_or(u64::MAX);
+            return Err(CgroupError::StillPopulated { path, processes, waited_ms });
+        }
+        std::thread::sleep(POLL);
+        waited += POLL;
+    }
+}
+
+/// Names of the groups below the given ones, each once.
+fn child_names(nodes: &[Branch]) -> Vec<String> {
+    let mut names: Vec<String> = nodes
+        .iter()
+        .flat_map(|node| std::fs::read_dir(&node.dir).into_iter().flatten().flatten())
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .collect();
+    names.sort_unstable();
+    names.dedup();
+    names
+}
+
+/// Removes the directories of one group. Those that are gone already are fine; all are tried.
+pub(crate) fn remove_dirs(group: &[Branch]) -> Result<(), CgroupError> {
+    let mut first_error = Ok(());
+    for branch in group {
+        match std::fs::remove_dir(&branch.dir) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) if first_error.is_ok() => {
+                first_error = Err(CgroupError::io("remove cgroup", &branch.dir)(error));
+            }
+            Err(_second) => {}
+        }
+    }
+    first_error
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn leftovers_are_found_at_any_depth_but_only_by_full_name() {
+        let top = tempfile::tempdir().expect("folder");
+        for dir in ["a/b/medes-x", "medes-x", "medes-xy", "c/medes-x/medes-x"] {
+            std::fs::create_dir_all(top.path().join(dir)).expect("folder");
+        }
+        let mut found = find_dirs(top.path(), "medes-x");
+        found.sort();
+        let expected: Vec<_> =
+            ["a/b/medes-x", "c/medes-x", "medes-x"].iter().map(|it| top.path().join(it)).collect();
+        assert_eq!(found, expected);
+    }
+}

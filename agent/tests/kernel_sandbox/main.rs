@@ -1,0 +1,16 @@
+//! The sandbox runtime on the real kernel: what a function can do, what it cannot, and what is left afterwards.
+//!
+//! Needs root; skips itself loudly otherwise. Each test is a process of its own, see `runner`.
+
+mod contract;
+mod node;
+mod runner;
+mod trouble;
+mod walls;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let tests: Vec<runner::Test> = [contract::TESTS, walls::TESTS, trouble::TESTS].concat();
+    runner::main(&tests, trouble::HELPERS)
+}
