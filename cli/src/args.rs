@@ -5,6 +5,7 @@ use clap::{Parser, Subcommand};
 use crate::{
     client::Address,
     completions::CompletionsArgs,
+    doctor::DoctorArgs,
     function::FunctionVerb,
     invoke::InvokeArgs,
     logs::LogsArgs,
@@ -69,6 +70,8 @@ pub(crate) enum Verb {
     Purge(PurgeArgs),
     /// Print what a sandbox wrote to its output
     Logs(LogsArgs),
+    /// Say what this machine has and lacks to run sandboxes
+    Doctor(DoctorArgs),
     /// Print a completion script for a shell
     Completions(CompletionsArgs),
 }

@@ -63,6 +63,8 @@ pub(crate) enum CliError {
     FunctionFile { place: String, problem: String },
     #[error("write to standard output")]
     Output { source: io::Error },
+    #[error("start looking at this machine")]
+    Doctor { source: io::Error },
     #[error(transparent)]
     Up(#[from] UpError),
 }
@@ -110,7 +112,7 @@ impl CliError {
             Self::FunctionFile { .. } => "function_file".into(),
             Self::BodyTooLarge { .. } => "invalid".into(),
             Self::ReadFile { .. } | Self::ReadStdin { .. } | Self::Output { .. } => "io".into(),
-            Self::Runtime { .. } | Self::Up(_) => "local".into(),
+            Self::Runtime { .. } | Self::Doctor { .. } | Self::Up(_) => "local".into(),
         }
     }
 

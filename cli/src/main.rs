@@ -6,6 +6,7 @@
 mod args;
 mod client;
 mod completions;
+mod doctor;
 mod error;
 mod function;
 mod human;
@@ -68,6 +69,7 @@ async fn run(cli: Cli, output: &Output) -> Result<Ended, CliError> {
     let connect = || Client::connect(controller.clone());
     match cli.verb {
         Verb::Up(args) => return up::run(args, output).await,
+        Verb::Doctor(args) => return doctor::run(args, output).await,
         Verb::Completions(args) => completions::run(&args, output)?,
         Verb::Function(verb) => function::run(verb, connect, output).await?,
         Verb::Invoke(args) => return invoke::run(args, connect, output).await,

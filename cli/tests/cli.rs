@@ -307,6 +307,21 @@ fn wrong_usage_is_exit_code_2_and_help_is_0() {
 }
 
 #[test]
+fn doctor_says_the_same_in_both_forms_and_by_its_exit_code() {
+    let output = medes(&["doctor", "--json", "--criu", "no/such/criu"]).output().unwrap();
+    let value = json(&output);
+    // Whatever else this machine has, there is no such CRIU.
+    assert_eq!((output.status.code(), &value["verdict"]), (Some(1), &"missing".into()));
+    let criu = value["checks"].as_array().unwrap().iter().find(|check| check["name"] == "criu").unwrap();
+    assert!(criu["follows"].is_string() && criu["fix"].is_string(), "{criu}");
+    let output = medes(&["doctor", "--criu", "no/such/criu"]).output().unwrap();
+    let table = stdout(&output);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(table.contains("MISSING") && table.contains("no/such/criu"), "{table}");
+    assert!(table.lines().all(|line| line.chars().count() <= 100), "{table}");
+}
+
+#[test]
 fn completions_name_the_verbs() {
     for shell in ["bash", "zsh", "fish"] {
         let output = medes(&["completions", shell]).output().unwrap();
