@@ -19,9 +19,19 @@ pub struct EncodeRules {
     pub delta_level: Level,
     /// How hard to work on pages without a base page, or `None` to keep these raw.
     pub whole_level: Option<Level>,
-    /// Whether a page with a delta is also tried on its own, the smaller one winning. Otherwise a delta within
-    /// `delta_bytes_max` always wins.
-    pub compare_whole: bool,
+    /// When a page is stored by itself although there is a delta. `None`: never.
+    pub prefer_whole: Option<PreferWhole>,
+}
+
+/// When a delta is not worth the base page that must be read for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PreferWhole {
+    /// Shorter deltas are taken without a look. Anything the codec can do without a base it can do with one, so
+    /// there is next to nothing to gain, and looking costs more than making the delta.
+    pub delta_bytes_min: usize,
+    /// How much more than the delta the page by itself may take: a page less to read, and to depend on, is worth a
+    /// few bytes.
+    pub more_bytes_max: usize,
 }
 
 impl Default for EncodeRules {
@@ -30,7 +40,7 @@ impl Default for EncodeRules {
             delta_bytes_max: CODED_BYTES_MAX,
             delta_level: Level::default(),
             whole_level: Some(Level::default()),
-            compare_whole: true,
+            prefer_whole: Some(PreferWhole { delta_bytes_min: 1024, more_bytes_max: 16 }),
         }
     }
 }
@@ -241,11 +251,13 @@ impl Encoder {
                 limit = delta.len() - 1;
             }
         }
-        // A page by itself wins ties: it needs no base.
-        let limit = match form {
-            Some(form) if !self.rules.compare_whole => return form,
-            Some(form) => form.bytes().copied().unwrap_or(CODED_BYTES_MAX),
-            None => CODED_BYTES_MAX,
+        let delta_bytes = form.as_ref().and_then(Form::bytes).copied();
+        let limit = match (form, delta_bytes, self.rules.prefer_whole) {
+            (Some(_), Some(bytes), Some(rule)) if bytes >= rule.delta_bytes_min => {
+                bytes + rule.more_bytes_max
+            }
+            (Some(form), ..) => return form,
+            (None, ..) => CODED_BYTES_MAX,
         };
         if let Some(level) = self.rules.whole_level
             && let Some(coded) = self.codec.encode_alone(page, limit, level)

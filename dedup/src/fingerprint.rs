@@ -142,6 +142,11 @@ const STEP: u64 = 9;
 /// `STEP ^ CHUNK_BYTES`: what a byte has been multiplied by when it leaves.
 const LEAVE: u64 = STEP.wrapping_pow(CHUNK_BYTES as u32);
 
+/// Half of the steps a window takes through a page.
+const HALF: usize = (PAGE_BYTES - CHUNK_BYTES) / 2;
+
+const _: () = assert!(2 * HALF + CHUNK_BYTES == PAGE_BYTES);
+
 /// Makes fingerprints in one domain, by one rule.
 #[derive(Clone)]
 pub struct Fingerprinter {
@@ -179,10 +184,10 @@ impl Fingerprinter {
     }
 
     fn bottom(&self, page: &Page, chunks: usize) -> Fingerprint {
-        // With a bar at four times the expected k-th smallest of all chunks, far fewer chunks pass it only to be
+        // With a bar at three times the expected k-th smallest of all chunks, far fewer chunks pass it only to be
         // pushed out again. Pages with too little variety to fill the list under the bar get a second pass.
         let expected = u64::MAX / (PAGE_BYTES - CHUNK_BYTES + 1) as u64 * chunks as u64;
-        let mut smallest = Smallest::new(chunks, expected.saturating_mul(4));
+        let mut smallest = Smallest::new(chunks, expected.saturating_mul(3));
         self.pass(page, &mut smallest);
         if smallest.count < chunks {
             smallest = Smallest::new(chunks, u64::MAX);
@@ -194,24 +199,38 @@ impl Fingerprinter {
     }
 
     /// Shows every chunk of the page to the list.
+    ///
+    /// Two windows move at once, one through each half of the page: a step has to wait for the step before, and two
+    /// can wait together. One test serves both, as it almost always says no. The halves share the chunk in the middle.
     fn pass(&self, page: &Page, smallest: &mut Smallest) {
-        let (first, rest) = page.split_at(CHUNK_BYTES);
-        let mut hash = self.chunk(first);
-        let mut bar = smallest.bar();
-        let mut last = hash;
-        // One less, so that the zero of a chunk of zeros wraps around to the largest number.
-        if hash.wrapping_sub(1) < bar {
-            bar = smallest.offer(hash);
-        }
-        for (&enters, &leaves) in rest.iter().zip(page) {
-            let change = self.enter[usize::from(enters)].wrapping_sub(self.leave[usize::from(leaves)]);
-            hash = hash.wrapping_mul(STEP).wrapping_add(change);
+        let (mut low, mut high) =
+            (self.chunk(&page[..CHUNK_BYTES]), self.chunk(&page[HALF..HALF + CHUNK_BYTES]));
+        let mut bar = smallest.offer_below(low, smallest.bar());
+        bar = smallest.offer_below(high, bar);
+        let mut last = low;
+        let low_half = page[CHUNK_BYTES..CHUNK_BYTES + HALF].iter().zip(&page[..HALF]);
+        let high_half = page[CHUNK_BYTES + HALF..].iter().zip(&page[HALF..2 * HALF]);
+        for ((low_enters, low_leaves), (high_enters, high_leaves)) in low_half.zip(high_half) {
+            low = self.step(low, *low_enters, *low_leaves);
+            high = self.step(high, *high_enters, *high_leaves);
+            // One less, so that the zero of a chunk of zeros becomes the largest number of all.
+            if low.wrapping_sub(1).min(high.wrapping_sub(1)) >= bar {
+                continue;
+            }
             // Runs of one byte give the same hash over and over; it needs offering once.
-            if hash.wrapping_sub(1) < bar && hash != last {
-                bar = smallest.offer(hash);
-                last = hash;
+            for hash in [low, high] {
+                if hash != last && hash.wrapping_sub(1) < bar {
+                    bar = smallest.offer(hash);
+                    last = hash;
+                }
             }
         }
+    }
+
+    #[inline]
+    fn step(&self, hash: u64, enters: u8, leaves: u8) -> u64 {
+        let change = self.enter[usize::from(enters)].wrapping_sub(self.leave[usize::from(leaves)]);
+        hash.wrapping_mul(STEP).wrapping_add(change)
     }
 
     fn by_value(&self, page: &Page, chunks: usize) -> Fingerprint {
@@ -275,6 +294,11 @@ impl Smallest {
     fn bar(&self) -> u64 {
         // A full list wants less than its largest, that is `number - 1 < largest - 1`. None is zero.
         if self.count < self.chunks { self.ceiling } else { self.numbers[self.count - 1] - 1 }
+    }
+
+    /// Takes the number in if it passes the bar. Gives the new bar.
+    fn offer_below(&mut self, number: u64, bar: u64) -> u64 {
+        if number.wrapping_sub(1) < bar { self.offer(number) } else { bar }
     }
 
     #[cold]

@@ -27,6 +27,6 @@ pub const fn encode_rules() -> EncodeRules {
         delta_bytes_max: CODED_BYTES_MAX,
         delta_level: Level::FASTEST,
         whole_level: None,
-        compare_whole: false,
+        prefer_whole: None,
     }
 }

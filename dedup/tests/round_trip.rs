@@ -5,7 +5,7 @@ mod common;
 
 use common::{KEY, any_page, any_pair, base, changed, finished, heap_page, noise_page};
 use medes_dedup::delta::{CODED_BYTES_MAX, DeltaCodec, Level};
-use medes_dedup::encode::{EncodeRules, EncodedRun, Encoder, PageClass};
+use medes_dedup::encode::{EncodeRules, EncodedRun, Encoder, PageClass, PreferWhole};
 use medes_dedup::image::{BASES_MAX, BuildImageError, ImageBuilder};
 use medes_dedup::key::PageHasher;
 use medes_dedup::page::{BasePage, PAGE_BYTES, Page, PageIndex, ZERO_PAGE};
@@ -48,11 +48,13 @@ proptest! {
     fn images_give_every_page_back(
         pairs in proptest::collection::vec(any_pair(), 0..90),
         limit in 0usize..4096,
-        compare_whole in any::<bool>(),
+        whole_from in proptest::option::of(0usize..5000),
         compress in any::<bool>(),
     ) {
         let whole_level = compress.then(Level::default);
-        let rules = EncodeRules { delta_bytes_max: limit, compare_whole, whole_level, ..EncodeRules::default() };
+        let prefer_whole =
+            whole_from.map(|bytes| PreferWhole { delta_bytes_min: bytes, more_bytes_max: bytes % 40 });
+        let rules = EncodeRules { delta_bytes_max: limit, prefer_whole, whole_level, ..EncodeRules::default() };
         let mut encoder = Encoder::new(&KEY, rules);
         let mut builder = ImageBuilder::new(&KEY);
         let names: Vec<BasePage> = (0u32..).map(|at| base(1 + u64::from(at % 3), at / 2)).take(pairs.len()).collect();
@@ -133,7 +135,8 @@ proptest! {
     fn more_candidates_never_cost(page in any_page(), seeds in proptest::collection::vec((any::<u64>(), 0usize..300), 1..4)) {
         let bases: Vec<Page> = seeds.iter().map(|(seed, words)| changed(&page, *seed, *words)).collect();
         let named: Vec<(BasePage, &Page)> = (0u32..).zip(&bases).map(|(at, bytes)| (base(1, at), bytes)).collect();
-        let mut encoder = Encoder::new(&KEY, EncodeRules::default());
+        let prefer_whole = Some(PreferWhole { delta_bytes_min: 0, more_bytes_max: 16 });
+        let mut encoder = Encoder::new(&KEY, EncodeRules { prefer_whole, ..EncodeRules::default() });
         let all = encoder.encode_page(&page, &named).stored_bytes();
         for one in &named {
             prop_assert!(all <= encoder.encode_page(&page, &[*one]).stored_bytes());
@@ -178,6 +181,30 @@ fn paper_mode_keeps_a_page_raw_when_no_delta_fits() {
     let flat = [7; PAGE_BYTES];
     let forced = encoder.encode_page(&flat, &[(base(1, 0), &heap)]);
     assert_eq!(forced.class(), PageClass::Delta);
+}
+
+#[test]
+fn a_base_that_hardly_helps_is_not_depended_on() {
+    let from = heap_page(2);
+    let unlike = [(base(1, 0), &from)];
+    let page = heap_page(1);
+    let default = EncodeRules::default();
+    let mut encoder = Encoder::new(&KEY, EncodeRules { prefer_whole: None, ..default });
+    let delta = encoder.encode_page(&page, &unlike);
+    assert_eq!(delta.class(), PageClass::Delta);
+    let delta_bytes = delta.stored_bytes();
+    let alone = encoder.encode_page(&page, &[]).stored_bytes();
+
+    let class = |delta_bytes_min, more_bytes_max| {
+        let prefer_whole = Some(PreferWhole { delta_bytes_min, more_bytes_max });
+        Encoder::new(&KEY, EncodeRules { prefer_whole, ..default }).encode_page(&page, &unlike).class()
+    };
+    let more = alone.checked_sub(delta_bytes).unwrap();
+    assert!(more > 0);
+    assert_eq!(class(0, more), PageClass::Whole);
+    assert_eq!(class(0, more - 1), PageClass::Delta);
+    assert_eq!(class(delta_bytes, more), PageClass::Whole);
+    assert_eq!(class(delta_bytes + 1, more), PageClass::Delta);
 }
 
 #[test]
