@@ -25,13 +25,13 @@ Examples:
 
 Exit codes:
   0  done
-  1  the operation failed (or a function answered with an HTTP status of 400 or more)
+  1  the operation failed (or a function answered with HTTP status 400 or more)
   2  wrong usage
   3  the controller cannot be reached or does not answer";
 
 /// Kernel-aware memory deduplication for serverless sandboxes.
 #[derive(Debug, Parser)]
-#[command(name = "medes", version, after_help = AFTER_HELP, arg_required_else_help = true)]
+#[command(name = "medes", version, after_help = AFTER_HELP, max_term_width = 100, arg_required_else_help = true)]
 pub(crate) struct Cli {
     /// The controller's address [default: that of a running `medes up`, else 127.0.0.1:7070]
     #[arg(long, global = true, env = "MEDES_CONTROLLER", value_name = "HOST:PORT")]

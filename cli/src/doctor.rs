@@ -12,7 +12,7 @@ use crate::{
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct DoctorArgs {
-    /// The criu program to look at [default: the one the agent would find]
+    /// The criu program to look at, or the folder of a private copy [default: the one the agent would find]
     #[arg(long, value_name = "PATH")]
     criu: Option<PathBuf>,
 }

@@ -35,6 +35,7 @@ use crate::{
 };
 pub(crate) use error::UpError;
 use family::{Family, Signals};
+use orphans::Orphans;
 use state::StateDir;
 
 const CONTROL_PORT: u16 = 7070;
@@ -65,7 +66,7 @@ pub(crate) struct UpArgs {
     /// Memory each node may use, like 4GiB [default: the agent's]
     #[arg(long, value_name = "SIZE")]
     memory_cap: Option<ByteSize>,
-    /// The criu program [default: the agent's]
+    /// The criu program, or the folder of a private copy [default: the one the agent finds]
     #[arg(long, value_name = "PATH")]
     criu: Option<PathBuf>,
     /// How long a warm sandbox is idle before it may be deduplicated, like 60s
@@ -140,9 +141,8 @@ pub(crate) async fn run(args: UpArgs, output: &Output) -> Result<Ended, CliError
     let programs = Programs::find()?;
     // Before the first child, so that no signal finds nobody listening.
     let mut signals = Signals::listen()?;
-    orphans::adopt();
+    let mut family = Family::new(Orphans::adopt());
     let state = StateDir::make(args.state_dir.as_deref())?;
-    let mut family = Family::default();
     let outcome = live(&args, &programs, &state, &mut family, &mut signals, output).await;
     let clean = family.stop_all(args.stop_within.0, &mut signals).await;
     let ended = if clean { outcome } else { outcome.map(|_well| Ended::Badly) };
@@ -351,7 +351,7 @@ async fn watch(family: &mut Family, signals: &mut Signals) -> Watched {
                 }
                 eprint!("{}", CliError::Up(error).for_people());
                 eprintln!("medes: the other nodes go on");
-                orphans::sweep(&family.pids()).await;
+                family.sweep().await;
             }
             _now = logs_due.tick() => {
                 for log in family.logs() {

@@ -339,10 +339,38 @@ fn options_reach_the_programs() {
         assert!(story.contains(&part), "{part:?} is not in {story}");
     }
     let config = fs::read_to_string(state.join("controller.toml")).unwrap();
-    assert!(config.contains("idle = \"90s\""), "{config}");
+    assert_eq!(config.trim(), "[policy]\nidle = \"90s\"");
     up.signal(Signal::SIGTERM);
     assert_eq!(up.end().code(), Some(0), "{}", stage.stderr());
     assert!(state.is_dir(), "a folder that was given is kept");
+}
+
+#[test]
+fn children_that_were_there_before_are_left_alone() {
+    let stage = Stage::new(&format!("LISTEN\n{WELL}"), WELL);
+    let script = r#"sleep 1000 & echo "before $!" >> "$STORY"; exec "$0" up --json --nodes 1"#;
+    let child = Command::new("sh")
+        .args(["-c", script, env!("CARGO_BIN_EXE_medes")])
+        .env("MEDES_BIN_DIR", stage.dir.path())
+        .env("MEDES_RUNTIME_DIR", stage.runtime_dir())
+        .env("STORY", stage.story_file())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(fs::File::create(stage.dir.path().join("stderr")).unwrap())
+        .spawn()
+        .unwrap();
+    let mut up = Up::new(child);
+    up.ready();
+    up.signal(Signal::SIGTERM);
+    // Its standard output is still open in the child from before, so only the process is waited for.
+    let deadline = Instant::now() + PATIENCE;
+    while up.child.try_wait().unwrap().is_none() {
+        assert!(Instant::now() < deadline, "medes up does not end");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let before: i32 = stage.story()[0].strip_prefix("before ").unwrap().parse().unwrap();
+    assert_eq!(stage.left_over(), [before]);
+    kill(Pid::from_raw(before), Signal::SIGKILL).unwrap();
 }
 
 #[test]

@@ -24,7 +24,8 @@ use tokio_util::task::TaskTracker;
 
 use super::{
     error::{UpError, status_words},
-    logs, orphans,
+    logs,
+    orphans::Orphans,
     spawn::spawn,
 };
 
@@ -78,8 +79,8 @@ pub(super) struct Rest {
 }
 
 /// All children. Dropping it kills those that still run.
-#[derive(Default)]
 pub(super) struct Family {
+    orphans: Orphans,
     members: Vec<Member>,
     waits: JoinSet<(usize, io::Result<ExitStatus>)>,
     copies: TaskTracker,
@@ -87,6 +88,12 @@ pub(super) struct Family {
 }
 
 impl Family {
+    /// No children yet.
+    pub(super) fn new(orphans: Orphans) -> Self {
+        let (waits, copies) = (JoinSet::new(), TaskTracker::new());
+        Self { orphans, members: Vec::new(), waits, copies, died: false }
+    }
+
     /// Starts a child that writes only its log.
     pub(super) fn start(&mut self, name: &str, mut command: Command, log: &Path) -> Result<(), UpError> {
         let failed = |source| UpError::Start { name: name.into(), source };
@@ -179,9 +186,10 @@ impl Family {
         self.members.iter().map(|member| member.log.as_path())
     }
 
-    /// Children that run.
-    pub(super) fn pids(&self) -> Vec<Pid> {
-        self.running(0..self.members.len()).map(|index| self.members[index].pid).collect()
+    /// Ends what dead agents left behind. How many processes do not go.
+    pub(super) async fn sweep(&self) -> usize {
+        let ours = self.running(0..self.members.len()).map(|index| self.members[index].pid).collect();
+        self.orphans.sweep(ours).await
     }
 
     fn running(&self, range: std::ops::Range<usize>) -> impl Iterator<Item = usize> {
@@ -195,7 +203,7 @@ impl Family {
         let controller = super::CONTROLLER..count.min(super::CONTROLLER + 1);
         let agents_well = self.stop(controller.end..count, within, signals).await;
         let controller_well = self.stop(controller, within, signals).await;
-        let left = orphans::sweep(&[]).await;
+        let left = self.sweep().await;
         if left > 0 {
             eprintln!("medes: {left} processes that agents left behind do not end");
         }

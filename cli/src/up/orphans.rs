@@ -18,30 +18,41 @@ use nix::{
 const ROUNDS_MAX: usize = 200;
 const ROUND: Duration = Duration::from_millis(20);
 
-/// From now on, orphans below this process become its children.
-pub(super) fn adopt() {
-    if let Err(error) = prctl::set_child_subreaper(true) {
-        eprintln!("medes: what a killed agent leaves behind will not be cleaned up: {error}");
-    }
+/// The right to end what agents leave behind.
+pub(super) struct Orphans {
+    /// Children that whoever became this program (`exec medes up`) had before. Not ours to end.
+    before: Vec<Pid>,
 }
 
-/// Kills and reaps every child of this process but `ours`. How many are still there in the end.
-pub(super) async fn sweep(ours: &[Pid]) -> usize {
-    let mut left = 0;
-    for _round in 0..ROUNDS_MAX {
-        left = 0;
-        for pid in strangers(ours) {
-            // Its number cannot be given to another process before we have waited for it.
-            let _already_ended = kill(pid, Signal::SIGKILL);
-            let gone = !matches!(waitpid(pid, Some(WaitPidFlag::WNOHANG)), Ok(WaitStatus::StillAlive));
-            left += usize::from(!gone);
+impl Orphans {
+    /// From now on, orphans below this process become its children. Call it before the first child.
+    pub(super) fn adopt() -> Self {
+        let before = strangers(&[]);
+        if let Err(error) = prctl::set_child_subreaper(true) {
+            eprintln!("medes: what a killed agent leaves behind will not be cleaned up: {error}");
         }
-        if left == 0 && strangers(ours).is_empty() {
-            return 0;
-        }
-        tokio::time::sleep(ROUND).await;
+        Self { before }
     }
-    left
+
+    /// Kills and reaps every child of this process but `ours`. How many are still there in the end.
+    pub(super) async fn sweep(&self, mut ours: Vec<Pid>) -> usize {
+        ours.extend(&self.before);
+        let mut left = 0;
+        for _round in 0..ROUNDS_MAX {
+            left = 0;
+            for pid in strangers(&ours) {
+                // Its number cannot be given to another process before we have waited for it.
+                let _already_ended = kill(pid, Signal::SIGKILL);
+                let gone = !matches!(waitpid(pid, Some(WaitPidFlag::WNOHANG)), Ok(WaitStatus::StillAlive));
+                left += usize::from(!gone);
+            }
+            if left == 0 && strangers(&ours).is_empty() {
+                return 0;
+            }
+            tokio::time::sleep(ROUND).await;
+        }
+        left
+    }
 }
 
 fn strangers(ours: &[Pid]) -> Vec<Pid> {
