@@ -1,9 +1,31 @@
-//! The agent of one node.
+//! The agent of one node: runs sandboxes, takes their memory away while they are idle, gives it back.
+//!
+//! The two roads of a page are [`dedupe`] and [`restore`]; both read from top to bottom. [`driver`] decides, [`node`]
+//! does, [`link`] talks to the controller, [`service`] to everybody else.
 
+pub mod base;
+pub mod bases;
+pub mod config;
 pub mod criu;
+pub mod dedupe;
+pub mod digest;
 pub mod doctor;
-pub mod reaper;
+pub mod driver;
+pub mod dump;
+pub mod engine;
+pub mod faults;
 pub mod keeper;
+pub mod link;
+pub mod memory_file;
+pub mod node;
+pub mod page_work;
+pub mod reaper;
+pub mod registry;
+pub mod restore;
+pub mod roads;
+pub mod run;
 pub mod sandbox;
+pub mod service;
+pub mod skeleton;
 pub mod stage;
 pub mod watch;

@@ -3,23 +3,52 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use medes_agent::{keeper, stage};
+use medes_agent::{config::Config, keeper, run, sandbox, stage};
 
+/// The agent of one Medes node: runs sandboxes, takes their memory away while they are idle, gives it back
 #[derive(Parser)]
-#[command(name = "medes-agent", version, about)]
-enum Cli {
-    /// First step of a sandbox; started by the agent.
+#[command(name = "medes-agent", version, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+struct Cli {
+    #[command(flatten)]
+    config: Option<Config>,
+    #[command(subcommand)]
+    helper: Option<Helper>,
+}
+
+/// What the agent starts itself as.
+#[derive(clap::Subcommand)]
+enum Helper {
+    /// First step of a sandbox; started by the agent
     #[command(hide = true)]
     Stage(stage::StageArgs),
-    /// Cleans up when the agent is gone; started by the agent.
+    /// Cleans up when the agent is gone; started by the agent
     #[command(hide = true)]
     Keeper,
 }
 
 fn main() -> ExitCode {
-    // Both run before any thread exists, and need no runtime.
-    match Cli::parse() {
-        Cli::Stage(args) => stage::main(&args),
-        Cli::Keeper => keeper::main(),
+    let Cli { config, helper } = Cli::parse();
+    match (helper, config) {
+        // These run before any thread exists, and need no runtime.
+        (Some(Helper::Stage(args)), _) => stage::main(&args),
+        (Some(Helper::Keeper), _) => keeper::main(),
+        (None, Some(config)) => agent(config),
+        (None, None) => ExitCode::FAILURE,
+    }
+}
+
+fn agent(config: Config) -> ExitCode {
+    run::start_logging();
+    let ran = || {
+        // Before the runtime: only threads started later follow into the new mount namespace.
+        sandbox::enter_private_mounts()?;
+        tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(run::run(config))
+    };
+    match ran() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
     }
 }

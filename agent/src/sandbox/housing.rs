@@ -88,8 +88,8 @@ pub struct Housing {
     layout: Layout,
     external: Vec<ExternalMount>,
     pub(crate) cgroup: SandboxCgroup,
-    network: Arc<OwnedFd>,
-    log: Log,
+    pub(super) network: Arc<OwnedFd>,
+    pub(super) log: Log,
     requests: Semaphore,
     /// Ends the task that reads the log.
     stop: StopOnDrop,
@@ -183,11 +183,9 @@ impl Housing {
         &self.external
     }
 
-    /// Fds a restored process must be given: `pipe:[INODE]` as CRIU names it, and the fd.
-    pub fn inherited_fds(&self) -> io::Result<Vec<(String, BorrowedFd<'_>)>> {
-        let sink = self.log.sink();
-        let inode = nix::sys::stat::fstat(sink)?.st_ino;
-        Ok(vec![(format!("pipe:[{inode}]"), sink)])
+    /// Fds that a restored process must be given: `pipe:[INODE]` as CRIU names it, and the fd.
+    pub fn inherited_fds(&self) -> io::Result<Vec<(String, Arc<OwnedFd>)>> {
+        Ok(vec![(self.log.pipe_name()?, self.log.sink())])
     }
 
     /// The network namespace: CRIU's worker enters it before it restores or dumps.

@@ -190,7 +190,7 @@ impl Housing {
     async fn start_stage(&self) -> io::Result<(pipe::Receiver, ExitWatch)> {
         let order = self.order()?;
         let (report, report_sink) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
-        let (out, err) = (self.log().sink().try_clone_to_owned()?, self.log().sink().try_clone_to_owned()?);
+        let (out, err) = (self.log().sink().try_clone()?, self.log().sink().try_clone()?);
         let network = self.network().try_clone_to_owned()?;
         let mut command = Command::new(&self.host.shared.config.program);
         command.arg("stage").args([&order, &report_sink, &network].map(|fd| fd.as_raw_fd().to_string()));

@@ -1,11 +1,11 @@
 //! What a sandbox prints, kept in a bounded ring.
 //!
-//! Standard output and error are one pipe. The agent holds both ends for as long as the sandbox's housing exists,
-//! so a restored process can be given the very same pipe.
+//! Standard output and error are one pipe, whose both ends the agent holds. Restored processes come with a pipe of
+//! their own ([`super::intake`]); the log goes on with that one.
 
 use std::collections::VecDeque;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
@@ -112,37 +112,87 @@ impl Ring {
     }
 }
 
+/// The two ends of an output pipe.
+#[derive(Debug)]
+pub(crate) struct Pipe {
+    source: OwnedFd,
+    sink: OwnedFd,
+}
+
+impl Pipe {
+    pub(crate) fn new() -> io::Result<Self> {
+        let (source, sink) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
+        // Only our end: a function that finds its output pipe full must wait, not fail.
+        fcntl(&source, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+        Ok(Self { source, sink })
+    }
+
+    /// Another descriptor of the end that processes write to.
+    pub(crate) fn sink(&self) -> io::Result<OwnedFd> {
+        self.sink.try_clone()
+    }
+}
+
 struct Shared {
     ring: Ring,
     source: std::fs::File,
+    /// What processes write to. Held so that the pipe never ends while the housing exists.
+    sink: Arc<OwnedFd>,
+    /// Ends the reader of this pipe.
+    reading: CancellationToken,
 }
 
 /// The log of one sandbox. Clones share it.
 #[derive(Clone)]
 pub struct Log {
     shared: Arc<Mutex<Shared>>,
-    /// What processes write to. Held so that the pipe never ends while the housing exists.
-    sink: Arc<OwnedFd>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
 }
 
 impl std::fmt::Debug for Log {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Log").field("sink", &self.sink).finish_non_exhaustive()
+        f.debug_struct("Log").finish_non_exhaustive()
     }
 }
 
 impl Log {
     /// Makes the pipe and starts reading it on `tasks` until `stop`.
     pub(crate) fn open(tasks: &TaskTracker, stop: CancellationToken) -> io::Result<Self> {
-        let (source, sink) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
-        // Only our end: a function that finds its output pipe full must wait, not fail.
-        fcntl(&source, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+        let Pipe { source, sink } = Pipe::new()?;
+        let reading = stop.child_token();
         let ready = sys::wait_readable(source.try_clone()?)?;
-        let shared =
-            Arc::new(Mutex::new(Shared { ring: Ring::default(), source: std::fs::File::from(source) }));
-        let log = Self { shared, sink: Arc::new(sink) };
-        let reader = log.clone();
-        tasks.spawn(async move {
+        let source = std::fs::File::from(source);
+        let shared = Shared { ring: Ring::default(), source, sink: Arc::new(sink), reading: reading.clone() };
+        let log = Self { shared: Arc::new(Mutex::new(shared)), tasks: tasks.clone(), stop };
+        log.read(ready, reading);
+        Ok(log)
+    }
+
+    /// Goes on with another pipe: the sandbox's processes are new ones. What the old pipe still holds is kept.
+    pub(crate) fn attach(&self, pipe: Pipe) -> io::Result<()> {
+        let Pipe { source, sink } = pipe;
+        let reading = self.stop.child_token();
+        let ready = sys::wait_readable(source.try_clone()?)?;
+        while self.pump() {}
+        {
+            let mut shared = self.lock();
+            shared.reading.cancel();
+            shared.source = std::fs::File::from(source);
+            shared.sink = Arc::new(sink);
+            shared.reading = reading.clone();
+        }
+        self.read(ready, reading);
+        Ok(())
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Shared> {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn read(&self, ready: tokio::io::unix::AsyncFd<OwnedFd>, stop: CancellationToken) {
+        let reader = self.clone();
+        self.tasks.spawn(async move {
             loop {
                 let mut guard = tokio::select! {
                     ready = ready.readable() => match ready {
@@ -158,12 +208,11 @@ impl Log {
                 }
             }
         });
-        Ok(log)
     }
 
     /// Reads what is in the pipe now; true when the turn ended before the pipe was empty.
     fn pump(&self) -> bool {
-        let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut shared = self.lock();
         let mut buffer = [0; 16 << 10];
         let mut turn = 0;
         while turn < TURN_BYTES {
@@ -183,20 +232,26 @@ impl Log {
     /// The last lines, including what was written up to now, ended by a newline or not.
     pub fn tail(&self, lines_max: usize) -> LogTail {
         self.pump();
-        let shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        let shared = self.lock();
         shared.ring.tail(lines_max, SystemTime::now())
     }
 
     /// Whole lines from `number` on, for following.
     pub fn since(&self, number: u64, lines_max: usize) -> LogTail {
         self.pump();
-        let shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        let shared = self.lock();
         shared.ring.since(number, lines_max)
     }
 
     /// The end that processes write to.
-    pub(crate) fn sink(&self) -> BorrowedFd<'_> {
-        self.sink.as_fd()
+    pub(crate) fn sink(&self) -> Arc<OwnedFd> {
+        self.lock().sink.clone()
+    }
+
+    /// The pipe as `/proc/PID/fd` and CRIU's images name it.
+    pub(crate) fn pipe_name(&self) -> io::Result<String> {
+        let inode = nix::sys::stat::fstat(self.sink().as_fd())?.st_ino;
+        Ok(format!("pipe:[{inode}]"))
     }
 }
 

@@ -288,7 +288,7 @@ fn key_of(inside: &Path) -> String {
         match byte {
             b'/' => key.push('.'),
             byte if byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_' => {
-                key.push(char::from(byte))
+                key.push(char::from(byte));
             }
             // Writing to a String cannot fail.
             byte => write!(key, "%{byte:02x}").unwrap_or_default(),

@@ -1,0 +1,106 @@
+//! A base snapshot of a warm sandbox: the same dump, copied into a sealed memory file, told to the registry.
+//!
+//! The sandbox runs on (the paper's way, section 4.1.3): only its pages are wanted, the skeleton is thrown away.
+
+use std::{io, sync::Arc};
+
+use medes_proto::{
+    failure::{Failure, FailureKind},
+    fleet::SnapshotReport,
+    ids::{SandboxId, SnapshotId},
+    sandbox::Phase,
+};
+
+use crate::{
+    bases::local::Snapshot,
+    criu::{DumpError, Leave},
+    dump::{Dump, DumpSandboxError},
+    memory_file::{MappedFile, MemoryFile},
+    page_work,
+    registry::RegistryError,
+    roads::{NotWelcomed, Roads, Stopwatch, Warm, blocking},
+};
+
+/// Why there is no base snapshot. The sandbox is warm as before.
+#[derive(Debug, thiserror::Error)]
+pub enum MakeBaseError {
+    /// No key and no settings yet.
+    #[error(transparent)]
+    NotWelcomed(#[from] NotWelcomed),
+    /// No dump.
+    #[error(transparent)]
+    Dump(#[from] DumpSandboxError),
+    /// There was no memory for the pages.
+    #[error("keep its pages")]
+    Keep(#[source] io::Error),
+    /// More pages than a snapshot can have.
+    #[error("it has {bytes} bytes of pages, more than a snapshot can hold")]
+    TooLarge {
+        /// Its pages in bytes.
+        bytes: u64,
+    },
+    /// The registry did not take it.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+}
+
+impl MakeBaseError {
+    /// As the controller hears of it.
+    pub fn failure(&self, sandbox: SandboxId) -> Failure {
+        let kind = match self {
+            Self::Dump(DumpSandboxError::NotDumpable(_) | DumpSandboxError::Criu(DumpError::Refused { .. })) => {
+                FailureKind::DumpRefused
+            }
+            Self::Dump(DumpSandboxError::Criu(DumpError::NoSpace { .. })) => FailureKind::NoSpace,
+            Self::Keep(source) if source.kind() == io::ErrorKind::StorageFull => FailureKind::NoSpace,
+            _ => FailureKind::DedupFailed,
+        };
+        let mut failure = Failure::from_error(kind, self);
+        failure.message = format!("make a base of {sandbox}: {}", failure.message);
+        failure
+    }
+}
+
+/// Makes base snapshot `id` of a warm sandbox. From the moment this returns other nodes may read it.
+pub async fn make_base(
+    roads: &Roads,
+    warm: &Warm,
+    id: SnapshotId,
+) -> Result<(SnapshotReport, Vec<Phase>), MakeBaseError> {
+    let engine = roads.engine()?;
+    let mut watch = Stopwatch::start();
+    let dump = Dump::take(roads, warm, Leave::Running).await?;
+    watch.step("dump");
+    let bytes = blocking(move || copy(&dump)).await.map_err(MakeBaseError::Keep)?;
+    let too_large = MakeBaseError::TooLarge { bytes: bytes.len() as u64 };
+    let (function, tenant) = (warm.spec.name.clone(), warm.spec.tenant.clone());
+    let fingerprinter = engine.fingerprinter(&engine.key(&tenant));
+    let snapshot = Arc::new(Snapshot::new(id, function.clone(), tenant, bytes).ok_or(too_large)?);
+    watch.step("copy");
+    let pages = snapshot.clone();
+    let fingerprints = blocking(move || {
+        let pages: Vec<_> = pages.pages().collect();
+        page_work::fingerprint(&pages, &fingerprinter, engine.threads)
+    });
+    let fingerprints = fingerprints.await;
+    watch.step("fingerprint");
+    // Here first, there second: whoever hears of it can read it.
+    roads.bases.local.insert(snapshot.clone());
+    if let Err(error) = roads.registry.register(id, &fingerprints).await {
+        roads.bases.local.remove(id);
+        return Err(error.into());
+    }
+    watch.step("register");
+    let report =
+        SnapshotReport { id, function, pages: snapshot.page_count().into(), bytes: snapshot.len_bytes() };
+    Ok((report, watch.phases()))
+}
+
+fn copy(dump: &Dump) -> io::Result<MappedFile> {
+    use io::Write;
+    let mut file = MemoryFile::create("medes-base")?;
+    for pages in dump.files() {
+        file.write_all(pages.as_ref())?;
+    }
+    file.seal()
+}

@@ -1,0 +1,86 @@
+//! Base snapshots that this node holds: sealed memory, one file each.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, PoisonError, RwLock},
+};
+
+use medes_dedup::page::{PAGE_BYTES, Page, PageIndex, SnapshotId};
+use medes_proto::ids::{FunctionName, TenantName};
+
+use crate::memory_file::MappedFile;
+
+/// One base snapshot. Immutable.
+#[derive(Debug)]
+pub struct Snapshot {
+    /// Its number.
+    pub id: SnapshotId,
+    /// Taken from a sandbox of this function.
+    pub function: FunctionName,
+    /// Whose bytes these are.
+    pub tenant: TenantName,
+    bytes: MappedFile,
+}
+
+impl Snapshot {
+    /// A snapshot of whole pages; `None` if `bytes` is not that.
+    pub fn new(
+        id: SnapshotId,
+        function: FunctionName,
+        tenant: TenantName,
+        bytes: MappedFile,
+    ) -> Option<Self> {
+        let whole = bytes.len().is_multiple_of(PAGE_BYTES) && u32::try_from(bytes.len() / PAGE_BYTES).is_ok();
+        whole.then_some(Self { id, function, tenant, bytes })
+    }
+
+    /// How many pages it has.
+    pub fn page_count(&self) -> u32 {
+        u32::try_from(self.bytes.len() / PAGE_BYTES).unwrap_or(u32::MAX)
+    }
+
+    /// How many bytes it holds.
+    pub fn len_bytes(&self) -> u64 {
+        self.bytes.len() as u64
+    }
+
+    /// One page.
+    pub fn page(&self, page: PageIndex) -> Option<&Page> {
+        let start = usize::try_from(page.0).ok()?.checked_mul(PAGE_BYTES)?;
+        self.bytes.as_ref().get(start..start.checked_add(PAGE_BYTES)?)?.try_into().ok()
+    }
+
+    /// All pages, in order.
+    pub fn pages(&self) -> impl Iterator<Item = &Page> {
+        self.bytes.as_ref().as_chunks::<PAGE_BYTES>().0.iter()
+    }
+}
+
+/// The snapshots of this node. Readers keep what they read: dropping one here frees it when they are done.
+#[derive(Debug, Default)]
+pub struct LocalBases {
+    snapshots: RwLock<BTreeMap<SnapshotId, Arc<Snapshot>>>,
+}
+
+impl LocalBases {
+    /// A snapshot, if it is here.
+    pub fn get(&self, id: SnapshotId) -> Option<Arc<Snapshot>> {
+        self.snapshots.read().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
+    }
+
+    /// Takes a snapshot in.
+    pub fn insert(&self, snapshot: Arc<Snapshot>) {
+        self.snapshots.write().unwrap_or_else(PoisonError::into_inner).insert(snapshot.id, snapshot);
+    }
+
+    /// Forgets a snapshot.
+    pub fn remove(&self, id: SnapshotId) {
+        self.snapshots.write().unwrap_or_else(PoisonError::into_inner).remove(&id);
+    }
+
+    /// Bytes of all of them.
+    pub fn bytes(&self) -> u64 {
+        let all = self.snapshots.read().unwrap_or_else(PoisonError::into_inner);
+        all.values().map(|snapshot| snapshot.len_bytes()).sum()
+    }
+}

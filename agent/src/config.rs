@@ -1,0 +1,55 @@
+//! What an agent is told when it starts.
+
+use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf};
+
+use medes_proto::{ids::NodeId, units::ByteSize};
+
+use crate::faults::Step;
+
+/// Flags of `medes-agent run`.
+#[derive(Debug, clap::Args)]
+pub struct Config {
+    /// Name of this node, unique in the cluster
+    #[arg(long, env = "MEDES_NODE")]
+    pub node: NodeId,
+    /// host:port of the controller
+    #[arg(long, env = "MEDES_CONTROLLER", default_value = "127.0.0.1:7070")]
+    pub controller: String,
+    /// Folder for this node's run directory; created if it is not there
+    #[arg(long)]
+    pub state_dir: PathBuf,
+    /// Where other agents and the controller reach this one; port 0 takes a free one
+    #[arg(long, default_value = "127.0.0.1:0")]
+    pub listen: SocketAddr,
+    /// Memory this node may use; the controller evicts above it
+    #[arg(long, default_value = "2GiB")]
+    pub memory_cap: ByteSize,
+    /// Room for the images of dumps and restores under way
+    #[arg(long, default_value = "4GiB")]
+    pub scratch: ByteSize,
+    /// A criu program, or the root of an extracted package tree; default: criu in PATH
+    #[arg(long, env = "MEDES_CRIU")]
+    pub criu: Option<PathBuf>,
+    /// CRIU processes kept ready for restores
+    #[arg(long, default_value_t = NonZeroUsize::MIN.saturating_add(1))]
+    pub restore_workers: NonZeroUsize,
+    /// Threads for the work on one sandbox's pages; default: one per processor, at most 8
+    #[arg(long)]
+    pub threads: Option<NonZeroUsize>,
+    /// Make this step fail, for tests
+    #[arg(long, hide = true)]
+    pub fault: Option<Step>,
+    /// How often it fails
+    #[arg(long, hide = true, default_value_t = u32::MAX)]
+    pub fault_times: u32,
+}
+
+impl Config {
+    /// Threads for the work on one sandbox's pages.
+    pub fn threads(&self) -> NonZeroUsize {
+        let most = NonZeroUsize::MIN.saturating_add(7);
+        self.threads.unwrap_or_else(|| {
+            std::thread::available_parallelism().map_or(NonZeroUsize::MIN, |processors| processors.min(most))
+        })
+    }
+}

@@ -1,0 +1,311 @@
+//! The one owner of this node's state: events in, actions out. No I/O and no clock (time is an argument).
+//!
+//! ```text
+//! starting ──► warm ⇄ running
+//!               │ ▲
+//!        dedup  ▼ │  restore
+//!       deduping  restoring        any failure of a dedup leads back to warm,
+//!               │ ▲                any failure of a restore ends the sandbox
+//!               ▼ │
+//!              dedup               anything ──► gone (purged, or ended by itself)
+//! ```
+//!
+//! The shell ([`crate::node`]) holds what the states stand for (processes, images) and carries out the actions.
+
+mod apply;
+mod report;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use medes_proto::{
+    failure::{Failure, FailureKind},
+    fleet::{Command, SnapshotReport, Success},
+    function::FunctionSpec,
+    ids::{CommandId, SandboxId, SnapshotId},
+    sandbox::{PageClasses, Phase, SandboxState},
+};
+
+/// A request that waits at the door for the driver's word. Made by the shell, never reused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Ticket(pub u64);
+
+/// What happened.
+#[derive(Debug)]
+pub enum Event {
+    /// The controller wants something done.
+    Command {
+        /// Named in the answer.
+        id: CommandId,
+        /// What.
+        command: Command,
+    },
+    /// The controller does not want these sandboxes any more.
+    Unwanted(Vec<SandboxId>),
+    /// How long a sandbox must be idle before it is reported.
+    IdlePeriod(Duration),
+    /// A request for a sandbox is at the door.
+    RequestAsked {
+        /// For which sandbox.
+        sandbox: SandboxId,
+        /// Which request.
+        ticket: Ticket,
+    },
+    /// An admitted request has its answer, or failed.
+    RequestEnded {
+        /// Of which sandbox.
+        sandbox: SandboxId,
+        /// Whether the sandbox answered.
+        answered: bool,
+    },
+    /// A start has ended.
+    Launched {
+        /// Which sandbox.
+        sandbox: SandboxId,
+        /// Phases of the start, or why there is no sandbox.
+        result: Result<Vec<Phase>, Failure>,
+    },
+    /// A dedup has ended. After a failure the sandbox is warm again, unless it was lost.
+    Deduped {
+        /// Which sandbox.
+        sandbox: SandboxId,
+        /// The image, or why there is none.
+        result: Result<Deduped, DedupFailed>,
+    },
+    /// A restore has ended. After a failure there is no sandbox.
+    Restored {
+        /// Which sandbox.
+        sandbox: SandboxId,
+        /// Its phases and digest, or why it failed.
+        result: Result<Restored, Failure>,
+    },
+    /// A base snapshot was made, or not; the sandbox is warm either way, unless it was lost.
+    BaseMade {
+        /// From which sandbox.
+        sandbox: SandboxId,
+        /// The snapshot.
+        result: Result<(SnapshotReport, Vec<Phase>), DedupFailed>,
+    },
+    /// Processes, image and housing of a sandbox are gone.
+    Removed {
+        /// Which sandbox.
+        sandbox: SandboxId,
+    },
+    /// The processes ended without being told to.
+    Exited {
+        /// Of which sandbox.
+        sandbox: SandboxId,
+        /// How.
+        why: Failure,
+    },
+    /// Time has passed.
+    Tick,
+}
+
+/// A finished dedup.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Deduped {
+    /// All bytes kept.
+    pub stored_bytes: u64,
+    /// Base snapshots the image refers to.
+    pub bases: Vec<SnapshotId>,
+    /// What became of the pages.
+    pub pages: PageClasses,
+    /// How long each step took.
+    pub phases: Vec<Phase>,
+    /// Hash of the memory before, where asked for.
+    pub memory_digest: Option<[u8; 32]>,
+}
+
+/// A dedup or snapshot that did not work.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DedupFailed {
+    /// Why.
+    pub failure: Failure,
+    /// The sandbox did not survive it either.
+    pub lost: bool,
+}
+
+/// A finished restore.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Restored {
+    /// How long each step took.
+    pub phases: Vec<Phase>,
+    /// Hash of the memory before it ran, where asked for.
+    pub memory_digest: Option<[u8; 32]>,
+}
+
+/// What the shell does next.
+#[derive(Debug)]
+pub enum Action {
+    /// Start a sandbox; answer with [`Event::Launched`].
+    Launch {
+        /// Its number.
+        sandbox: SandboxId,
+        /// What it runs.
+        spec: Box<FunctionSpec>,
+    },
+    /// Take its memory; answer with [`Event::Deduped`].
+    Dedup {
+        /// Whose.
+        sandbox: SandboxId,
+        /// Hash the memory first.
+        digest_memory: bool,
+    },
+    /// Give it back; answer with [`Event::Restored`].
+    Restore {
+        /// Whose.
+        sandbox: SandboxId,
+        /// Hash the memory before it runs.
+        digest_memory: bool,
+    },
+    /// Make a base snapshot; answer with [`Event::BaseMade`].
+    MakeBase {
+        /// From which sandbox.
+        sandbox: SandboxId,
+        /// Its number.
+        snapshot: SnapshotId,
+    },
+    /// End it and free all it has; answer with [`Event::Removed`].
+    Remove {
+        /// Which.
+        sandbox: SandboxId,
+    },
+    /// Free a base snapshot.
+    DropSnapshot {
+        /// Which.
+        snapshot: SnapshotId,
+    },
+    /// Let a request through to its sandbox; tell [`Event::RequestEnded`] when it is over.
+    Admit {
+        /// Which request.
+        ticket: Ticket,
+    },
+    /// Send a request away.
+    Refuse {
+        /// Which request.
+        ticket: Ticket,
+        /// Why.
+        why: Failure,
+    },
+    /// Answer a command.
+    Reply {
+        /// Which.
+        command: CommandId,
+        /// What it came to.
+        result: Result<Box<Success>, Failure>,
+    },
+    /// Tell the controller that a sandbox is idle.
+    ReportIdle {
+        /// Which.
+        sandbox: SandboxId,
+        /// For how long.
+        idle: Duration,
+    },
+    /// Tell the controller that a sandbox ended by itself.
+    ReportGone {
+        /// Which.
+        sandbox: SandboxId,
+        /// Why.
+        why: Failure,
+    },
+}
+
+/// One sandbox, as far as decisions need it.
+#[derive(Debug)]
+struct Entry {
+    spec: Box<FunctionSpec>,
+    revision: u64,
+    state: SandboxState,
+    since: Instant,
+    born: Instant,
+    /// End of the last request, or of the start or restore.
+    last_used: Instant,
+    /// When it was last reported idle, so that each idle period is reported once.
+    reported_idle: Option<Instant>,
+    /// The command whose work is under way.
+    command: Option<CommandId>,
+    /// Its processes ended, or it was purged, while work was under way: remove it when that ends.
+    doomed: Option<Failure>,
+    /// The purge to answer when it is gone.
+    purge: Option<CommandId>,
+    open_requests: u32,
+    requests: u64,
+    starts_from_dedup: u64,
+    undumpable: Option<String>,
+    stored_bytes: u64,
+    bases: Vec<SnapshotId>,
+    base_snapshot: Option<SnapshotId>,
+    last_phases: Vec<Phase>,
+    pages: PageClasses,
+}
+
+/// Owns every sandbox and snapshot of this node.
+#[derive(Debug)]
+pub struct Driver {
+    sandboxes: BTreeMap<SandboxId, Entry>,
+    snapshots: BTreeMap<SnapshotId, SnapshotReport>,
+    idle_period: Duration,
+    sandboxes_max: usize,
+}
+
+impl Driver {
+    /// A node without sandboxes that may have at most `sandboxes_max`.
+    pub fn new(sandboxes_max: usize) -> Self {
+        Self {
+            sandboxes: BTreeMap::new(),
+            snapshots: BTreeMap::new(),
+            idle_period: Duration::from_secs(60),
+            sandboxes_max,
+        }
+    }
+
+    /// Takes one event in and puts what follows from it into `out`.
+    pub fn apply(&mut self, now: Instant, event: Event, out: &mut Vec<Action>) {
+        match event {
+            Event::Command { id, command } => self.command(now, id, command, out),
+            Event::Unwanted(sandboxes) => {
+                for sandbox in sandboxes {
+                    self.remove(sandbox, None, out);
+                }
+            }
+            Event::IdlePeriod(period) => self.idle_period = period,
+            Event::RequestAsked { sandbox, ticket } => self.request_asked(now, sandbox, ticket, out),
+            Event::RequestEnded { sandbox, answered } => self.request_ended(now, sandbox, answered),
+            Event::Launched { sandbox, result } => self.launched(now, sandbox, result, out),
+            Event::Deduped { sandbox, result } => self.deduped(now, sandbox, result, out),
+            Event::Restored { sandbox, result } => self.restored(now, sandbox, result, out),
+            Event::BaseMade { sandbox, result } => self.base_made(now, sandbox, result, out),
+            Event::Removed { sandbox } => self.removed(sandbox, out),
+            Event::Exited { sandbox, why } => self.exited(sandbox, why, out),
+            Event::Tick => self.report_idle(now, out),
+        }
+    }
+
+    /// Each idle sandbox is reported once per idle period: the controller may have had a reason to leave it.
+    fn report_idle(&mut self, now: Instant, out: &mut Vec<Action>) {
+        for (&sandbox, entry) in &mut self.sandboxes {
+            if !matches!(entry.state, SandboxState::Warm | SandboxState::Dedup) || entry.command.is_some() {
+                continue;
+            }
+            let quiet_since = entry.reported_idle.unwrap_or(entry.last_used).max(entry.last_used);
+            if now.duration_since(quiet_since) >= self.idle_period {
+                entry.reported_idle = Some(now);
+                let idle = now.duration_since(entry.last_used);
+                out.push(Action::ReportIdle { sandbox, idle });
+            }
+        }
+    }
+}
+
+fn not_here(sandbox: SandboxId) -> Failure {
+    Failure::new(FailureKind::NotFound, format!("{sandbox} is not on this node"))
+}
+
+fn busy(sandbox: SandboxId, state: SandboxState, wanted: &str) -> Failure {
+    Failure::new(FailureKind::Busy, format!("{wanted} {sandbox}: it is {}", state.word()))
+}

@@ -1,0 +1,333 @@
+//! What each event does to the state.
+
+use std::time::Instant;
+
+use super::{Action, DedupFailed, Deduped, Driver, Entry, Restored, Ticket, busy, not_here};
+use medes_proto::{
+    failure::{Failure, FailureKind},
+    fleet::{Command, SnapshotReport, Success},
+    function::FunctionSpec,
+    ids::{CommandId, SandboxId},
+    sandbox::{PageClasses, Phase, SandboxState},
+};
+
+impl Driver {
+    pub(super) fn command(&mut self, now: Instant, id: CommandId, command: Command, out: &mut Vec<Action>) {
+        let refused = match command {
+            Command::Start { sandbox, function, revision } => {
+                self.start(now, id, sandbox, function, revision, out)
+            }
+            Command::Purge { sandbox } => {
+                if self.sandboxes.contains_key(&sandbox) {
+                    self.remove(sandbox, Some(id), out);
+                    Ok(())
+                } else {
+                    Err(not_here(sandbox))
+                }
+            }
+            Command::DropSnapshot { snapshot } => match self.snapshots.remove(&snapshot) {
+                Some(_) => {
+                    out.push(Action::DropSnapshot { snapshot });
+                    out.push(Action::Reply { command: id, result: Ok(Box::default()) });
+                    Ok(())
+                }
+                None => Err(Failure::new(FailureKind::NotFound, format!("{snapshot} is not on this node"))),
+            },
+            Command::Dedup { sandbox, digest_memory } => self
+                .begin(now, id, sandbox, SandboxState::Warm, SandboxState::Deduping, "dedup")
+                .map(|()| out.push(Action::Dedup { sandbox, digest_memory })),
+            Command::MakeBase { sandbox, snapshot } => self
+                .begin(now, id, sandbox, SandboxState::Warm, SandboxState::Deduping, "make a base of")
+                .map(|()| out.push(Action::MakeBase { sandbox, snapshot })),
+            Command::Restore { sandbox, digest_memory } => self
+                .begin(now, id, sandbox, SandboxState::Dedup, SandboxState::Restoring, "restore")
+                .map(|()| out.push(Action::Restore { sandbox, digest_memory })),
+        };
+        if let Err(failure) = refused {
+            out.push(Action::Reply { command: id, result: Err(failure) });
+        }
+    }
+
+    fn start(
+        &mut self,
+        now: Instant,
+        id: CommandId,
+        sandbox: SandboxId,
+        spec: Box<FunctionSpec>,
+        revision: u64,
+        out: &mut Vec<Action>,
+    ) -> Result<(), Failure> {
+        if self.sandboxes.contains_key(&sandbox) {
+            return Err(Failure::new(FailureKind::Busy, format!("start {sandbox}: it exists")));
+        }
+        if self.sandboxes.len() >= self.sandboxes_max {
+            let message = format!("start {sandbox}: this node has {} sandboxes already", self.sandboxes_max);
+            return Err(Failure::new(FailureKind::NoSpace, message));
+        }
+        out.push(Action::Launch { sandbox, spec: spec.clone() });
+        self.sandboxes.insert(sandbox, Entry::starting(now, id, spec, revision));
+        Ok(())
+    }
+
+    /// Marks the sandbox as worked on, if it is in the state that this work begins from.
+    fn begin(
+        &mut self,
+        now: Instant,
+        id: CommandId,
+        sandbox: SandboxId,
+        from: SandboxState,
+        to: SandboxState,
+        verb: &str,
+    ) -> Result<(), Failure> {
+        let entry = self.sandboxes.get_mut(&sandbox).ok_or_else(|| not_here(sandbox))?;
+        if entry.state != from || entry.command.is_some() || entry.doomed.is_some() {
+            return Err(busy(sandbox, entry.state, verb));
+        }
+        entry.command = Some(id);
+        entry.enter(now, to);
+        Ok(())
+    }
+
+    pub(super) fn request_asked(
+        &mut self,
+        now: Instant,
+        sandbox: SandboxId,
+        ticket: Ticket,
+        out: &mut Vec<Action>,
+    ) {
+        let refusal = match self.sandboxes.get_mut(&sandbox) {
+            None => Some(not_here(sandbox)),
+            Some(entry) => match entry.state {
+                SandboxState::Warm | SandboxState::Running
+                    if entry.open_requests < entry.spec.requests_max && entry.doomed.is_none() =>
+                {
+                    entry.open_requests += 1;
+                    if entry.state == SandboxState::Warm {
+                        entry.enter(now, SandboxState::Running);
+                    }
+                    None
+                }
+                state => Some(busy(sandbox, state, "invoke")),
+            },
+        };
+        out.push(match refusal {
+            None => Action::Admit { ticket },
+            Some(why) => Action::Refuse { ticket, why },
+        });
+    }
+
+    pub(super) fn request_ended(&mut self, now: Instant, sandbox: SandboxId, answered: bool) {
+        // It may be gone: a crash ends both the request and the sandbox, in either order.
+        let Some(entry) = self.sandboxes.get_mut(&sandbox) else { return };
+        entry.open_requests = entry.open_requests.saturating_sub(1);
+        entry.requests += u64::from(answered);
+        entry.last_used = now;
+        if entry.open_requests == 0 && entry.state == SandboxState::Running {
+            entry.enter(now, SandboxState::Warm);
+        }
+    }
+
+    pub(super) fn launched(
+        &mut self,
+        now: Instant,
+        sandbox: SandboxId,
+        result: Result<Vec<Phase>, Failure>,
+        out: &mut Vec<Action>,
+    ) {
+        let Some(entry) = self.sandboxes.get_mut(&sandbox) else { return };
+        match result {
+            Ok(phases) => {
+                entry.settle_warm(now);
+                entry.last_phases.clone_from(&phases);
+                self.finish(now, sandbox, Success { phases, ..Success::default() }, out);
+            }
+            Err(failure) => self.end(sandbox, failure, out),
+        }
+    }
+
+    pub(super) fn deduped(
+        &mut self,
+        now: Instant,
+        sandbox: SandboxId,
+        result: Result<Deduped, DedupFailed>,
+        out: &mut Vec<Action>,
+    ) {
+        let Some(entry) = self.sandboxes.get_mut(&sandbox) else { return };
+        match result {
+            Ok(Deduped { stored_bytes, bases, pages, phases, memory_digest }) => {
+                entry.enter(now, SandboxState::Dedup);
+                entry.stored_bytes = stored_bytes;
+                entry.bases = bases;
+                entry.pages = pages;
+                entry.last_phases.clone_from(&phases);
+                self.finish(now, sandbox, Success { phases, memory_digest, ..Success::default() }, out);
+            }
+            Err(failed) => self.not_dumped(now, sandbox, failed, out),
+        }
+    }
+
+    /// A dedup or a snapshot that failed: the sandbox is warm as before, unless it was lost.
+    fn not_dumped(&mut self, now: Instant, sandbox: SandboxId, failed: DedupFailed, out: &mut Vec<Action>) {
+        let Some(entry) = self.sandboxes.get_mut(&sandbox) else { return };
+        let DedupFailed { failure, lost } = failed;
+        if lost {
+            self.end(sandbox, failure, out);
+            return;
+        }
+        if failure.kind == FailureKind::DumpRefused {
+            entry.undumpable = Some(failure.message.clone());
+        }
+        // Its time of last use stands: a failed dedup is not a use.
+        entry.enter(now, SandboxState::Warm);
+        if let Some(command) = entry.command.take() {
+            out.push(Action::Reply { command, result: Err(failure) });
+        }
+        self.remove_if_doomed(sandbox, out);
+    }
+
+    pub(super) fn restored(
+        &mut self,
+        now: Instant,
+        sandbox: SandboxId,
+        result: Result<Restored, Failure>,
+        out: &mut Vec<Action>,
+    ) {
+        let Some(entry) = self.sandboxes.get_mut(&sandbox) else { return };
+        match result {
+            Ok(Restored { phases, memory_digest }) => {
+                entry.settle_warm(now);
+                entry.starts_from_dedup += 1;
+                entry.stored_bytes = 0;
+                entry.bases.clear();
+                entry.last_phases.clone_from(&phases);
+                self.finish(now, sandbox, Success { phases, memory_digest, ..Success::default() }, out);
+            }
+            Err(failure) => self.end(sandbox, failure, out),
+        }
+    }
+
+    pub(super) fn base_made(
+        &mut self,
+        now: Instant,
+        sandbox: SandboxId,
+        result: Result<(SnapshotReport, Vec<Phase>), DedupFailed>,
+        out: &mut Vec<Action>,
+    ) {
+        let Some(entry) = self.sandboxes.get_mut(&sandbox) else { return };
+        match result {
+            Ok((snapshot, phases)) => {
+                entry.enter(now, SandboxState::Warm);
+                entry.base_snapshot = Some(snapshot.id);
+                entry.last_phases.clone_from(&phases);
+                self.snapshots.insert(snapshot.id, snapshot.clone());
+                let success = Success { snapshot: Some(snapshot), phases, ..Success::default() };
+                self.finish(now, sandbox, success, out);
+            }
+            Err(failed) => self.not_dumped(now, sandbox, failed, out),
+        }
+    }
+
+    /// Answers the command under way with how the sandbox is now.
+    fn finish(&mut self, now: Instant, sandbox: SandboxId, mut success: Success, out: &mut Vec<Action>) {
+        let Some(entry) = self.sandboxes.get_mut(&sandbox) else { return };
+        if let Some(command) = entry.command.take() {
+            success.sandbox = Some(entry.report(now, sandbox, 0));
+            out.push(Action::Reply { command, result: Ok(Box::new(success)) });
+        }
+        self.remove_if_doomed(sandbox, out);
+    }
+
+    /// The work under way left nothing of the sandbox: answers its command, then frees what remains.
+    fn end(&mut self, sandbox: SandboxId, failure: Failure, out: &mut Vec<Action>) {
+        let Some(entry) = self.sandboxes.get_mut(&sandbox) else { return };
+        match entry.command.take() {
+            Some(command) => out.push(Action::Reply { command, result: Err(failure.clone()) }),
+            None => out.push(Action::ReportGone { sandbox, why: failure.clone() }),
+        }
+        entry.doomed = Some(failure);
+        out.push(Action::Remove { sandbox });
+    }
+
+    /// Removes a sandbox now, or as soon as the work on it has ended. `command` is answered when it is gone.
+    pub(super) fn remove(&mut self, sandbox: SandboxId, command: Option<CommandId>, out: &mut Vec<Action>) {
+        let Some(entry) = self.sandboxes.get_mut(&sandbox) else { return };
+        let working = entry.command.is_some();
+        let already = entry.doomed.is_some();
+        entry.doomed.get_or_insert_with(|| {
+            Failure::new(FailureKind::NotFound, format!("{sandbox} was purged while work on it was under way"))
+        });
+        if let Some(command) = command
+            && let Some(waiting) = entry.purge.replace(command)
+        {
+            let why = Failure::new(FailureKind::Busy, format!("{sandbox} is being purged twice"));
+            out.push(Action::Reply { command: waiting, result: Err(why) });
+        }
+        if !working && !already {
+            out.push(Action::Remove { sandbox });
+        }
+    }
+
+    fn remove_if_doomed(&mut self, sandbox: SandboxId, out: &mut Vec<Action>) {
+        if self.sandboxes.get(&sandbox).is_some_and(|entry| entry.doomed.is_some()) {
+            out.push(Action::Remove { sandbox });
+        }
+    }
+
+    pub(super) fn removed(&mut self, sandbox: SandboxId, out: &mut Vec<Action>) {
+        let Some(entry) = self.sandboxes.remove(&sandbox) else { return };
+        if let Some(command) = entry.purge {
+            out.push(Action::Reply { command, result: Ok(Box::default()) });
+        }
+    }
+
+    pub(super) fn exited(&mut self, sandbox: SandboxId, why: Failure, out: &mut Vec<Action>) {
+        let Some(entry) = self.sandboxes.get_mut(&sandbox) else { return };
+        if entry.doomed.is_some() {
+            return;
+        }
+        entry.doomed = Some(why.clone());
+        // While work is under way its own result says what happened to the sandbox.
+        if entry.command.is_none() {
+            out.push(Action::ReportGone { sandbox, why });
+            out.push(Action::Remove { sandbox });
+        }
+    }
+}
+
+impl Entry {
+    fn starting(now: Instant, command: CommandId, spec: Box<FunctionSpec>, revision: u64) -> Self {
+        Self {
+            spec,
+            revision,
+            state: SandboxState::Starting,
+            since: now,
+            born: now,
+            last_used: now,
+            reported_idle: None,
+            command: Some(command),
+            doomed: None,
+            purge: None,
+            open_requests: 0,
+            requests: 0,
+            starts_from_dedup: 0,
+            undumpable: None,
+            stored_bytes: 0,
+            bases: Vec::new(),
+            base_snapshot: None,
+            last_phases: Vec::new(),
+            pages: PageClasses::default(),
+        }
+    }
+
+    fn enter(&mut self, now: Instant, state: SandboxState) {
+        self.state = state;
+        self.since = now;
+    }
+
+    /// Ready for a request, as after a use.
+    fn settle_warm(&mut self, now: Instant) {
+        self.enter(now, SandboxState::Warm);
+        self.last_used = now;
+        self.reported_idle = None;
+    }
+}

@@ -1,0 +1,55 @@
+//! The state as the controller and people see it.
+
+use std::time::Instant;
+
+use super::{Driver, Entry};
+use medes_proto::{
+    fleet::SnapshotReport,
+    ids::{SandboxId, SnapshotId},
+    sandbox::SandboxReport,
+};
+
+impl Driver {
+    /// All sandboxes; `private_bytes` measures one.
+    pub fn sandboxes(&self, now: Instant, private_bytes: impl Fn(SandboxId) -> u64) -> Vec<SandboxReport> {
+        self.sandboxes.iter().map(|(&id, entry)| entry.report(now, id, private_bytes(id))).collect()
+    }
+
+    /// All base snapshots.
+    pub fn snapshots(&self) -> Vec<SnapshotReport> {
+        self.snapshots.values().cloned().collect()
+    }
+
+    /// Bytes of all dedup images.
+    pub fn image_bytes(&self) -> u64 {
+        self.sandboxes.values().map(|entry| entry.stored_bytes).sum()
+    }
+
+    /// Whether any dedup image here refers to the snapshot.
+    pub fn refers_to(&self, snapshot: SnapshotId) -> bool {
+        self.sandboxes.values().any(|entry| entry.bases.contains(&snapshot))
+    }
+}
+
+impl Entry {
+    pub(super) fn report(&self, now: Instant, id: SandboxId, private_bytes: u64) -> SandboxReport {
+        SandboxReport {
+            id,
+            function: self.spec.name.clone(),
+            function_revision: self.revision,
+            state: self.state,
+            state_age: now.duration_since(self.since),
+            age: now.duration_since(self.born),
+            private_bytes,
+            stored_bytes: self.stored_bytes,
+            bases: self.bases.clone(),
+            base_snapshot: self.base_snapshot,
+            undumpable: self.undumpable.clone(),
+            requests: self.requests,
+            starts_from_dedup: self.starts_from_dedup,
+            last_phases: self.last_phases.clone(),
+            pages: self.pages,
+            open_requests: self.open_requests,
+        }
+    }
+}

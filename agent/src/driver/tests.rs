@@ -1,0 +1,300 @@
+//! Random lives of many sandboxes: whatever comes in whatever order, nothing is lost and nothing happens twice.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::*;
+use proptest::{prelude::*, sample::Index};
+
+const FUNCTION: &str = "name = 'f'\ncommand = ['x']\nrequests_max = 2";
+
+/// What the shell would have under way, answered in any order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Work {
+    Launch,
+    Dedup,
+    MakeBase(SnapshotId),
+    Restore,
+    Remove,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Step {
+    Start(u8),
+    Dedup(u8),
+    MakeBase(u8),
+    Restore(u8),
+    Purge(u8),
+    Unwanted(u8),
+    DropSnapshot(Index),
+    Ask(u8),
+    EndRequest(Index),
+    Exit(u8),
+    /// Ends one piece of work: well, badly, or so badly that the sandbox is lost.
+    Finish(Index, u8),
+    Wait(u16),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let sandbox = 1..6u8;
+    prop_oneof![
+        3 => sandbox.clone().prop_map(Step::Start),
+        3 => sandbox.clone().prop_map(Step::Dedup),
+        1 => sandbox.clone().prop_map(Step::MakeBase),
+        3 => sandbox.clone().prop_map(Step::Restore),
+        1 => sandbox.clone().prop_map(Step::Purge),
+        1 => sandbox.clone().prop_map(Step::Unwanted),
+        1 => any::<Index>().prop_map(Step::DropSnapshot),
+        4 => sandbox.clone().prop_map(Step::Ask),
+        4 => any::<Index>().prop_map(Step::EndRequest),
+        1 => sandbox.prop_map(Step::Exit),
+        8 => (any::<Index>(), 0..3u8).prop_map(|(at, how)| Step::Finish(at, how)),
+        2 => any::<u16>().prop_map(Step::Wait),
+    ]
+}
+
+/// The world around the driver.
+struct World {
+    driver: Driver,
+    now: Instant,
+    work: Vec<(SandboxId, Work)>,
+    /// Requests inside, by sandbox.
+    inside: Vec<SandboxId>,
+    at_the_door: BTreeMap<Ticket, SandboxId>,
+    unanswered: BTreeSet<CommandId>,
+    snapshots: Vec<SnapshotId>,
+    /// Sandboxes with processes, as far as the shell can tell.
+    alive: BTreeSet<SandboxId>,
+    next: u64,
+}
+
+fn id(number: u8) -> SandboxId {
+    SandboxId::new(number.into()).unwrap()
+}
+
+fn failure() -> Failure {
+    Failure::new(FailureKind::Internal, "a test wanted it")
+}
+
+impl World {
+    fn new() -> Self {
+        Self {
+            driver: Driver::new(4),
+            now: Instant::now(),
+            work: Vec::new(),
+            inside: Vec::new(),
+            at_the_door: BTreeMap::new(),
+            unanswered: BTreeSet::new(),
+            snapshots: Vec::new(),
+            alive: BTreeSet::new(),
+            next: 1,
+        }
+    }
+
+    fn command(&mut self, command: Command) {
+        let id = CommandId(self.next);
+        self.next += 1;
+        self.unanswered.insert(id);
+        self.apply(Event::Command { id, command });
+    }
+
+    fn apply(&mut self, event: Event) {
+        let mut actions = Vec::new();
+        self.driver.apply(self.now, event, &mut actions);
+        for action in actions {
+            self.act(&action);
+        }
+        self.check();
+    }
+
+    fn begin(&mut self, sandbox: SandboxId, work: Work) {
+        let busy = self.work.iter().any(|(other, _)| *other == sandbox);
+        assert!(!busy, "{work:?} on {sandbox} while {:?} is under way", self.work);
+        self.work.push((sandbox, work));
+    }
+
+    fn act(&mut self, action: &Action) {
+        match *action {
+            Action::Launch { sandbox, .. } => self.begin(sandbox, Work::Launch),
+            Action::Dedup { sandbox, .. } => {
+                assert!(!self.inside.contains(&sandbox), "dedup during a request");
+                self.begin(sandbox, Work::Dedup);
+            }
+            Action::MakeBase { sandbox, snapshot } => {
+                assert!(!self.inside.contains(&sandbox), "snapshot during a request");
+                self.begin(sandbox, Work::MakeBase(snapshot));
+            }
+            Action::Restore { sandbox, .. } => {
+                assert!(!self.alive.contains(&sandbox), "a second life from one image");
+                self.begin(sandbox, Work::Restore);
+            }
+            Action::Remove { sandbox } => self.begin(sandbox, Work::Remove),
+            Action::DropSnapshot { snapshot } => self.snapshots.retain(|other| *other != snapshot),
+            Action::Admit { ticket } => {
+                let sandbox = self.at_the_door.remove(&ticket).expect("admitted once");
+                assert!(self.alive.contains(&sandbox), "admitted to a sandbox without processes");
+                self.inside.push(sandbox);
+            }
+            Action::Refuse { ticket, .. } => {
+                self.at_the_door.remove(&ticket).expect("refused once");
+            }
+            Action::Reply { command, .. } => assert!(self.unanswered.remove(&command), "answered twice"),
+            Action::ReportIdle { sandbox, .. } => assert!(!self.inside.contains(&sandbox), "busy, not idle"),
+            Action::ReportGone { .. } => {}
+        }
+    }
+
+    fn check(&self) {
+        assert!(self.at_the_door.is_empty(), "every request is answered at once");
+        for report in self.driver.sandboxes(self.now, |_| 0) {
+            let inside = self.inside.iter().filter(|sandbox| **sandbox == report.id).count();
+            assert!(inside <= 2, "more requests than the function takes");
+            let working = matches!(
+                report.state,
+                SandboxState::Starting | SandboxState::Deduping | SandboxState::Restoring
+            );
+            let under_way = self.work.iter().any(|(sandbox, _)| *sandbox == report.id);
+            assert!(!working || under_way, "{report:?} waits for nothing");
+        }
+    }
+
+    fn finish(&mut self, at: usize, how: u8) {
+        let (sandbox, work) = self.work.swap_remove(at);
+        let good = how == 0;
+        let failed = DedupFailed { failure: failure(), lost: how == 2 };
+        match work {
+            Work::Launch => {
+                if good {
+                    self.alive.insert(sandbox);
+                }
+                let result = if good { Ok(Vec::new()) } else { Err(failure()) };
+                self.apply(Event::Launched { sandbox, result });
+            }
+            Work::Dedup => {
+                if good || how == 2 {
+                    self.alive.remove(&sandbox);
+                }
+                let deduped = Deduped {
+                    stored_bytes: 1,
+                    bases: self.snapshots.clone(),
+                    pages: PageClasses::default(),
+                    phases: Vec::new(),
+                    memory_digest: None,
+                };
+                self.apply(Event::Deduped { sandbox, result: if good { Ok(deduped) } else { Err(failed) } });
+            }
+            Work::MakeBase(snapshot) => {
+                if how == 2 {
+                    self.alive.remove(&sandbox);
+                }
+                let function = "f".parse().unwrap();
+                let report = SnapshotReport { id: snapshot, function, pages: 1, bytes: 4096 };
+                if good {
+                    self.snapshots.push(snapshot);
+                }
+                let result = if good { Ok((report, Vec::new())) } else { Err(failed) };
+                self.apply(Event::BaseMade { sandbox, result });
+            }
+            Work::Restore => {
+                if good {
+                    self.alive.insert(sandbox);
+                }
+                let restored = Restored { phases: Vec::new(), memory_digest: None };
+                self.apply(Event::Restored { sandbox, result: if good { Ok(restored) } else { Err(failure()) } });
+            }
+            Work::Remove => {
+                self.alive.remove(&sandbox);
+                self.inside.retain(|other| *other != sandbox);
+                self.apply(Event::Removed { sandbox });
+            }
+        }
+    }
+
+    fn step(&mut self, step: Step) {
+        match step {
+            Step::Start(sandbox) => {
+                let function = Box::new(FunctionSpec::from_toml(FUNCTION).unwrap());
+                self.command(Command::Start { sandbox: id(sandbox), function, revision: 1 });
+            }
+            Step::Dedup(sandbox) => self.command(Command::Dedup { sandbox: id(sandbox), digest_memory: false }),
+            Step::Restore(sandbox) => {
+                self.command(Command::Restore { sandbox: id(sandbox), digest_memory: false });
+            }
+            Step::MakeBase(sandbox) => {
+                let snapshot = SnapshotId::new(self.next).unwrap();
+                self.command(Command::MakeBase { sandbox: id(sandbox), snapshot });
+            }
+            Step::Purge(sandbox) => self.command(Command::Purge { sandbox: id(sandbox) }),
+            Step::Unwanted(sandbox) => self.apply(Event::Unwanted(vec![id(sandbox)])),
+            Step::DropSnapshot(at) => {
+                if !self.snapshots.is_empty() {
+                    let snapshot = *at.get(&self.snapshots);
+                    self.command(Command::DropSnapshot { snapshot });
+                }
+            }
+            Step::Ask(sandbox) => {
+                let ticket = Ticket(self.next);
+                self.next += 1;
+                self.at_the_door.insert(ticket, id(sandbox));
+                self.apply(Event::RequestAsked { sandbox: id(sandbox), ticket });
+            }
+            Step::EndRequest(at) => {
+                if !self.inside.is_empty() {
+                    let sandbox = self.inside.swap_remove(at.index(self.inside.len()));
+                    self.apply(Event::RequestEnded { sandbox, answered: true });
+                }
+            }
+            Step::Exit(sandbox) => {
+                // The shell watches only sandboxes that no work has taken.
+                let busy = self.work.iter().any(|(other, _)| *other == id(sandbox));
+                if !busy && self.alive.remove(&id(sandbox)) {
+                    self.inside.retain(|other| *other != id(sandbox));
+                    self.apply(Event::Exited { sandbox: id(sandbox), why: failure() });
+                }
+            }
+            Step::Finish(at, how) => {
+                if !self.work.is_empty() {
+                    self.finish(at.index(self.work.len()), how);
+                }
+            }
+            Step::Wait(millis) => {
+                self.now += Duration::from_millis(millis.into());
+                self.apply(Event::Tick);
+            }
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn any_life_is_answered_bounded_and_lived_once(steps in prop::collection::vec(step(), 1..200)) {
+        let mut world = World::new();
+        for step in steps {
+            world.step(step);
+        }
+        // When all work has ended, nobody waits any more.
+        for _ in 0..100 {
+            if world.work.is_empty() {
+                break;
+            }
+            world.finish(0, 0);
+        }
+        prop_assert!(world.work.is_empty(), "work breeds work: {:?}", world.work);
+        prop_assert!(world.unanswered.is_empty(), "never answered: {:?}", world.unanswered);
+    }
+}
+
+#[test]
+fn an_idle_sandbox_is_reported_once_per_idle_period() {
+    let mut world = World::new();
+    world.step(Step::Start(1));
+    world.finish(0, 0);
+    world.apply(Event::IdlePeriod(Duration::from_secs(60)));
+    let mut reports = 0;
+    for _ in 0..250 {
+        world.now += Duration::from_secs(1);
+        let mut actions = Vec::new();
+        world.driver.apply(world.now, Event::Tick, &mut actions);
+        reports += actions.iter().filter(|action| matches!(action, Action::ReportIdle { .. })).count();
+    }
+    assert_eq!(reports, 4);
+}

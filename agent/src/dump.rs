@@ -1,0 +1,181 @@
+//! A sandbox as CRIU left it on the node's tmpfs: its pages, mapped, and its skeleton.
+//!
+//! First step of both roads that begin at a warm sandbox, [`crate::dedupe`] and [`crate::base`].
+
+use std::{
+    fs,
+    io,
+    path::{Path, PathBuf},
+};
+
+use medes_dedup::page::{PAGE_BYTES, Page};
+
+use crate::{
+    criu::{
+        self, DumpError, ExternalMount, DumpRequest, Leave, StartWorkerError, Worker,
+        images::{ImageSet, PagesFile, ReadImagesError},
+        preflight::{self, NotDumpable},
+    },
+    digest::Mask,
+    faults::{Injected, Step},
+    memory_file::MappedFile,
+    roads::{Roads, Warm},
+    sandbox::Housing,
+};
+
+/// A folder for the images of one dump or restore; removed with all that is in it.
+#[derive(Debug)]
+pub struct Folder(PathBuf);
+
+impl Folder {
+    /// A new, empty folder. What an attempt that was killed has left there is removed.
+    pub fn create(path: PathBuf) -> io::Result<Self> {
+        match fs::remove_dir_all(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        fs::create_dir(&path)?;
+        Ok(Self(path))
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir_all(&self.0) {
+            tracing::warn!(path = %self.0.display(), %error, "images of a dump stay behind");
+        }
+    }
+}
+
+/// The mounts that CRIU leaves out of a dump and binds again at a restore.
+pub fn mounts(housing: &Housing) -> Vec<ExternalMount> {
+    let mounts = housing.external_mounts().iter().cloned();
+    mounts.map(|mount| ExternalMount { key: mount.key, inside: mount.inside, outside: mount.outside }).collect()
+}
+
+/// The pages and the skeleton of a dumped sandbox.
+#[derive(Debug)]
+pub struct Dump {
+    folder: Folder,
+    images: ImageSet,
+    files: Vec<MappedFile>,
+}
+
+/// Why there is no dump. Unless it says otherwise the sandbox runs as before.
+#[derive(Debug, thiserror::Error)]
+pub enum DumpSandboxError {
+    /// Something about it cannot be dumped now; seen before it was touched.
+    #[error("it cannot be dumped as it is")]
+    NotDumpable(#[from] NotDumpable),
+    /// There is no place for the images.
+    #[error("make a folder for its images at {path}")]
+    Folder {
+        /// Where.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// No CRIU.
+    #[error("start CRIU for it")]
+    Worker(#[from] StartWorkerError),
+    /// CRIU failed or refused.
+    #[error("dump it")]
+    Criu(#[from] DumpError),
+    /// CRIU's images make no sense.
+    #[error("read its images")]
+    Images(#[from] ReadImagesError),
+    /// A file of the dump could not be read.
+    #[error("read {path}")]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// It ended meanwhile.
+    #[error("the sandbox ended")]
+    Ended,
+    /// A test wanted this.
+    #[error(transparent)]
+    Injected(#[from] Injected),
+}
+
+impl Dump {
+    /// Dumps a warm sandbox. With [`Leave::Stopped`] it stands still afterwards, also after some errors: the
+    /// caller resumes it.
+    pub async fn take(roads: &Roads, warm: &Warm, leave: Leave) -> Result<Self, DumpSandboxError> {
+        let pid = warm.tree.pid();
+        roads.faults.pass(Step::Preflight)?;
+        preflight::check_dumpable(pid)?;
+        let path = warm.housing.work_dir().join("dump");
+        let folder =
+            Folder::create(path.clone()).map_err(|source| DumpSandboxError::Folder { path, source })?;
+        let worker = Worker::start_beside(&roads.criu, &roads.reaper, pid).await?;
+        let request = DumpRequest {
+            pid,
+            images: folder.path(),
+            mounts: &mounts(&warm.housing),
+            leave,
+            timeout: roads.limits.criu,
+            verbose: false,
+        };
+        criu::dump(worker, &request).await?;
+        roads.faults.pass(Step::Dump)?;
+        Self::open(folder)
+    }
+
+    fn open(folder: Folder) -> Result<Self, DumpSandboxError> {
+        let images = ImageSet::read(folder.path())?;
+        let map = |file: &PagesFile| {
+            let path = folder.path().join(&file.name);
+            MappedFile::open(&path).map_err(|source| DumpSandboxError::Read { path, source })
+        };
+        let files = images.pages.iter().filter(|file| file.pages > 0).map(map).collect::<Result<_, _>>()?;
+        Ok(Self { folder, images, files })
+    }
+
+    /// All pages, in the order of the pages files and of the bytes in them.
+    pub fn pages(&self) -> Vec<&Page> {
+        self.files.iter().flat_map(|file| file.as_ref().as_chunks::<PAGE_BYTES>().0).collect()
+    }
+
+    /// The pages files: name and number of pages, in the order of [`Dump::pages`].
+    pub fn pages_files(&self) -> impl Iterator<Item = (&str, u64)> {
+        self.images.pages.iter().filter(|file| file.pages > 0).map(|file| (file.name.as_str(), file.pages))
+    }
+
+    /// The bytes of all pages files, one after the other.
+    pub fn files(&self) -> &[MappedFile] {
+        &self.files
+    }
+
+    /// Memory that the kernel changes by itself.
+    pub fn masks(&self) -> Vec<Mask> {
+        let areas = self.images.rseq.iter();
+        areas
+            .filter_map(|area| {
+                let end = area.address.checked_add(u64::from(area.bytes))?;
+                Some(Mask { pid: i32::try_from(area.pid).ok()?, range: area.address..end })
+            })
+            .collect()
+    }
+
+    /// The files that are not pages: what CRIU needs besides them to make the sandbox again.
+    pub fn skeleton(&self) -> Result<Vec<(String, Vec<u8>)>, DumpSandboxError> {
+        let read = |name: &String| {
+            let path = self.folder.path().join(name);
+            match fs::read(&path) {
+                Ok(bytes) => Ok((name.clone(), bytes)),
+                Err(source) => Err(DumpSandboxError::Read { path, source }),
+            }
+        };
+        self.images.skeleton.iter().map(read).collect()
+    }
+}

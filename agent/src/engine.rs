@@ -1,0 +1,63 @@
+//! The dedup engine as this node uses it: the cluster's settings, one tenant's key.
+
+use std::num::NonZeroUsize;
+
+use medes_dedup::{
+    candidate::CandidateRules,
+    delta::CODED_BYTES_MAX,
+    encode::EncodeRules,
+    fingerprint::{Fingerprinter, Sampling},
+    key::DomainKey,
+    paper,
+};
+use medes_proto::{fleet::EngineSettings, ids::TenantName};
+
+/// Everything the roads need to know about the engine. Changes when the controller says so.
+#[derive(Debug, Clone)]
+pub struct Engine {
+    cluster_key: DomainKey,
+    settings: EngineSettings,
+    /// Threads for the work on one sandbox's pages.
+    pub threads: NonZeroUsize,
+}
+
+impl Engine {
+    /// With the cluster's key and settings.
+    pub const fn new(cluster_key: DomainKey, settings: EngineSettings, threads: NonZeroUsize) -> Self {
+        Self { cluster_key, settings, threads }
+    }
+
+    /// The key of everything that belongs to a tenant.
+    pub fn key(&self, tenant: &TenantName) -> DomainKey {
+        self.cluster_key.for_tenant(tenant.as_str())
+    }
+
+    /// Fingerprints pages of a tenant.
+    pub fn fingerprinter(&self, key: &DomainKey) -> Fingerprinter {
+        Fingerprinter::new(key, self.settings.sampling)
+    }
+
+    /// Bounds on what one image may depend on.
+    pub fn candidate_rules(&self) -> CandidateRules {
+        let bounded = |value: u32| usize::try_from(value).unwrap_or(usize::MAX);
+        CandidateRules {
+            snapshots_max: bounded(self.settings.bases_max),
+            remote_nodes_max: bounded(self.settings.nodes_max),
+            ..self.base_rules().0
+        }
+    }
+
+    /// How pages are stored.
+    pub fn encode_rules(&self) -> EncodeRules {
+        let delta_bytes_max = usize::try_from(self.settings.delta_bytes_max).unwrap_or(usize::MAX);
+        EncodeRules { delta_bytes_max: delta_bytes_max.min(CODED_BYTES_MAX), ..self.base_rules().1 }
+    }
+
+    /// Value sampling is the paper's: it brings the paper's other choices along.
+    fn base_rules(&self) -> (CandidateRules, EncodeRules) {
+        match self.settings.sampling {
+            Sampling::Value { .. } => (paper::candidate_rules(), paper::encode_rules()),
+            Sampling::Bottom { .. } => (CandidateRules::default(), EncodeRules::default()),
+        }
+    }
+}

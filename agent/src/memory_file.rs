@@ -1,0 +1,219 @@
+//! Files as memory: sealed memory files that nobody can change any more, and mapped files of a dump.
+//!
+//! Base snapshots and dedup images live in sealed memory files. Such a file is charged to the node's cgroup,
+//! belongs to no file system, can be handed to another process as a file descriptor, and goes when its last
+//! holder goes. The pages of a dump are mapped where CRIU wrote or will read them, so that no byte is copied
+//! that does not have to be.
+#![allow(unsafe_code, reason = "the fence around mmap")]
+
+use std::{
+    ffi::CString,
+    fmt,
+    fs::File,
+    io::{self, Write},
+    num::NonZeroUsize,
+    os::fd::AsFd,
+    path::Path,
+    ptr::NonNull,
+    slice,
+};
+
+use nix::{
+    fcntl::{FallocateFlags, FcntlArg, SealFlag, fallocate, fcntl},
+    sys::{
+        memfd::{MFdFlags, memfd_create},
+        mman::{MapFlags, ProtFlags, mmap, munmap},
+    },
+};
+
+/// A memory file being written.
+#[derive(Debug)]
+pub struct MemoryFile {
+    file: File,
+}
+
+impl MemoryFile {
+    /// An empty one. The name shows in `/proc/PID/maps` only.
+    pub fn create(name: &str) -> io::Result<Self> {
+        let name = CString::new(name).map_err(|nul| io::Error::new(io::ErrorKind::InvalidInput, nul))?;
+        let fd = memfd_create(name.as_c_str(), MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
+        Ok(Self { file: File::from(fd) })
+    }
+
+    /// Copies `source` to the end, inside the kernel where it can. Returns the bytes copied.
+    pub fn append_file(&mut self, source: &mut File) -> io::Result<u64> {
+        io::copy(source, &mut self.file)
+    }
+
+    /// No more changes: seals the file and maps it.
+    pub fn seal(self) -> io::Result<MappedFile> {
+        let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_SEAL;
+        fcntl(self.file.as_fd(), FcntlArg::F_ADD_SEALS(seals))?;
+        MappedFile::map(self.file)
+    }
+}
+
+impl Write for MemoryFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.file.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A whole file in memory, unmapped on drop.
+struct Mapping {
+    /// `None` when there are no bytes: an empty mapping does not exist.
+    start: Option<NonNull<u8>>,
+    bytes: usize,
+}
+
+// SAFETY: a mapping is plain memory of this process; which thread uses or frees it does not matter. Shared use
+// is governed by the two types that own one.
+unsafe impl Send for Mapping {}
+// SAFETY: a `&Mapping` gives out nothing but its address and length.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    fn new(file: &File, bytes: u64, protection: ProtFlags) -> io::Result<Self> {
+        let bytes = usize::try_from(bytes).map_err(|large| io::Error::new(io::ErrorKind::FileTooLarge, large))?;
+        let start = match NonZeroUsize::new(bytes) {
+            None => None,
+            Some(length) => {
+                // SAFETY: a new mapping at an address of the kernel's choice touches no memory of ours.
+                let start = unsafe { mmap(None, length, protection, MapFlags::MAP_SHARED, file, 0) }?;
+                Some(start.cast())
+            }
+        };
+        Ok(Self { start, bytes })
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        if let Some(start) = self.start {
+            // SAFETY: `start` and `bytes` are what mmap returned and was asked for, and no slice of it outlives
+            // its owner.
+            let unmapped = unsafe { munmap(start.cast(), self.bytes) };
+            debug_assert!(unmapped.is_ok(), "munmap of our own mapping");
+        }
+    }
+}
+
+/// A file that nobody writes to any more, readable as a slice.
+pub struct MappedFile {
+    mapping: Mapping,
+    _file: File,
+}
+
+impl MappedFile {
+    fn map(file: File) -> io::Result<Self> {
+        let bytes = file.metadata()?.len();
+        Ok(Self { mapping: Mapping::new(&file, bytes, ProtFlags::PROT_READ)?, _file: file })
+    }
+
+    /// Maps a finished file of a dump.
+    ///
+    /// The file must be one that nobody else changes: those of a dump lie in a directory of the agent's private
+    /// mount namespace, CRIU has closed them, and the agent writes each only once.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        Self::map(File::open(path)?)
+    }
+
+    /// Number of bytes.
+    pub const fn len(&self) -> usize {
+        self.mapping.bytes
+    }
+
+    /// Whether there are none.
+    pub const fn is_empty(&self) -> bool {
+        self.mapping.bytes == 0
+    }
+}
+
+impl AsRef<[u8]> for MappedFile {
+    fn as_ref(&self) -> &[u8] {
+        match self.mapping.start {
+            // SAFETY: a live, readable mapping of this many bytes until `self` is dropped. Nobody writes to the
+            // file: it is sealed, or a finished file that only the agent can reach (see `open`).
+            Some(start) => unsafe { slice::from_raw_parts(start.as_ptr(), self.mapping.bytes) },
+            None => &[],
+        }
+    }
+}
+
+impl fmt::Debug for MappedFile {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "MappedFile({} bytes)", self.len())
+    }
+}
+
+/// A new file of a known size, written through memory.
+pub struct NewFile {
+    mapping: Mapping,
+}
+
+impl NewFile {
+    /// Creates a file of `bytes` zeros. The space is taken now: on a full file system this fails, and not the
+    /// first write to a page of it.
+    pub fn create(path: &Path, bytes: u64) -> io::Result<Self> {
+        let file = File::options().read(true).write(true).create_new(true).open(path)?;
+        if bytes > 0 {
+            let length = i64::try_from(bytes).map_err(|large| io::Error::new(io::ErrorKind::FileTooLarge, large))?;
+            fallocate(&file, FallocateFlags::empty(), 0, length)?;
+        }
+        Ok(Self { mapping: Mapping::new(&file, bytes, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE)? })
+    }
+}
+
+impl AsMut<[u8]> for NewFile {
+    fn as_mut(&mut self) -> &mut [u8] {
+        match self.mapping.start {
+            // SAFETY: a live, writable mapping of this many bytes until `self` is dropped, of a file that was
+            // created by `self` (`create_new`) and is mapped nowhere else; `&mut self` makes the slice unique.
+            Some(start) => unsafe { slice::from_raw_parts_mut(start.as_ptr(), self.mapping.bytes) },
+            None => &mut [],
+        }
+    }
+}
+
+impl fmt::Debug for NewFile {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "NewFile({} bytes)", self.mapping.bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_sealed_is_there_and_cannot_be_changed() {
+        let mut file = MemoryFile::create("test").unwrap();
+        file.write_all(b"one two").unwrap();
+        let mut handle = file.file.try_clone().unwrap();
+        let sealed = file.seal().unwrap();
+        assert_eq!(sealed.as_ref(), b"one two");
+        assert!(handle.write_all(b"three").is_err());
+        assert!(handle.set_len(0).is_err());
+    }
+
+    #[test]
+    fn nothing_is_a_slice_too() {
+        assert!(MemoryFile::create("empty").unwrap().seal().unwrap().as_ref().is_empty());
+    }
+
+    #[test]
+    fn a_new_file_holds_what_was_written_through_memory() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pages");
+        let mut file = NewFile::create(&path, 8192).unwrap();
+        file.as_mut()[4096..4100].copy_from_slice(b"page");
+        drop(file);
+        let read = MappedFile::open(&path).unwrap();
+        assert_eq!((read.len(), &read.as_ref()[4096..4100]), (8192, &b"page"[..]));
+        assert!(NewFile::create(&path, 1).is_err(), "an existing file is never taken over");
+    }
+}

@@ -1,0 +1,443 @@
+//! The thin shell around the driver: waits, asks the driver, carries out its actions.
+//!
+//! One loop owns the driver and the sandboxes themselves ([`Body`]). Long work takes a sandbox out of the loop's
+//! hands, runs as a task, and comes back as an input. Nothing here decides anything.
+
+mod door;
+mod measure;
+mod work;
+
+pub use door::NodeHandle;
+
+use std::{
+    collections::BTreeMap,
+    num::NonZeroUsize,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use medes_proto::{
+    failure::{Failure, FailureKind},
+    fleet::{AgentMessage, ControllerMessage, Hello, Inventory, Welcome},
+    ids::{NodeId, SandboxId},
+};
+use tokio::{sync::mpsc, time::MissedTickBehavior};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use self::{door::Asked, measure::Measured, work::Worked};
+use crate::{
+    driver::{Action, Driver, Event, Ticket},
+    engine::Engine,
+    link::FromLink,
+    roads::{Roads, Stored, Warm},
+    sandbox::{Host, Housing},
+};
+
+/// A sandbox, as the loop holds it while no work is under way.
+#[derive(Debug)]
+enum Body {
+    /// With processes; the token ends the watch for their end.
+    Warm(Box<Warm>, CancellationToken),
+    /// Without.
+    Stored(Box<Stored>),
+    /// What a failure left: only good for removal.
+    Ruin(Box<Housing>),
+}
+
+/// Anything that wakes the loop.
+#[derive(Debug)]
+pub(crate) enum Input {
+    /// A request, or a look at a log.
+    Asked(Asked),
+    /// Work has ended.
+    Worked(Box<Worked>),
+}
+
+/// What the node is and can do; fixed while it runs.
+#[derive(Debug)]
+pub struct Identity {
+    /// Its name.
+    pub node: NodeId,
+    /// Fresh each time the agent starts.
+    pub incarnation: u64,
+    /// Where its Node service listens.
+    pub address: String,
+    /// Memory it may use.
+    pub cap_bytes: u64,
+    /// What it cannot do, and why.
+    pub lacks: Vec<String>,
+    /// Threads for the work on one sandbox's pages.
+    pub threads: NonZeroUsize,
+}
+
+/// What the loop works with.
+#[derive(Debug)]
+pub struct Tools {
+    /// Where sandboxes live.
+    pub host: Arc<Host>,
+    /// The way to dedup and back; `None` on a node without CRIU.
+    pub roads: Option<Arc<Roads>>,
+    /// Bases, for the accounts.
+    pub bases: Arc<crate::bases::Bases>,
+    /// All tasks of the node.
+    pub tasks: TaskTracker,
+}
+
+/// The loop's state.
+#[derive(Debug)]
+pub struct Node {
+    identity: Identity,
+    tools: Arc<Tools>,
+    driver: Driver,
+    bodies: BTreeMap<SandboxId, Body>,
+    /// Requests that wait for the driver's word.
+    doors: BTreeMap<Ticket, Asked>,
+    next_ticket: u64,
+    measured: Measured,
+    /// The open stream's queue.
+    outgoing: Option<mpsc::Sender<AgentMessage>>,
+    inbox: mpsc::Sender<Input>,
+    heartbeat: Duration,
+}
+
+/// Inputs that may wait for the loop. Work and requests wait for room; nothing is thrown away.
+const INBOX_MAX: usize = 1_024;
+const SANDBOXES_MAX: usize = medes_proto::limits::SANDBOXES_MAX;
+const TICK: Duration = Duration::from_millis(250);
+/// Until the controller says otherwise.
+const HEARTBEAT: Duration = Duration::from_secs(1);
+/// How long sandboxes may take to go when the node does.
+const CLOSE_DEADLINE: Duration = Duration::from_secs(10);
+
+impl Node {
+    /// A node without sandboxes, and the way to ask it.
+    pub fn new(identity: Identity, tools: Arc<Tools>) -> (Self, NodeHandle, NodeInbox) {
+        let (inbox, inputs) = mpsc::channel(INBOX_MAX);
+        let handle = NodeHandle::new(inbox.clone(), tools.tasks.clone());
+        let measured = Measured::new(identity.cap_bytes);
+        let node = Self {
+            identity,
+            tools,
+            driver: Driver::new(SANDBOXES_MAX),
+            bodies: BTreeMap::new(),
+            doors: BTreeMap::new(),
+            next_ticket: 0,
+            measured,
+            outgoing: None,
+            inbox,
+            heartbeat: HEARTBEAT,
+        };
+        (node, handle, NodeInbox(inputs))
+    }
+
+    /// Runs until `stop`, then ends every sandbox.
+    pub async fn run(mut self, inbox: NodeInbox, mut link: mpsc::Receiver<FromLink>, stop: CancellationToken) {
+        let NodeInbox(mut inputs) = inbox;
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        let mut last_heartbeat = Instant::now();
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => break,
+                Some(input) = inputs.recv() => self.input(input),
+                Some(said) = link.recv() => self.link_said(said).await,
+                _ = tick.tick() => {
+                    self.apply(Event::Tick);
+                    if last_heartbeat.elapsed() + TICK / 2 >= self.heartbeat {
+                        last_heartbeat = Instant::now();
+                        let inventory = self.inventory().await;
+                        self.send(AgentMessage::Heartbeat(inventory));
+                    }
+                }
+            }
+        }
+        inputs.close();
+        let closed = tokio::time::timeout(CLOSE_DEADLINE, self.close(inputs)).await;
+        if closed.is_err() {
+            tracing::warn!(deadline = ?CLOSE_DEADLINE, "sandboxes still there; the keeper ends them");
+        }
+    }
+
+    /// Removes everything, also what work under way still brings back.
+    async fn close(&mut self, mut inputs: mpsc::Receiver<Input>) {
+        let mut removals = Vec::new();
+        for (sandbox, body) in std::mem::take(&mut self.bodies) {
+            removals.push(work::remove(sandbox, body.into_remains()));
+        }
+        futures::future::join_all(removals).await;
+        while let Some(input) = inputs.recv().await {
+            if let Input::Worked(worked) = input
+                && let (sandbox, Some(remains)) = worked.into_remains()
+            {
+                work::remove(sandbox, Some(remains)).await;
+            }
+        }
+    }
+
+    fn input(&mut self, input: Input) {
+        match input {
+            Input::Asked(asked) => self.asked(asked),
+            Input::Worked(worked) => self.worked(*worked),
+        }
+    }
+
+    async fn link_said(&mut self, said: FromLink) {
+        match said {
+            FromLink::Opening { hello, outgoing } => {
+                self.outgoing = Some(outgoing);
+                let inventory = self.inventory().await;
+                let identity = &self.identity;
+                let said = hello.send(Hello {
+                    node: identity.node.clone(),
+                    incarnation: identity.incarnation,
+                    version: env!("CARGO_PKG_VERSION").into(),
+                    address: identity.address.clone(),
+                    inventory,
+                    lacks: identity.lacks.clone(),
+                });
+                if said.is_err() {
+                    tracing::debug!("the link went away before our hello");
+                }
+            }
+            FromLink::Said(ControllerMessage::Welcome(welcome)) => self.welcome(welcome),
+            FromLink::Said(ControllerMessage::Command { id, command }) => {
+                tracing::debug!(?id, ?command, "told");
+                self.apply(Event::Command { id, command });
+            }
+            FromLink::Lost => {
+                if self.outgoing.take().is_some() {
+                    tracing::warn!("lost the controller; sandboxes stay as they are");
+                }
+            }
+        }
+    }
+
+    fn welcome(&mut self, welcome: Welcome) {
+        let Welcome { incarnation, heartbeat, idle, domain_key, engine, purge } = welcome;
+        tracing::info!(incarnation, ?heartbeat, ?idle, ?engine, "welcomed by the controller");
+        self.heartbeat = heartbeat;
+        if let Some(roads) = &self.tools.roads {
+            roads.set_engine(Engine::new(domain_key, engine, self.identity.threads));
+        }
+        self.apply(Event::IdlePeriod(idle));
+        self.apply(Event::Unwanted(purge));
+    }
+
+    async fn inventory(&mut self) -> Inventory {
+        self.measured.refresh(&self.tools, &self.bodies, self.driver.image_bytes()).await;
+        Inventory {
+            memory: self.measured.node(),
+            sandboxes: self.driver.sandboxes(Instant::now(), |id| self.measured.private_bytes(id)),
+            snapshots: self.driver.snapshots(),
+        }
+    }
+
+    /// Tells the driver, then does what it says.
+    fn apply(&mut self, event: Event) {
+        let mut actions = Vec::new();
+        self.driver.apply(Instant::now(), event, &mut actions);
+        for action in actions {
+            self.act(action);
+        }
+    }
+
+    fn act(&mut self, action: Action) {
+        match action {
+            Action::Launch { sandbox, spec } => {
+                let tools = self.tools.clone();
+                let identity = self.identity.node.clone();
+                self.work(work::launch(tools, identity, sandbox, spec));
+            }
+            Action::Dedup { sandbox, digest_memory } => self.dedup(sandbox, digest_memory),
+            Action::MakeBase { sandbox, snapshot } => self.make_base(sandbox, snapshot),
+            Action::Restore { sandbox, digest_memory } => self.restore(sandbox, digest_memory),
+            Action::Remove { sandbox } => {
+                let remains = self.bodies.remove(&sandbox).and_then(Body::into_remains);
+                self.work(work::remove(sandbox, remains));
+            }
+            Action::DropSnapshot { snapshot } => self.tools.bases.local.remove(snapshot),
+            Action::Admit { ticket } => self.admit(ticket),
+            Action::Refuse { ticket, why } => {
+                if let Some(asked) = self.doors.remove(&ticket) {
+                    asked.refuse(why);
+                }
+            }
+            Action::Reply { command, result } => {
+                let result = result.map(|success| *success);
+                if let Err(failure) = &result {
+                    tracing::info!(?command, kind = ?failure.kind, %failure, "command failed");
+                }
+                self.send(AgentMessage::Done { command, result });
+            }
+            Action::ReportIdle { sandbox, idle } => self.send(AgentMessage::Idle { sandbox, idle }),
+            Action::ReportGone { sandbox, why } => {
+                tracing::warn!(%sandbox, kind = ?why.kind, %why, "sandbox ended by itself");
+                self.send(AgentMessage::Gone { sandbox, why });
+            }
+        }
+    }
+
+    fn send(&mut self, message: AgentMessage) {
+        let Some(outgoing) = &self.outgoing else { return };
+        if outgoing.try_send(message).is_err() {
+            // A queue this full means a stuck stream; the next Hello tells everything anew.
+            tracing::warn!("the stream to the controller is stuck; giving it up");
+            self.outgoing = None;
+        }
+    }
+
+    /// Runs work as a task; its result comes back as an input.
+    fn work(&self, work: impl Future<Output = Worked> + Send + 'static) {
+        let inbox = self.inbox.clone();
+        self.tools.tasks.spawn(async move {
+            let worked = work.await;
+            if inbox.send(Input::Worked(Box::new(worked))).await.is_err() {
+                tracing::debug!("work ended after its node");
+            }
+        });
+    }
+
+    fn dedup(&mut self, sandbox: SandboxId, digest_memory: bool) {
+        match (self.take_warm(sandbox), &self.tools.roads) {
+            (Some(warm), Some(roads)) => self.work(work::dedup(roads.clone(), sandbox, warm, digest_memory)),
+            (warm, _) => self.worked(Worked::Deduped { sandbox, result: Err((warm, no_criu("dedup", sandbox))) }),
+        }
+    }
+
+    fn make_base(&mut self, sandbox: SandboxId, snapshot: medes_proto::ids::SnapshotId) {
+        match (self.take_warm(sandbox), &self.tools.roads) {
+            (Some(warm), Some(roads)) => self.work(work::make_base(roads.clone(), sandbox, warm, snapshot)),
+            (warm, _) => {
+                let result = Err(no_criu("make a base of", sandbox));
+                self.worked(Worked::BaseMade { sandbox, warm, result });
+            }
+        }
+    }
+
+    fn restore(&mut self, sandbox: SandboxId, digest_memory: bool) {
+        match (self.bodies.remove(&sandbox), &self.tools.roads) {
+            (Some(Body::Stored(stored)), Some(roads)) => {
+                self.work(work::restore(roads.clone(), sandbox, stored, digest_memory));
+            }
+            (body, _) => {
+                if let Some(body) = body {
+                    self.bodies.insert(sandbox, body);
+                }
+                self.apply(Event::Restored { sandbox, result: Err(no_criu("restore", sandbox)) });
+            }
+        }
+    }
+
+    /// Takes a warm sandbox for work; its end is now the work's business.
+    fn take_warm(&mut self, sandbox: SandboxId) -> Option<Box<Warm>> {
+        match self.bodies.remove(&sandbox)? {
+            Body::Warm(warm, watch) => {
+                watch.cancel();
+                Some(warm)
+            }
+            other => {
+                self.bodies.insert(sandbox, other);
+                None
+            }
+        }
+    }
+
+    /// Takes a warm sandbox back, or in for the first time, and watches for its end.
+    fn keep_warm(&mut self, sandbox: SandboxId, warm: Box<Warm>) {
+        let watch = CancellationToken::new();
+        let (tree, log, stop) = (warm.tree.clone(), warm.housing.log().clone(), watch.clone());
+        let inbox = self.inbox.clone();
+        self.tools.tasks.spawn(async move {
+            let ended = tokio::select! {
+                ended = tree.ended() => ended,
+                () = stop.cancelled() => return,
+            };
+            let why = work::ended(sandbox, ended, &log);
+            if inbox.send(Input::Worked(Box::new(Worked::Exited { sandbox, why }))).await.is_err() {
+                tracing::debug!(%sandbox, "ended after its node");
+            }
+        });
+        self.bodies.insert(sandbox, Body::Warm(warm, watch));
+    }
+
+    /// Puts what came back where it belongs, then tells the driver.
+    fn worked(&mut self, worked: Worked) {
+        let event = match worked {
+            Worked::Launched { sandbox, result: Ok((warm, phases)) } => {
+                self.keep_warm(sandbox, warm);
+                Event::Launched { sandbox, result: Ok(phases) }
+            }
+            Worked::Launched { sandbox, result: Err((ruin, failure)) } => {
+                self.keep_ruin(sandbox, ruin);
+                Event::Launched { sandbox, result: Err(failure) }
+            }
+            Worked::Deduped { sandbox, result: Ok((stored, deduped)) } => {
+                self.bodies.insert(sandbox, Body::Stored(stored));
+                Event::Deduped { sandbox, result: Ok(deduped) }
+            }
+            Worked::Deduped { sandbox, result: Err((warm, failure)) } => {
+                let lost = self.keep_survivor(sandbox, warm);
+                Event::Deduped { sandbox, result: Err(crate::driver::DedupFailed { failure, lost }) }
+            }
+            Worked::BaseMade { sandbox, warm, result } => {
+                let lost = self.keep_survivor(sandbox, warm);
+                let result = result.map_err(|failure| crate::driver::DedupFailed { failure, lost });
+                Event::BaseMade { sandbox, result }
+            }
+            Worked::Restored { sandbox, result: Ok((warm, restored)) } => {
+                self.keep_warm(sandbox, warm);
+                Event::Restored { sandbox, result: Ok(restored) }
+            }
+            Worked::Restored { sandbox, result: Err((ruin, failure)) } => {
+                self.keep_ruin(sandbox, Some(ruin));
+                Event::Restored { sandbox, result: Err(failure) }
+            }
+            Worked::Removed { sandbox } => Event::Removed { sandbox },
+            Worked::Exited { sandbox, why } => Event::Exited { sandbox, why },
+            Worked::Answered { sandbox, answered, overdue } => {
+                if let Some(why) = overdue {
+                    // What it still does cannot be told from the next request's work.
+                    self.apply(Event::Exited { sandbox, why });
+                }
+                Event::RequestEnded { sandbox, answered }
+            }
+        };
+        self.apply(event);
+    }
+
+    /// Keeps a sandbox that a failed dedup gave back. True when there is none, or its processes are gone.
+    fn keep_survivor(&mut self, sandbox: SandboxId, warm: Option<Box<Warm>>) -> bool {
+        let Some(warm) = warm else { return true };
+        let lost = !warm.tree.is_running();
+        self.keep_warm(sandbox, warm);
+        lost
+    }
+
+    fn keep_ruin(&mut self, sandbox: SandboxId, ruin: Option<Box<Housing>>) {
+        if let Some(ruin) = ruin {
+            self.bodies.insert(sandbox, Body::Ruin(ruin));
+        }
+    }
+}
+
+impl Body {
+    fn into_remains(self) -> Option<Box<Housing>> {
+        Some(match self {
+            Self::Warm(warm, watch) => {
+                watch.cancel();
+                Box::new(warm.housing)
+            }
+            Self::Stored(stored) => Box::new(stored.housing),
+            Self::Ruin(housing) => housing,
+        })
+    }
+}
+
+/// The receiving end of a node's inputs; [`Node::run`] takes it.
+#[derive(Debug)]
+pub struct NodeInbox(mpsc::Receiver<Input>);
+
+fn no_criu(verb: &str, sandbox: SandboxId) -> Failure {
+    let message = format!("{verb} {sandbox}: this node has no working CRIU");
+    Failure::new(FailureKind::Unsupported, message)
+}

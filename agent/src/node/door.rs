@@ -1,0 +1,195 @@
+//! Requests for sandboxes: they wait at the door for the driver's word, then go in by themselves.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use hyper::{HeaderMap, Method, header::HeaderName, header::HeaderValue};
+use medes_proto::{
+    failure::{Failure, FailureKind},
+    ids::SandboxId,
+    limits::{BODY_BYTES_MAX, HEADERS_MAX},
+    node::{Answer, Invoke, Request},
+};
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::task::TaskTracker;
+
+use super::{Body, Input, Node, work::Worked};
+use crate::{
+    driver::{Event, Ticket},
+    sandbox::{self, Entrance, Log, RequestError},
+};
+
+/// How long after a broken connection its process may take to end, so that the answer can tell why.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+
+/// What is asked of a sandbox from outside.
+#[derive(Debug)]
+pub(crate) enum Asked {
+    /// May a request go in?
+    Enter { sandbox: SandboxId, answer: oneshot::Sender<Result<Entrance, Failure>> },
+    /// Its log, if it is here.
+    Log { sandbox: SandboxId, answer: oneshot::Sender<Option<Log>> },
+}
+
+impl Asked {
+    /// Sends it away.
+    pub(super) fn refuse(self, why: Failure) {
+        // Nobody waits any more: then nobody needs to know.
+        match self {
+            Self::Enter { answer, .. } => drop(answer.send(Err(why))),
+            Self::Log { answer, .. } => drop(answer.send(None)),
+        }
+    }
+}
+
+impl Node {
+    pub(super) fn asked(&mut self, asked: Asked) {
+        match asked {
+            Asked::Enter { sandbox, .. } => {
+                let ticket = Ticket(self.next_ticket);
+                self.next_ticket += 1;
+                self.doors.insert(ticket, asked);
+                self.apply(Event::RequestAsked { sandbox, ticket });
+            }
+            Asked::Log { sandbox, answer } => {
+                let log = self.bodies.get(&sandbox).map(|body| match body {
+                    Body::Warm(warm, _) => warm.housing.log().clone(),
+                    Body::Stored(stored) => stored.housing.log().clone(),
+                    Body::Ruin(housing) => housing.log().clone(),
+                });
+                drop(answer.send(log));
+            }
+        }
+    }
+
+    pub(super) fn admit(&mut self, ticket: Ticket) {
+        let Some(Asked::Enter { sandbox, answer }) = self.doors.remove(&ticket) else { return };
+        let door = match self.bodies.get(&sandbox) {
+            Some(Body::Warm(warm, _)) => Ok(warm.housing.entrance(&warm.tree)),
+            _ => Err(Failure::new(FailureKind::Busy, format!("{sandbox} is being worked on"))),
+        };
+        let entered = door.is_ok();
+        if answer.send(door).is_err() || !entered {
+            // It never went in: the place is free again.
+            self.apply(Event::RequestEnded { sandbox, answered: false });
+        }
+    }
+}
+
+/// The way to ask a node. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct NodeHandle {
+    inbox: mpsc::Sender<Input>,
+    tasks: TaskTracker,
+}
+
+impl NodeHandle {
+    pub(super) const fn new(inbox: mpsc::Sender<Input>, tasks: TaskTracker) -> Self {
+        Self { inbox, tasks }
+    }
+
+    /// Sends a request into a sandbox.
+    ///
+    /// Not cancel-safe, on purpose: a request that went in is finished (or overdue) before the sandbox counts
+    /// as free again, whether or not the caller still waits.
+    pub async fn invoke(&self, invoke: Invoke) -> Result<Answer, Failure> {
+        let node = self.clone();
+        let sandbox = invoke.sandbox;
+        let (tell, told) = oneshot::channel();
+        self.tasks.spawn(async move {
+            let result = node.go_in(invoke).await;
+            // The caller may have gone away meanwhile.
+            drop(tell.send(result));
+        });
+        told.await.unwrap_or_else(|_gone| Err(closing(sandbox)))
+    }
+
+    async fn go_in(&self, invoke: Invoke) -> Result<Answer, Failure> {
+        let Invoke { sandbox, request, deadline } = invoke;
+        let (answer, admitted) = oneshot::channel();
+        let asked = Input::Asked(Asked::Enter { sandbox, answer });
+        self.inbox.send(asked).await.map_err(|_closed| closing(sandbox))?;
+        let door = admitted.await.map_err(|_closed| closing(sandbox))??;
+        let result = match to_sandbox(request, deadline) {
+            Ok(request) => door.request(request).await,
+            Err(why) => {
+                self.tell(Worked::Answered { sandbox, answered: false, overdue: None }).await;
+                return Err(why);
+            }
+        };
+        match result {
+            Ok(response) => {
+                self.tell(Worked::Answered { sandbox, answered: true, overdue: None }).await;
+                Ok(to_caller(response))
+            }
+            Err(error) => {
+                let failure = explain(sandbox, &door, &error).await;
+                let overdue = (failure.kind == FailureKind::Deadline).then(|| failure.clone());
+                self.tell(Worked::Answered { sandbox, answered: false, overdue }).await;
+                Err(failure)
+            }
+        }
+    }
+
+    async fn tell(&self, worked: Worked) {
+        if self.inbox.send(Input::Worked(Box::new(worked))).await.is_err() {
+            tracing::debug!("a request ended after its node");
+        }
+    }
+
+    /// The last lines a sandbox has written, and how many earlier ones were thrown away.
+    pub async fn logs(&self, sandbox: SandboxId) -> Option<(Vec<String>, u64)> {
+        let (answer, told) = oneshot::channel();
+        self.inbox.send(Input::Asked(Asked::Log { sandbox, answer })).await.ok()?;
+        let tail = told.await.ok()??.tail(usize::MAX);
+        Some((tail.lines.into_iter().map(|line| line.text).collect(), tail.dropped))
+    }
+}
+
+fn closing(sandbox: SandboxId) -> Failure {
+    Failure::new(FailureKind::ShuttingDown, format!("invoke {sandbox}: its node is shutting down"))
+}
+
+/// Why there is no answer. A broken connection often means that the process is just ending: wait for its status.
+async fn explain(sandbox: SandboxId, door: &Entrance, error: &RequestError) -> Failure {
+    let broken = matches!(error, RequestError::Closed { .. } | RequestError::Connect { .. });
+    if broken && let Ok(ended) = tokio::time::timeout(LAST_WORDS, door.ended()).await {
+        return super::work::ended(sandbox, ended, door.log());
+    }
+    let kind = match error {
+        RequestError::Busy { .. } => FailureKind::Busy,
+        RequestError::Deadline { .. } => FailureKind::Deadline,
+        RequestError::BadPath { .. } => FailureKind::Invalid,
+        RequestError::Closed { .. }
+        | RequestError::Connect { .. }
+        | RequestError::BodyTooLarge { .. }
+        | RequestError::Malformed { .. } => FailureKind::Crashed,
+    };
+    let mut failure = Failure::from_error(kind, error);
+    failure.message = format!("invoke {sandbox}: {}", failure.message);
+    failure
+}
+
+fn to_sandbox(request: Request, deadline: Duration) -> Result<sandbox::Request, Failure> {
+    let invalid = |what: &str| Failure::new(FailureKind::Invalid, format!("the request's {what} cannot be sent"));
+    let Request { method, path, headers, body } = request;
+    let mut map = HeaderMap::with_capacity(headers.len());
+    for (name, value) in headers {
+        let name = HeaderName::try_from(name).map_err(|_name| invalid("header name"))?;
+        map.append(name, HeaderValue::from_maybe_shared(value).map_err(|_value| invalid("header value"))?);
+    }
+    let method = Method::try_from(method.as_str()).map_err(|_method| invalid("method"))?;
+    Ok(sandbox::Request { method, path, headers: map, body, response_bytes_max: BODY_BYTES_MAX, deadline })
+}
+
+fn to_caller(response: sandbox::Response) -> Answer {
+    let headers = response.headers.iter().take(HEADERS_MAX);
+    Answer {
+        status: response.status.as_u16(),
+        headers: headers
+            .map(|(name, value)| (name.as_str().to_owned(), Bytes::copy_from_slice(value.as_bytes())))
+            .collect(),
+        body: response.body,
+        took: Duration::from_micros(response.micros),
+    }
+}

@@ -1,0 +1,187 @@
+//! Work that takes time: each piece owns the sandbox it works on and brings back what became of it.
+
+use std::{sync::Arc, time::Instant};
+
+use medes_proto::{
+    failure::{Failure, FailureKind},
+    fleet::SnapshotReport,
+    function::FunctionSpec,
+    ids::{NodeId, SandboxId, SnapshotId},
+    limits::FAILURE_LINES_MAX,
+    sandbox::Phase,
+};
+
+use super::Tools;
+use crate::{
+    base, dedupe,
+    driver::{Deduped, Restored},
+    restore,
+    roads::{Roads, Stored, Warm},
+    sandbox::{self, CreateError, Ended, Housing, LaunchError, LaunchSpec, Log},
+};
+
+/// What was made, or what is left and why.
+type Outcome<Made, Left> = Result<Made, (Left, Failure)>;
+
+type Launched = (Box<Warm>, Vec<Phase>);
+
+/// What work came to.
+#[derive(Debug)]
+pub(crate) enum Worked {
+    /// A start.
+    Launched { sandbox: SandboxId, result: Outcome<Launched, Option<Box<Housing>>> },
+    /// A dedup.
+    Deduped { sandbox: SandboxId, result: Outcome<(Box<Stored>, Deduped), Option<Box<Warm>>> },
+    /// A base snapshot; the sandbox comes back either way.
+    BaseMade {
+        sandbox: SandboxId,
+        warm: Option<Box<Warm>>,
+        result: Result<(SnapshotReport, Vec<Phase>), Failure>,
+    },
+    /// A restore.
+    Restored { sandbox: SandboxId, result: Outcome<(Box<Warm>, Restored), Box<Housing>> },
+    /// A removal.
+    Removed { sandbox: SandboxId },
+    /// The processes of a sandbox ended.
+    Exited { sandbox: SandboxId, why: Failure },
+    /// A request is over; `overdue` when the sandbox may still be working on it.
+    Answered { sandbox: SandboxId, answered: bool, overdue: Option<Failure> },
+}
+
+impl Worked {
+    /// What is to be removed when the node closes.
+    pub(super) fn into_remains(self) -> (SandboxId, Option<Box<Housing>>) {
+        match self {
+            Self::Launched { sandbox, result: Ok((warm, _)) }
+            | Self::Restored { sandbox, result: Ok((warm, _)) }
+            | Self::BaseMade { sandbox, warm: Some(warm), .. }
+            | Self::Deduped { sandbox, result: Err((Some(warm), _)) } => (sandbox, Some(Box::new(warm.housing))),
+            Self::Launched { sandbox, result: Err((ruin, _)) } => (sandbox, ruin),
+            Self::Restored { sandbox, result: Err((ruin, _)) } => (sandbox, Some(ruin)),
+            Self::Deduped { sandbox, result: Ok((stored, _)) } => (sandbox, Some(Box::new(stored.housing))),
+            Self::Deduped { sandbox, result: Err((None, _)) }
+            | Self::BaseMade { sandbox, warm: None, .. }
+            | Self::Removed { sandbox }
+            | Self::Exited { sandbox, .. }
+            | Self::Answered { sandbox, .. } => (sandbox, None),
+        }
+    }
+}
+
+fn launch_spec(spec: &FunctionSpec, sandbox: SandboxId, node: &NodeId) -> LaunchSpec {
+    let mut launch = LaunchSpec::new(spec.name.as_str(), spec.command.clone(), spec.port);
+    launch.env = spec.env.iter().map(|(name, value)| (name.clone(), value.clone())).collect();
+    let ours = [
+        ("MEDES_FUNCTION", spec.name.to_string()),
+        ("MEDES_NODE", node.to_string()),
+        ("MEDES_SANDBOX", sandbox.to_string()),
+    ];
+    launch.env.extend(ours.map(|(name, value)| (name.to_owned(), value)));
+    launch.ready_path.clone_from(&spec.ready_path);
+    launch.ready_timeout = spec.ready_timeout;
+    launch.memory_bytes_max = spec.memory_bytes;
+    // /tmp counts against the memory limit; half of it is as far as a function should get with files.
+    launch.tmp_bytes_max = spec.memory_bytes / 2;
+    launch.pids_max = spec.pids_max;
+    launch.root.clone_from(&spec.root);
+    launch.dir.clone_from(&spec.dir);
+    launch.mounts = spec.mounts.clone();
+    launch.requests_max = spec.requests_max;
+    launch
+}
+
+/// A cold start, until the function says it is ready.
+pub(super) async fn launch(
+    tools: Arc<Tools>,
+    node: NodeId,
+    sandbox: SandboxId,
+    spec: Box<FunctionSpec>,
+) -> Worked {
+    let began = Instant::now();
+    let doing = |failure: Failure| Failure { message: format!("start {sandbox}: {}", failure.message), ..failure };
+    let created = async {
+        let id = sandbox::SandboxId::new(sandbox.to_string()).map_err(CreateError::Spec)?;
+        Housing::create(&tools.host, &id, &launch_spec(&spec, sandbox, &node)).await
+    };
+    let housing = match created.await {
+        Ok(housing) => housing,
+        Err(error) => {
+            let failure = doing(Failure::from_error(FailureKind::Internal, &error));
+            return Worked::Launched { sandbox, result: Err((None, failure)) };
+        }
+    };
+    let housed = Instant::now();
+    let result = match housing.launch().await {
+        Ok(tree) => {
+            let phases = vec![Phase::new("house", housed - began), Phase::new("launch", housed.elapsed())];
+            Ok((Box::new(Warm { spec: Arc::new(*spec), housing, tree }), phases))
+        }
+        Err(error) => {
+            let kind = match &error {
+                LaunchError::CommandNotFound { .. } | LaunchError::CommandNotExecutable { .. } => FailureKind::CommandNotFound,
+                LaunchError::NeverReady { .. } | LaunchError::EndedBeforeReady { .. } => FailureKind::NeverReady,
+                LaunchError::OutOfMemory { .. } => FailureKind::OutOfMemory,
+                _ => FailureKind::Internal,
+            };
+            let failure = doing(Failure::from_error(kind, &error)).with_log(tail(housing.log()));
+            Err((Some(Box::new(housing)), failure))
+        }
+    };
+    Worked::Launched { sandbox, result }
+}
+
+fn tail(log: &Log) -> Vec<String> {
+    log.tail(FAILURE_LINES_MAX).lines.into_iter().map(|line| line.text).collect()
+}
+
+/// Why a sandbox ended that was not told to.
+pub(super) fn ended(sandbox: SandboxId, ended: Ended, log: &Log) -> Failure {
+    let kind = if ended.out_of_memory { FailureKind::OutOfMemory } else { FailureKind::Crashed };
+    Failure::new(kind, format!("{sandbox} ended: {ended}")).with_log(tail(log))
+}
+
+pub(super) async fn dedup(
+    roads: Arc<Roads>,
+    sandbox: SandboxId,
+    warm: Box<Warm>,
+    digest_memory: bool,
+) -> Worked {
+    let result = match dedupe::dedup(&roads, sandbox, *warm, digest_memory).await {
+        Ok((stored, deduped)) => Ok((Box::new(stored), deduped)),
+        Err(not) => Err((Some(Box::new(not.warm)), not.error.failure(sandbox))),
+    };
+    Worked::Deduped { sandbox, result }
+}
+
+pub(super) async fn make_base(
+    roads: Arc<Roads>,
+    sandbox: SandboxId,
+    warm: Box<Warm>,
+    snapshot: SnapshotId,
+) -> Worked {
+    let result = base::make_base(&roads, &warm, snapshot).await.map_err(|error| error.failure(sandbox));
+    Worked::BaseMade { sandbox, warm: Some(warm), result }
+}
+
+pub(super) async fn restore(
+    roads: Arc<Roads>,
+    sandbox: SandboxId,
+    stored: Box<Stored>,
+    digest_memory: bool,
+) -> Worked {
+    let result = match restore::restore(&roads, *stored, digest_memory).await {
+        Ok((warm, restored)) => Ok((Box::new(warm), restored)),
+        Err(not) => Err((Box::new(not.housing), not.error.failure(sandbox))),
+    };
+    Worked::Restored { sandbox, result }
+}
+
+/// Ends what runs and frees all that is left.
+pub(super) async fn remove(sandbox: SandboxId, remains: Option<Box<Housing>>) -> Worked {
+    if let Some(housing) = remains
+        && let Err(error) = housing.remove().await
+    {
+        tracing::error!(%sandbox, error = &error as &dyn std::error::Error, "something of a sandbox stays behind");
+    }
+    Worked::Removed { sandbox }
+}

@@ -1,0 +1,204 @@
+//! The road back: a dedup image becomes a warm sandbox again.
+//!
+//! ```text
+//! image opened and checked ─► read base pages ─► rebuild pages, each against its hash ─► lay out CRIU's files
+//!                          ─► CRIU restores ─► sandbox
+//! ```
+//!
+//! Eager, as the paper has it: every page is in place before the first instruction runs. After a failure there
+//! is no sandbox: half of one is killed, and what is left is removed by the caller.
+
+use std::io;
+
+use medes_dedup::{
+    image::{DedupImage, OpenImageError, ReadSectionsError},
+    page::{BasePage, PAGE_BYTES, Page},
+    rebuild::RebuildError,
+};
+use medes_proto::{
+    failure::{Failure, FailureKind},
+    ids::SandboxId,
+};
+
+use crate::{
+    bases::{BasePages, ReadBasesError},
+    criu::{self, RestoreRequest, TakeWorkerError, tree},
+    digest::{DigestError, Mask, digest},
+    driver::Restored,
+    dump::{Folder, mounts},
+    engine::Engine,
+    faults::{Injected, Step},
+    memory_file::MappedFile,
+    page_work,
+    roads::{NotWelcomed, Roads, Stopwatch, Stored, Warm, blocking},
+    sandbox::{AdoptError, Housing, Tree},
+    skeleton::{self, UnpackError},
+};
+
+/// Why a sandbox did not come back.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError {
+    /// No key and no settings yet.
+    #[error(transparent)]
+    NotWelcomed(#[from] NotWelcomed),
+    /// The image is not what was stored.
+    #[error("open its dedup image")]
+    Open(#[from] OpenImageError),
+    /// Its skeleton cannot be read.
+    #[error("read the skeleton in its dedup image")]
+    Sections(#[from] ReadSectionsError),
+    /// Base pages could not be read.
+    #[error("read base pages for it")]
+    Bases(#[from] ReadBasesError),
+    /// A page did not come out as it was stored.
+    #[error("rebuild its pages")]
+    Rebuild(#[from] RebuildError),
+    /// There is no place for CRIU's files.
+    #[error("make a folder for its images")]
+    Folder(#[source] io::Error),
+    /// CRIU's files could not be laid out.
+    #[error("lay out its images")]
+    Unpack(#[from] UnpackError),
+    /// No CRIU.
+    #[error("restore it")]
+    Worker(#[from] TakeWorkerError),
+    /// Its log cannot be joined to its new processes.
+    #[error("join its log to its new processes")]
+    MoveIn(#[source] io::Error),
+    /// CRIU failed.
+    #[error("restore it")]
+    Criu(#[from] criu::RestoreError),
+    /// Its processes cannot be watched.
+    #[error("take over its processes")]
+    Adopt(#[from] AdoptError),
+    /// Its memory could not be hashed as asked.
+    #[error("hash its memory")]
+    Digest(#[from] DigestError),
+    /// It could not be let run.
+    #[error("let it run")]
+    Resume(#[from] tree::TreeError),
+    /// A test wanted this.
+    #[error(transparent)]
+    Injected(#[from] Injected),
+}
+
+impl RestoreError {
+    /// As the controller hears of it.
+    pub fn failure(&self, sandbox: SandboxId) -> Failure {
+        let kind = match self {
+            Self::Open(_) | Self::Rebuild(_) | Self::Sections(_) => FailureKind::Corrupt,
+            Self::Bases(_) => FailureKind::BaseLost,
+            Self::Folder(source) | Self::Unpack(UnpackError::Write { source, .. })
+                if source.kind() == io::ErrorKind::StorageFull =>
+            {
+                FailureKind::NoSpace
+            }
+            _ => FailureKind::RestoreFailed,
+        };
+        let mut failure = Failure::from_error(kind, self);
+        failure.message = format!("restore {sandbox}: {}", failure.message);
+        failure
+    }
+}
+
+/// A restore that did not work. What is left of the sandbox is only good for removal.
+#[derive(Debug)]
+pub struct NotRestored {
+    /// Its housing; a process of half a restore may still be in it.
+    pub housing: Housing,
+    /// Why.
+    pub error: RestoreError,
+}
+
+/// Gives a sandbox its memory and its processes back.
+pub async fn restore(
+    roads: &Roads,
+    stored: Stored,
+    digest_memory: bool,
+) -> Result<(Warm, Restored), Box<NotRestored>> {
+    let Stored { spec, mut housing, image, places } = stored;
+    let engine = match roads.engine() {
+        Ok(engine) => engine,
+        Err(error) => return Err(Box::new(NotRestored { housing, error: error.into() })),
+    };
+    let mut watch = Stopwatch::start();
+    let key = engine.key(&spec.tenant);
+    let opened = async {
+        roads.faults.pass(Step::Open)?;
+        let image = blocking(move || DedupImage::open(image, &key)).await?;
+        watch.step("open");
+        roads.faults.pass(Step::ReadBack)?;
+        let wanted: Vec<BasePage> = image.reads().iter().map(|read| read.base).collect();
+        let bases = roads.bases.read(&wanted, &places).await?;
+        watch.step("read_bases");
+        let folder = Folder::create(housing.work_dir().join("restore")).map_err(RestoreError::Folder)?;
+        let laid = lay_out(engine, image, bases, folder).await?;
+        roads.faults.pass(Step::Rebuild)?;
+        watch.step("rebuild");
+        Ok(laid)
+    };
+    let restored = match opened.await {
+        Ok(laid) => revive(roads, &mut housing, laid, digest_memory, &mut watch).await,
+        Err(error) => Err(error),
+    };
+    match restored {
+        Ok((tree, memory_digest)) => {
+            let restored = Restored { phases: watch.phases(), memory_digest };
+            Ok((Warm { spec, housing, tree }, restored))
+        }
+        Err(error) => Err(Box::new(NotRestored { housing, error })),
+    }
+}
+
+/// Rebuilds every page where CRIU will read it.
+async fn lay_out(
+    engine: Engine,
+    image: DedupImage<MappedFile>,
+    bases: BasePages,
+    folder: Folder,
+) -> Result<(Folder, Vec<Mask>), RestoreError> {
+    blocking(move || {
+        let mut laid = skeleton::unpack(&image.sections()?, image.pages(), folder.path())?;
+        let mut pages: Vec<&mut Page> =
+            laid.pages.iter_mut().flat_map(|file| file.as_mut().as_chunks_mut::<PAGE_BYTES>().0).collect();
+        page_work::rebuild(&image, &bases, &mut pages, engine.threads)?;
+        Ok((folder, laid.masks))
+    })
+    .await
+}
+
+/// Has CRIU make the processes. They run when this returns.
+async fn revive(
+    roads: &Roads,
+    housing: &mut Housing,
+    (folder, masks): (Folder, Vec<Mask>),
+    digest_memory: bool,
+    watch: &mut Stopwatch,
+) -> Result<(Tree, Option<[u8; 32]>), RestoreError> {
+    let (worker, intake) = roads.pool.take(roads.limits.worker).await?;
+    watch.step("worker");
+    roads.faults.pass(Step::CriuRestore)?;
+    let inherited = housing.move_in(intake).map_err(RestoreError::MoveIn)?;
+    let request = RestoreRequest {
+        images: folder.path(),
+        root: housing.root(),
+        mounts: &mounts(housing),
+        cgroup_procs: &housing.cgroup().procs_files(),
+        inherited: &inherited,
+        leave_stopped: digest_memory,
+        timeout: roads.limits.criu,
+        verbose: false,
+    };
+    let restored = criu::restore(worker, &roads.reaper, &request).await?;
+    watch.step("criu");
+    let tree = housing.adopt(restored.pid)?;
+    roads.faults.pass(Step::Resume)?;
+    if !digest_memory {
+        return Ok((tree, None));
+    }
+    let pids: Vec<i32> = tree::members(restored.pid)?.into_iter().map(nix::unistd::Pid::as_raw).collect();
+    let memory = blocking(move || digest(&pids, &masks)).await?;
+    watch.step("digest");
+    tree::resume(restored.pid)?;
+    Ok((tree, Some(memory)))
+}

@@ -1,0 +1,150 @@
+//! What both roads of a page carry with them, and the sandbox at either end.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
+
+use medes_dedup::page::SnapshotId;
+use medes_proto::{function::FunctionSpec, registry::SnapshotPlace, sandbox::Phase};
+use tokio::time::Instant;
+
+use crate::{
+    bases::Bases,
+    criu::{Criu, Pool},
+    engine::Engine,
+    faults::Faults,
+    memory_file::MappedFile,
+    reaper::Reaper,
+    registry::Registry,
+    sandbox::{Housing, Intake, Tree},
+};
+
+/// A sandbox with its processes.
+#[derive(Debug)]
+pub struct Warm {
+    /// What it runs.
+    pub spec: Arc<FunctionSpec>,
+    /// What outlives its processes.
+    pub housing: Housing,
+    /// Its processes.
+    pub tree: Tree,
+}
+
+/// A sandbox without processes.
+#[derive(Debug)]
+pub struct Stored {
+    /// What it runs.
+    pub spec: Arc<FunctionSpec>,
+    /// What outlived its processes.
+    pub housing: Housing,
+    /// The dedup image, sealed.
+    pub image: MappedFile,
+    /// Where the base snapshots of the image are.
+    pub places: BTreeMap<SnapshotId, SnapshotPlace>,
+}
+
+/// How long a step may take.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// A dump or a restore by CRIU.
+    pub criu: Duration,
+    /// A CRIU worker to become ready.
+    pub worker: Duration,
+}
+
+impl Limits {
+    /// Long enough for a sandbox of gigabytes on a busy node, short enough to notice a hang.
+    pub const DEFAULT: Self = Self { criu: Duration::from_secs(60), worker: Duration::from_secs(10) };
+}
+
+/// What the roads need of the node.
+#[derive(Debug)]
+pub struct Roads {
+    /// Freezes and thaws processes.
+    pub criu: Criu,
+    /// CRIU processes that wait for a restore, each in a network namespace of its own.
+    pub pool: Pool<Intake>,
+    /// Waits for all children.
+    pub reaper: Reaper,
+    /// Base pages, local and remote.
+    pub bases: Arc<Bases>,
+    /// The controller's registry.
+    pub registry: Registry,
+    /// The engine, once the controller has said how; it may say so again.
+    engine: RwLock<Option<Engine>>,
+    /// How long steps may take.
+    pub limits: Limits,
+    /// Failures that tests ask for.
+    pub faults: Faults,
+}
+
+/// No controller has welcomed this node yet, so it has no key and no settings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("no controller has told this node the cluster's key yet")]
+pub struct NotWelcomed;
+
+impl Roads {
+    /// With everything but the engine, which the controller's welcome brings.
+    pub fn new(
+        (criu, pool): (Criu, Pool<Intake>),
+        reaper: Reaper,
+        bases: Arc<Bases>,
+        registry: Registry,
+        faults: Faults,
+    ) -> Self {
+        let (engine, limits) = (RwLock::new(None), Limits::DEFAULT);
+        Self { criu, pool, reaper, bases, registry, engine, limits, faults }
+    }
+
+    /// The engine as it is set now.
+    pub fn engine(&self) -> Result<Engine, NotWelcomed> {
+        self.engine.read().unwrap_or_else(PoisonError::into_inner).clone().ok_or(NotWelcomed)
+    }
+
+    /// Sets the engine for every dedup and restore that begins after this.
+    pub fn set_engine(&self, engine: Engine) {
+        *self.engine.write().unwrap_or_else(PoisonError::into_inner) = Some(engine);
+    }
+}
+
+/// Measures an operation step by step.
+#[derive(Debug)]
+pub struct Stopwatch {
+    last: Instant,
+    phases: Vec<Phase>,
+}
+
+impl Stopwatch {
+    /// Starts now.
+    pub fn start() -> Self {
+        Self { last: Instant::now(), phases: Vec::with_capacity(12) }
+    }
+
+    /// What was done since the last step had this name.
+    pub fn step(&mut self, name: &'static str) {
+        let now = Instant::now();
+        self.phases.push(Phase::new(name, now - self.last));
+        self.last = now;
+    }
+
+    /// All steps.
+    pub fn phases(self) -> Vec<Phase> {
+        self.phases
+    }
+}
+
+/// Runs blocking work on a thread meant for it; a panic there is a panic here.
+///
+/// Not cancel-safe: the work goes on when the future is dropped, its result is lost.
+pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(join) => match join.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // The runtime is going away and nobody will look at the result.
+            Err(_cancelled) => std::future::pending().await,
+        },
+    }
+}

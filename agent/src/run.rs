@@ -1,0 +1,170 @@
+//! Puts a node together and runs it until it is told to stop.
+
+use std::{io, sync::Arc, time::Duration};
+
+use anyhow::{Context, Result};
+use medes_proto::{
+    limits::MESSAGE_BYTES_MAX,
+    wire::node_server::NodeServer,
+};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+};
+use tokio_stream::wrappers::TcpListenerStream;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::transport::{Channel, Endpoint, Server};
+
+use crate::{
+    bases::Bases,
+    config::Config,
+    criu::{Criu, Pool},
+    faults::Faults,
+    link,
+    node::{Identity, Node, Tools},
+    reaper::Reaper,
+    registry::Registry,
+    roads::Roads,
+    sandbox::{self, Host, HostConfig},
+    service::NodeService,
+    watch::Watch,
+};
+
+/// A read from another node, or a call to the registry, that takes longer has failed.
+const READ_DEADLINE: Duration = Duration::from_secs(20);
+/// How long tasks may take to end when the node does.
+const STOP_DEADLINE: Duration = Duration::from_secs(15);
+/// What the link may tell the node before the node has listened.
+const LINK_MAX: usize = 256;
+
+/// Runs the agent; returns when SIGTERM or SIGINT came and everything is gone.
+pub async fn run(config: Config) -> Result<()> {
+    let stop = CancellationToken::new();
+    let tasks = TaskTracker::new();
+    // The reaper outlives everything whose processes it waits for.
+    let reaper_stop = CancellationToken::new();
+    let reaper_tasks = TaskTracker::new();
+    let reaper = Reaper::start(&reaper_tasks, reaper_stop.clone()).context("start the reaper")?;
+    let host_config = HostConfig {
+        node: config.node.to_string(),
+        run_dir: config.state_dir.join("run"),
+        run_bytes_max: config.scratch.0,
+        program: std::env::current_exe().context("find this program")?,
+    };
+    let host = Host::start(host_config, reaper.clone(), tasks.clone()).await.context("set the node up")?;
+    let listener = TcpListener::bind(config.listen).await.with_context(|| format!("listen on {}", config.listen))?;
+    let address = listener.local_addr().context("learn the port")?.to_string();
+    let channel = channel(&config.controller)?;
+    let bases = Arc::new(Bases::new(config.node.clone(), READ_DEADLINE));
+    let mut lacks = Vec::new();
+    let watch = Watch::start().map_err(|error| lacks.push(format!("eBPF: {}", chain(&error)))).ok();
+    let roads = roads(&config, &reaper, &tasks, &stop, &bases, channel.clone()).await;
+    let roads = roads.map_err(|error| lacks.push(format!("CRIU: {error:#}"))).ok().map(Arc::new);
+    for lack in &lacks {
+        tracing::warn!(lack, "this node cannot do everything");
+    }
+    let identity = Identity {
+        node: config.node.clone(),
+        incarnation: incarnation(),
+        address: address.clone(),
+        cap_bytes: config.memory_cap.0,
+        lacks,
+        threads: config.threads(),
+    };
+    let tools = Tools { host: Arc::new(host.clone()), roads, bases: bases.clone(), tasks: tasks.clone() };
+    let (node, handle, inbox) = Node::new(identity, Arc::new(tools));
+    let (from_link, link_inbox) = mpsc::channel(LINK_MAX);
+    tasks.spawn(link::run(channel, from_link, stop.clone()));
+    let service = NodeServer::new(NodeService::new(bases, handle))
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX);
+    let serving = Server::builder()
+        .add_service(service)
+        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop.clone().cancelled_owned());
+    tasks.spawn(async move {
+        if let Err(error) = serving.await {
+            tracing::error!(error = &error as &dyn std::error::Error, "the Node service ended");
+        }
+    });
+    tasks.spawn(until_told(host, stop.clone()));
+    tracing::info!(node = %config.node, address, controller = config.controller, "agent is up");
+    node.run(inbox, link_inbox, stop).await;
+    tasks.close();
+    if tokio::time::timeout(STOP_DEADLINE, tasks.wait()).await.is_err() {
+        tracing::warn!(left = tasks.len(), deadline = ?STOP_DEADLINE, "tasks did not end in time");
+    }
+    drop(watch);
+    reaper_stop.cancel();
+    reaper_tasks.close();
+    reaper_tasks.wait().await;
+    Ok(())
+}
+
+fn channel(controller: &str) -> Result<Channel> {
+    let endpoint = Endpoint::from_shared(format!("http://{controller}"))
+        .with_context(|| format!("understand the controller's address {controller:?}"))?;
+    Ok(endpoint.connect_timeout(Duration::from_secs(5)).http2_keep_alive_interval(Duration::from_secs(5)).connect_lazy())
+}
+
+/// Finds and tries CRIU, and starts the workers that wait for restores.
+async fn roads(
+    config: &Config,
+    reaper: &Reaper,
+    tasks: &TaskTracker,
+    stop: &CancellationToken,
+    bases: &Arc<Bases>,
+    channel: Channel,
+) -> Result<Roads> {
+    let criu = Criu::find(config.criu.as_deref())?;
+    criu.check(reaper, &config.state_dir.join("run")).await?;
+    let workers = config.restore_workers.get();
+    let pool = Pool::start(criu.clone(), reaper.clone(), workers, tasks, stop.clone(), sandbox::seat);
+    let faults = Faults::new(config.fault, config.fault_times);
+    let registry = Registry::new(channel, READ_DEADLINE);
+    Ok(Roads::new((criu, pool), reaper.clone(), bases.clone(), registry, faults))
+}
+
+/// Cancels `stop` at the first signal, or when the keeper dies: without one, a killed agent would leave
+/// sandboxes behind.
+async fn until_told(host: Host, stop: CancellationToken) {
+    let (terminate, interrupt) = match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
+        (Ok(terminate), Ok(interrupt)) => (terminate, interrupt),
+        (Err(error), _) | (_, Err(error)) => {
+            tracing::error!(%error, "cannot listen for signals");
+            return stop.cancel();
+        }
+    };
+    let (mut terminate, mut interrupt) = (terminate, interrupt);
+    tokio::select! {
+        _ = terminate.recv() => tracing::info!("told to stop"),
+        _ = interrupt.recv() => tracing::info!("interrupted"),
+        status = host.keeper_died() => tracing::error!(%status, "the keeper died; shutting down in order"),
+        () = stop.cancelled() => {}
+    }
+    stop.cancel();
+}
+
+/// Tells one life of this agent from another.
+fn incarnation() -> u64 {
+    use std::hash::{BuildHasher, RandomState};
+    // The standard library's hasher is seeded by the operating system's random source.
+    RandomState::new().hash_one(std::process::id()) | 1
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}
+
+/// Where this program writes: standard error, filtered by `MEDES_LOG` (default: info).
+pub fn start_logging() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("MEDES_LOG")
+        .unwrap_or_else(|_unset_or_wrong| tracing_subscriber::EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(false).init();
+}

@@ -1,0 +1,138 @@
+//! What a dedup image keeps besides pages: CRIU's other files, which pages belong to which file, and the memory
+//! that a digest leaves out. All of it in the image's named sections.
+
+use std::{fs, io, path::{Path, PathBuf}};
+
+use medes_dedup::{
+    image::{BuildImageError, ImageBuilder, Sections},
+    page::PAGE_BYTES,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    digest::Mask,
+    dump::{Dump, DumpSandboxError},
+    memory_file::NewFile,
+};
+
+const FILE_PREFIX: &str = "criu/";
+const TABLE: &str = "table";
+
+/// The section that says what the pages are.
+#[derive(Debug, Serialize, Deserialize)]
+struct Table {
+    /// Pages files by name, with their number of pages, in the order of the image's pages.
+    pages: Vec<(String, u64)>,
+    /// Process, first address, length.
+    masks: Vec<(i32, u64, u64)>,
+}
+
+/// Puts everything but pages into the image.
+pub fn pack(dump: &Dump, image: &mut ImageBuilder) -> Result<(), PackError> {
+    let masks = dump.masks().into_iter().map(|m| (m.pid, m.range.start, m.range.end - m.range.start));
+    let table = Table {
+        pages: dump.pages_files().map(|(name, pages)| (name.to_owned(), pages)).collect(),
+        masks: masks.collect(),
+    };
+    image.section(TABLE, serde_json::to_vec(&table)?)?;
+    for (name, bytes) in dump.skeleton()? {
+        image.section(&format!("{FILE_PREFIX}{name}"), bytes)?;
+    }
+    Ok(())
+}
+
+/// The skeleton could not be kept.
+#[derive(Debug, thiserror::Error)]
+pub enum PackError {
+    /// A file of the dump could not be read.
+    #[error(transparent)]
+    Read(#[from] DumpSandboxError),
+    /// More than an image can hold.
+    #[error("add a section to the image")]
+    Section(#[from] BuildImageError),
+    /// The table could not be written.
+    #[error("write the table of pages files")]
+    Table(#[from] serde_json::Error),
+}
+
+/// The skeleton could not be laid out for CRIU.
+#[derive(Debug, thiserror::Error)]
+pub enum UnpackError {
+    /// The image has none, or one that makes no sense.
+    #[error("the image's table of pages files is missing or wrong")]
+    Table,
+    /// A file name that CRIU would not use.
+    #[error("the image holds a file named {name:?}")]
+    Name {
+        /// The name, cut to 64 characters.
+        name: String,
+    },
+    /// No room, most likely.
+    #[error("write {path}")]
+    Write {
+        /// Which file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// The folder of a restore, all but the contents of its pages.
+#[derive(Debug)]
+pub struct Laid {
+    /// The pages files, zeros still, in the order of the image's pages.
+    pub pages: Vec<NewFile>,
+    /// Memory that the kernel changes by itself.
+    pub masks: Vec<Mask>,
+}
+
+/// Writes CRIU's files into `folder` and makes pages files for `pages` pages in all.
+pub fn unpack(sections: &Sections, pages: u32, folder: &Path) -> Result<Laid, UnpackError> {
+    let table: Table = sections
+        .get(TABLE)
+        .and_then(|bytes| serde_json::from_slice(bytes).ok())
+        .ok_or(UnpackError::Table)?;
+    let total = table.pages.iter().try_fold(0u64, |sum, (_, pages)| sum.checked_add(*pages));
+    if total != Some(pages.into()) {
+        return Err(UnpackError::Table);
+    }
+    let place = |name: &str| match is_plain(name) {
+        true => Ok(folder.join(name)),
+        false => Err(UnpackError::Name { name: name.chars().take(64).collect() }),
+    };
+    for (name, bytes) in sections.iter() {
+        if let Some(name) = name.strip_prefix(FILE_PREFIX) {
+            let path = place(name)?;
+            fs::write(&path, bytes).map_err(|source| UnpackError::Write { path, source })?;
+        }
+    }
+    let create = |(name, pages): &(String, u64)| {
+        let path = place(name)?;
+        NewFile::create(&path, pages * PAGE_BYTES as u64)
+            .map_err(|source| UnpackError::Write { path, source })
+    };
+    let masks = table.masks.iter().filter_map(|&(pid, start, length)| {
+        Some(Mask { pid, range: start..start.checked_add(length)? })
+    });
+    Ok(Laid { pages: table.pages.iter().map(create).collect::<Result<_, _>>()?, masks: masks.collect() })
+}
+
+/// An image may have travelled: a name out of it must stay inside the folder.
+fn is_plain(name: &str) -> bool {
+    name.ends_with(".img")
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_stay_in_the_folder() {
+        assert!(is_plain("pages-1.img") && is_plain("core-17.img"));
+        for bad in ["", "../core-1.img", "a/b.img", "core-1", "/etc/x.img", "a\0.img"] {
+            assert!(!is_plain(bad), "{bad}");
+        }
+    }
+}
