@@ -1,2 +1,101 @@
-//! Entry point.
-fn main() {}
+//! `medes-controller`: reads its arguments, runs the controller until SIGINT or SIGTERM.
+
+use std::{fs::File, io::Write, net::SocketAddr, path::PathBuf, process::ExitCode};
+
+use anyhow::Context;
+use clap::Parser;
+use medes_controller::{
+    config::{Config, DEFAULTS},
+    server::{Controller, Place},
+};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// The controller of a Medes cluster.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Arguments {
+    /// Folder of the store. Made if it is not there.
+    #[arg(long, value_name = "DIR", required_unless_present = "print_config")]
+    state_dir: Option<PathBuf>,
+    /// Where agents and tools connect (gRPC).
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:0")]
+    control: SocketAddr,
+    /// Where callers connect (HTTP).
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:0")]
+    gateway: SocketAddr,
+    /// Configuration file; see --print-config.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Change one line of the configuration, for example --set policy.idle=5s.
+    #[arg(long, value_name = "SECTION.KEY=VALUE")]
+    set: Vec<String>,
+    /// Print the default configuration and end.
+    #[arg(long)]
+    print_config: bool,
+    /// Write the line with the addresses to this file descriptor, not to standard output, and close it.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(3..))]
+    ready_fd: Option<u32>,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    if arguments.print_config {
+        print!("{DEFAULTS}");
+        return ExitCode::SUCCESS;
+    }
+    let filter =
+        tracing_subscriber::EnvFilter::try_from_env("MEDES_LOG").unwrap_or_else(|_unset| "info".into());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    match run(arguments) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(2),
+        Err(error) => {
+            eprintln!("medes-controller: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[tokio::main]
+async fn run(arguments: Arguments) -> anyhow::Result<bool> {
+    let text = match &arguments.config {
+        Some(path) => std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?,
+        None => String::new(),
+    };
+    let config = Config::read(&text, &arguments.set)?;
+    let state_dir = arguments.state_dir.context("--state-dir is missing")?;
+    // Before the ports are open: who is told that we listen may stop us at once.
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let place = Place { state_dir, control: arguments.control, gateway: arguments.gateway };
+    let controller = Controller::start(place, config).await?;
+    let line = serde_json::json!({
+        "control": controller.control.to_string(),
+        "gateway": controller.gateway.to_string(),
+    });
+    say_ready(arguments.ready_fd, &format!("{line}\n"))?;
+    tokio::select! {
+        _ = interrupt.recv() => tracing::info!("stopping on SIGINT"),
+        _ = terminate.recv() => tracing::info!("stopping on SIGTERM"),
+    }
+    let clean = controller.stop().await;
+    if !clean {
+        tracing::warn!("some requests or streams were cut off");
+    }
+    Ok(clean)
+}
+
+fn say_ready(descriptor: Option<u32>, line: &str) -> anyhow::Result<()> {
+    match descriptor {
+        // Opening it anew by number needs no unsafe code, and works for pipes and files.
+        Some(number) => File::options()
+            .write(true)
+            .open(format!("/proc/self/fd/{number}"))
+            .and_then(|mut pipe| pipe.write_all(line.as_bytes()))
+            .with_context(|| format!("write to descriptor {number}")),
+        None => {
+            let mut out = std::io::stdout();
+            out.write_all(line.as_bytes()).and_then(|()| out.flush()).context("write to standard output")
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! Channels to agents' Node services, one per address, and what is asked over them.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use medes_proto::{
+    WireError,
+    failure::Failure,
+    ids::SandboxId,
+    limits,
+    node::{Answer, Invoke, Request, reply_from_wire},
+    wire::{self, node_client::NodeClient},
+};
+use tonic::transport::{Channel, Endpoint};
+
+/// Addresses kept. More than `nodes_max` means that nodes came and went; any of them can be dropped.
+const CHANNELS_MAX: usize = 2_048;
+const CONNECT_MAX: Duration = Duration::from_secs(2);
+/// On top of a request's deadline: its agent knows better why, and should be the one to say so.
+const SLACK: Duration = Duration::from_secs(5);
+
+/// A pool of channels. A channel reconnects by itself and carries many requests at a time.
+#[derive(Debug, Default)]
+pub struct Agents {
+    channels: Mutex<BTreeMap<String, Channel>>,
+}
+
+/// Why a sandbox's answer did not come.
+#[derive(Debug, thiserror::Error)]
+pub enum InvokeError {
+    /// The agent says why.
+    #[error(transparent)]
+    Failed(Failure),
+    /// The agent could not be reached: the request never left.
+    #[error("connect to the agent at {address}")]
+    NotSent {
+        /// Where.
+        address: String,
+        /// Why.
+        #[source]
+        source: tonic::transport::Error,
+    },
+    /// The request left; its answer did not come back whole.
+    #[error("wait for the answer of the agent at {address}")]
+    Lost {
+        /// Where.
+        address: String,
+        /// What the transport says.
+        #[source]
+        source: Box<tonic::Status>,
+    },
+    /// The agent's answer makes no sense.
+    #[error("read the answer of the agent at {address}")]
+    Nonsense {
+        /// Where.
+        address: String,
+        /// What is wrong with it.
+        #[source]
+        source: WireError,
+    },
+}
+
+impl Agents {
+    /// A connected channel. Cancel-safe.
+    async fn channel(&self, address: &str) -> Result<Channel, InvokeError> {
+        if let Some(channel) = self.known(address) {
+            return Ok(channel);
+        }
+        let error = |source| InvokeError::NotSent { address: address.to_owned(), source };
+        let endpoint = Endpoint::from_shared(format!("http://{address}"))
+            .map_err(error)?
+            .connect_timeout(CONNECT_MAX)
+            .tcp_nodelay(true)
+            .http2_keep_alive_interval(Duration::from_secs(5))
+            .keep_alive_timeout(Duration::from_secs(5))
+            .initial_stream_window_size(1 << 20)
+            .initial_connection_window_size(8 << 20);
+        let channel = endpoint.connect().await.map_err(error)?;
+        let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
+        if channels.len() >= CHANNELS_MAX {
+            channels.pop_first();
+        }
+        channels.insert(address.to_owned(), channel.clone());
+        Ok(channel)
+    }
+
+    fn known(&self, address: &str) -> Option<Channel> {
+        self.channels.lock().unwrap_or_else(PoisonError::into_inner).get(address).cloned()
+    }
+
+    /// The next call connects anew, and so learns whether the agent can be reached before anything is sent.
+    fn forget(&self, address: &str) {
+        self.channels.lock().unwrap_or_else(PoisonError::into_inner).remove(address);
+    }
+
+    fn client(channel: Channel) -> NodeClient<Channel> {
+        NodeClient::new(channel)
+            .max_decoding_message_size(limits::MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(limits::MESSAGE_BYTES_MAX)
+    }
+
+    /// Has a sandbox answer a request. Dropping the future resets the stream; the sandbox may have seen the request.
+    pub async fn invoke(
+        &self,
+        address: &str,
+        sandbox: SandboxId,
+        request: Request,
+        deadline: Duration,
+    ) -> Result<Answer, InvokeError> {
+        let channel = self.channel(address).await?;
+        let mut message =
+            tonic::Request::new(wire::InvokeRequest::from(Invoke { sandbox, request, deadline }));
+        message.set_timeout(deadline.saturating_add(SLACK));
+        let reply = match Self::client(channel).invoke(message).await {
+            Ok(reply) => reply.into_inner(),
+            Err(status) => {
+                self.forget(address);
+                return Err(InvokeError::Lost { address: address.to_owned(), source: Box::new(status) });
+            }
+        };
+        let nonsense = |source| InvokeError::Nonsense { address: address.to_owned(), source };
+        reply_from_wire(reply).map_err(nonsense)?.map_err(InvokeError::Failed)
+    }
+
+    /// A sandbox's output.
+    pub async fn logs(&self, address: &str, sandbox: SandboxId) -> Result<wire::LogsReply, InvokeError> {
+        let channel = self.channel(address).await?;
+        let mut message = tonic::Request::new(wire::LogsRequest { sandbox: sandbox.get() });
+        message.set_timeout(SLACK);
+        let reply = Self::client(channel).logs(message).await;
+        reply.map(tonic::Response::into_inner).map_err(|status| {
+            if status.code() != tonic::Code::NotFound {
+                self.forget(address);
+            }
+            InvokeError::Lost { address: address.to_owned(), source: Box::new(status) }
+        })
+    }
+}

@@ -1,0 +1,259 @@
+//! The Control service: what `medes` and other tools ask.
+
+use std::{sync::Arc, time::Duration};
+
+use medes_proto::{
+    failure::{Failure, FailureKind},
+    fleet::Success,
+    function::FunctionSpec,
+    ids::{FunctionName, NodeId, SandboxId},
+    node::request_from_wire,
+    sandbox::phases_to_wire,
+    wire::{self, control_server::Control},
+};
+use tonic::{Request, Response, Status};
+
+use crate::{
+    agents::{Agents, InvokeError},
+    driver::{Event, Operation, Refusal},
+    invoke::{Answered, Call, Invoker},
+    registry::Registry,
+    shell::Handle,
+    store::{Store, StoreError},
+};
+
+/// The service.
+pub(crate) struct ControlService {
+    pub(crate) driver: Handle,
+    pub(crate) store: Arc<Store>,
+    pub(crate) registry: Arc<dyn Registry>,
+    pub(crate) agents: Arc<Agents>,
+    pub(crate) invoker: Arc<Invoker>,
+    /// Changes of functions reach the store and the driver in the same order.
+    pub(crate) functions: Arc<tokio::sync::Mutex<()>>,
+}
+
+/// Work that blocks on the disk. It goes on if the caller goes away: the store and the driver must agree.
+async fn on_disk<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+) -> Result<T, Status> {
+    let done =
+        tokio::task::spawn_blocking(work).await.map_err(|error| Status::internal(error.to_string()))?;
+    done.map_err(|error| {
+        let failure = Failure::from_error(FailureKind::Internal, &error);
+        tracing::error!("store: {failure}");
+        Status::internal(failure.message)
+    })
+}
+
+fn sandbox_id(raw: u64) -> Result<SandboxId, Status> {
+    Ok(SandboxId::from_wire(raw, "sandbox")?)
+}
+
+fn function_name(raw: &str) -> Result<FunctionName, Status> {
+    raw.parse().map_err(|error: medes_proto::ids::NameError| Status::invalid_argument(error.to_string()))
+}
+
+fn count(number: usize) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
+}
+
+impl ControlService {
+    async fn operate(&self, operation: Operation) -> Result<Response<wire::OperationReply>, Status> {
+        let result = match self.driver.operate(operation).await? {
+            Ok(Success { sandbox, snapshot, phases, memory_digest }) => {
+                wire::operation_reply::Result::Success(wire::OperationSuccess {
+                    sandbox: sandbox.map(Into::into),
+                    snapshot: snapshot.map(Into::into),
+                    phases: phases_to_wire(phases),
+                    memory_digest: memory_digest.map(|hash| hash.to_vec().into()).unwrap_or_default(),
+                })
+            }
+            Err(failure) => wire::operation_reply::Result::Failure(failure.into()),
+        };
+        Ok(Response::new(wire::OperationReply { result: Some(result) }))
+    }
+}
+
+#[tonic::async_trait]
+impl Control for ControlService {
+    async fn apply_function(
+        &self,
+        request: Request<wire::ApplyFunctionRequest>,
+    ) -> Result<Response<wire::ApplyFunctionReply>, Status> {
+        let spec = FunctionSpec::from_toml(&request.into_inner().toml).map_err(|error| {
+            Status::invalid_argument(Failure::from_error(FailureKind::Invalid, &error).message)
+        })?;
+        let turn = Arc::clone(&self.functions).lock_owned().await;
+        let (store, driver, name) = (Arc::clone(&self.store), self.driver.clone(), spec.name.clone());
+        let kept = spec.clone();
+        let applied = on_disk(move || store.apply(&kept)).await?;
+        if applied.changed {
+            driver.tell(Event::Applied { function: Box::new(spec), revision: applied.revision }).await?;
+        }
+        drop(turn);
+        let (revision, changed) = (applied.revision, applied.changed);
+        Ok(Response::new(wire::ApplyFunctionReply { name: name.into(), revision, changed }))
+    }
+
+    async fn list_functions(
+        &self,
+        _request: Request<wire::ListFunctionsRequest>,
+    ) -> Result<Response<wire::ListFunctionsReply>, Status> {
+        let rows = self.driver.look(|driver, _| driver.function_rows()).await?;
+        let functions = rows.into_iter().map(|row| wire::FunctionRow {
+            toml: row.spec.to_toml(),
+            name: row.spec.name.into(),
+            revision: row.revision,
+            tenant: row.spec.tenant.into(),
+            warm: count(row.warm),
+            dedup: count(row.dedup),
+            bases: count(row.bases),
+            requests: row.requests,
+            cold_starts: row.cold_starts,
+            restores: row.restores,
+        });
+        Ok(Response::new(wire::ListFunctionsReply { functions: functions.collect() }))
+    }
+
+    async fn remove_function(
+        &self,
+        request: Request<wire::RemoveFunctionRequest>,
+    ) -> Result<Response<wire::RemoveFunctionReply>, Status> {
+        let name = function_name(&request.into_inner().name)?;
+        let turn = Arc::clone(&self.functions).lock_owned().await;
+        let (store, gone) = (Arc::clone(&self.store), name.clone());
+        if !on_disk(move || store.remove(&gone)).await? {
+            return Err(Status::not_found(format!("there is no function {name}")));
+        }
+        let counted = name.clone();
+        let sandboxes = self.driver.look(move |driver, _| driver.sandboxes_of(&counted)).await?;
+        self.driver.tell(Event::Removed { function: name }).await?;
+        drop(turn);
+        Ok(Response::new(wire::RemoveFunctionReply { sandboxes_purged: count(sandboxes) }))
+    }
+
+    async fn invoke_function(
+        &self,
+        request: Request<wire::InvokeFunctionRequest>,
+    ) -> Result<Response<wire::InvokeFunctionReply>, Status> {
+        let wire::InvokeFunctionRequest { function, method, path, headers, body, deadline_ms } =
+            request.into_inner();
+        if body.len() > self.invoker.settings().body_max {
+            return Err(Status::invalid_argument("the body is too large"));
+        }
+        let call = Call {
+            function: function_name(&function)?,
+            prefer: None,
+            deadline: Some(Duration::from_millis(deadline_ms)).filter(|deadline| !deadline.is_zero()),
+            request: request_from_wire(method, path, headers, body)?,
+        };
+        let result = match self.invoker.call(call).await {
+            Ok(Answered { answer, start, sandbox, node, phases }) => {
+                wire::invoke_function_reply::Result::Answer(wire::InvokeFunctionAnswer {
+                    http: Some(answer.into()),
+                    start: start.into(),
+                    sandbox: sandbox.get(),
+                    node: node.into(),
+                    phases: phases_to_wire(phases),
+                })
+            }
+            Err(Refusal::UnknownFunction) => {
+                return Err(Status::not_found(format!("there is no function {function}")));
+            }
+            Err(why) => wire::invoke_function_reply::Result::Failure(why.into_failure().into()),
+        };
+        Ok(Response::new(wire::InvokeFunctionReply { result: Some(result) }))
+    }
+
+    async fn list_sandboxes(
+        &self,
+        _request: Request<wire::ListSandboxesRequest>,
+    ) -> Result<Response<wire::ListSandboxesReply>, Status> {
+        let rows = self.driver.look(|driver, now| driver.sandbox_rows(now)).await?;
+        let sandboxes = rows
+            .into_iter()
+            .map(|row| wire::SandboxRow { report: Some(row.report.into()), node: row.node.into() });
+        Ok(Response::new(wire::ListSandboxesReply { sandboxes: sandboxes.collect() }))
+    }
+
+    async fn list_nodes(
+        &self,
+        _request: Request<wire::ListNodesRequest>,
+    ) -> Result<Response<wire::ListNodesReply>, Status> {
+        let rows = self.driver.look(|driver, now| driver.node_rows(now)).await?;
+        let nodes = rows.into_iter().map(|row| wire::NodeRow {
+            node: row.name.into(),
+            address: row.address,
+            version: row.version,
+            memory: Some(row.memory.into()),
+            silent_ms: u64::try_from(row.silent.as_millis()).unwrap_or(u64::MAX),
+            sandboxes: count(row.sandboxes),
+            snapshots: row.snapshots.into_iter().map(Into::into).collect(),
+            lacks: row.lacks,
+        });
+        let size = self.registry.size();
+        Ok(Response::new(wire::ListNodesReply {
+            nodes: nodes.collect(),
+            registry_entries: size.entries,
+            registry_bytes: size.bytes,
+        }))
+    }
+
+    async fn start_sandbox(
+        &self,
+        request: Request<wire::StartSandboxRequest>,
+    ) -> Result<Response<wire::OperationReply>, Status> {
+        let wire::StartSandboxRequest { function, node } = request.into_inner();
+        let function = function_name(&function)?;
+        let node = Some(node).filter(|node| !node.is_empty()).map(|node| node.parse::<NodeId>()).transpose();
+        let node = node.map_err(|error| Status::invalid_argument(error.to_string()))?;
+        self.operate(Operation::Start { function, node }).await
+    }
+
+    async fn make_base(
+        &self,
+        request: Request<wire::SandboxRequest>,
+    ) -> Result<Response<wire::OperationReply>, Status> {
+        self.operate(Operation::MakeBase(sandbox_id(request.into_inner().sandbox)?)).await
+    }
+
+    async fn dedup_sandbox(
+        &self,
+        request: Request<wire::SandboxRequest>,
+    ) -> Result<Response<wire::OperationReply>, Status> {
+        let wire::SandboxRequest { sandbox, digest_memory } = request.into_inner();
+        self.operate(Operation::Dedup { sandbox: sandbox_id(sandbox)?, digest_memory }).await
+    }
+
+    async fn restore_sandbox(
+        &self,
+        request: Request<wire::SandboxRequest>,
+    ) -> Result<Response<wire::OperationReply>, Status> {
+        let wire::SandboxRequest { sandbox, digest_memory } = request.into_inner();
+        self.operate(Operation::Restore { sandbox: sandbox_id(sandbox)?, digest_memory }).await
+    }
+
+    async fn purge_sandbox(
+        &self,
+        request: Request<wire::SandboxRequest>,
+    ) -> Result<Response<wire::OperationReply>, Status> {
+        self.operate(Operation::Purge(sandbox_id(request.into_inner().sandbox)?)).await
+    }
+
+    async fn sandbox_logs(
+        &self,
+        request: Request<wire::SandboxRequest>,
+    ) -> Result<Response<wire::LogsReply>, Status> {
+        let id = sandbox_id(request.into_inner().sandbox)?;
+        let address = self.driver.look(move |driver, _| driver.address_of(id)).await?;
+        let address = address.ok_or_else(|| Status::not_found(format!("there is no {id}")))?;
+        match self.agents.logs(&address, id).await {
+            Ok(logs) => Ok(Response::new(logs)),
+            Err(InvokeError::Lost { source, .. }) => Err(*source),
+            Err(error) => {
+                Err(Status::unavailable(Failure::from_error(FailureKind::Internal, &error).message))
+            }
+        }
+    }
+}

@@ -1,0 +1,270 @@
+//! The one owner of the controller's state: events in, actions out. No I/O, no clock, no lock, no random source,
+//! so the same events always give the same actions.
+//!
+//! | room | idea |
+//! |---|---|
+//! | `event` | what comes in and what goes out |
+//! | `requests` | a request's way: queue, sent, answered or refused |
+//! | `schedule` | which sandbox serves, which is started, where |
+//! | `evict` | a node's memory: what it will use, and who makes room |
+//! | `commands` | what agents are told, and what came of it |
+//! | `reports` | nodes: attach, heartbeat, silence, loss |
+//! | `bases` | base snapshots: leases, references, dropping |
+//! | `idle` | reviews by the policy |
+//! | `operations` | what people ask for |
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use medes_proto::{
+    failure::{Failure, FailureKind},
+    fleet::Success,
+    function::FunctionSpec,
+    ids::{CommandId, FunctionName, NodeId, SandboxId, SnapshotId},
+};
+
+use crate::{now::Now, policy::Policy};
+
+mod bases;
+mod commands;
+mod event;
+mod evict;
+mod idle;
+mod operations;
+mod reports;
+mod requests;
+mod rows;
+mod schedule;
+mod settings;
+mod state;
+#[cfg(test)]
+mod tests;
+
+pub use event::{
+    Action, CloseReason, ConnectionId, Decision, Event, Operation, PurgeReason, Refusal, RequestEnd,
+    RequestId, Target, Ticket,
+};
+pub use rows::{FunctionRow, NodeRow, SandboxRow};
+pub use settings::Settings;
+
+use state::{Function, Ghost, Node, Pending, Request, Sandbox, Snapshot, Timer};
+
+/// Owns every function, node, sandbox, snapshot, request and command of the controller.
+#[derive(Debug)]
+pub struct Driver {
+    settings: Settings,
+    policy: Box<dyn Policy>,
+    functions: BTreeMap<FunctionName, Function>,
+    nodes: BTreeMap<NodeId, Node>,
+    connections: BTreeMap<ConnectionId, NodeId>,
+    sandboxes: BTreeMap<SandboxId, Sandbox>,
+    /// By function name, also of functions that are gone: sandboxes outlive them.
+    by_function: BTreeMap<FunctionName, BTreeSet<SandboxId>>,
+    snapshots: BTreeMap<SnapshotId, Snapshot>,
+    requests: BTreeMap<RequestId, Request>,
+    commands: BTreeMap<CommandId, Pending>,
+    /// Claims on snapshots that no report shows yet.
+    leases: BTreeMap<SandboxId, BTreeSet<SnapshotId>>,
+    ghosts: BTreeMap<SandboxId, Ghost>,
+    timers: BTreeSet<(Now, Timer)>,
+    /// Functions to look at before `apply` returns.
+    dirty: BTreeSet<FunctionName>,
+    /// Functions whose queue is not empty.
+    waiting: BTreeSet<FunctionName>,
+    /// Some reference has gone: look for snapshots to drop.
+    check_bases: bool,
+    stopping: bool,
+    settled_at: Now,
+    sandbox_counter: u32,
+    snapshot_counter: u32,
+    command_counter: u64,
+}
+
+impl Driver {
+    /// A driver that knows the functions of the store and no node yet.
+    pub fn new(
+        now: Now,
+        settings: Settings,
+        policy: Box<dyn Policy>,
+        functions: impl IntoIterator<Item = (FunctionSpec, u64)>,
+    ) -> Self {
+        let settled_at = now.after(settings.settle);
+        let mut driver = Self {
+            settings,
+            policy,
+            functions: BTreeMap::new(),
+            nodes: BTreeMap::new(),
+            connections: BTreeMap::new(),
+            sandboxes: BTreeMap::new(),
+            by_function: BTreeMap::new(),
+            snapshots: BTreeMap::new(),
+            requests: BTreeMap::new(),
+            commands: BTreeMap::new(),
+            leases: BTreeMap::new(),
+            ghosts: BTreeMap::new(),
+            timers: BTreeSet::new(),
+            dirty: BTreeSet::new(),
+            waiting: BTreeSet::new(),
+            check_bases: false,
+            stopping: false,
+            settled_at,
+            sandbox_counter: 0,
+            snapshot_counter: 0,
+            command_counter: 0,
+        };
+        driver.timers.insert((settled_at, Timer::Nodes));
+        for (spec, revision) in functions {
+            driver.functions.insert(spec.name.clone(), Function::new(spec, revision));
+        }
+        driver
+    }
+
+    /// Takes one event; what is to be done is added to `out`, in order.
+    pub fn apply(&mut self, now: Now, event: Event, out: &mut Vec<Action>) {
+        match event {
+            Event::Attached { connection, hello } => self.attached(now, connection, *hello, out),
+            Event::Detached { connection } => self.detached(now, connection, out),
+            Event::Reported { connection, inventory } => self.reported(now, connection, *inventory, out),
+            Event::Done { connection, command, result } => {
+                self.command_done(now, connection, command, *result, out);
+            }
+            Event::Idle { connection, sandbox, idle } => self.said_idle(now, connection, sandbox, idle, out),
+            Event::Gone { connection, sandbox, why } => self.sandbox_gone(now, connection, sandbox, why, out),
+            Event::Requested { request, function, prefer, deadline } => {
+                self.requested(now, request, function, prefer, deadline, out);
+            }
+            Event::Ended { request, end } => self.request_ended(now, request, end, out),
+            Event::Abandoned { request } => self.abandoned(request),
+            Event::Applied { function, revision } => self.applied(now, *function, revision, out),
+            Event::Removed { function } => self.removed(now, &function, out),
+            Event::Asked { ticket, operation } => self.asked(now, ticket, operation, out),
+            Event::Acquire { ticket, acquire } => self.acquire(ticket, acquire, out),
+            Event::Tick => {}
+            Event::Stop => self.stop(out),
+        }
+        self.fire_timers(now, out);
+        self.settle(now, out);
+    }
+
+    /// When the driver wants an [`Event::Tick`] if nothing else happens before.
+    pub fn wake_at(&self) -> Option<Now> {
+        self.timers.first().map(|&(at, _)| at)
+    }
+
+    fn arm(&mut self, at: Now, timer: Timer) {
+        self.timers.insert((at, timer));
+    }
+
+    /// Timers are never taken back: each one looks whether it still means something.
+    fn fire_timers(&mut self, now: Now, out: &mut Vec<Action>) {
+        // Work done by a timer may arm others, but always for later: the loop ends.
+        while let Some(&(at, timer)) = self.timers.first().filter(|&&(at, _)| at <= now) {
+            self.timers.remove(&(at, timer));
+            match timer {
+                Timer::Request(request) => self.request_overdue(now, request, out),
+                Timer::Command(command) => self.command_overdue(now, command, out),
+                Timer::Review(sandbox) => self.review_due(now, sandbox, out),
+                Timer::Passing(sandbox) => self.passing_overdue(now, sandbox, out),
+                Timer::Snapshot(snapshot) => self.snapshot_due(now, snapshot, out),
+                Timer::Ghost(sandbox) => self.ghost_due(now, sandbox),
+                Timer::Nodes => self.nodes_due(now, out),
+            }
+        }
+    }
+
+    /// Upkeep after every event, so that the next one meets a clean state.
+    fn settle(&mut self, now: Now, out: &mut Vec<Action>) {
+        // Scheduling may evict, and so make other functions dirty, but each eviction removes a sandbox from the
+        // idle ones: the loop ends.
+        while let Some(name) = self.dirty.pop_first() {
+            self.schedule(now, &name, out);
+        }
+        if std::mem::take(&mut self.check_bases) {
+            self.drop_bases(now, out);
+        }
+    }
+
+    /// There may be new room somewhere: whoever waits should try again.
+    fn wake_waiting(&mut self) {
+        self.dirty.extend(self.waiting.iter().cloned());
+    }
+
+    fn applied(&mut self, now: Now, spec: FunctionSpec, revision: u64, out: &mut Vec<Action>) {
+        let name = spec.name.clone();
+        match self.functions.get_mut(&name) {
+            Some(function) => {
+                function.spec = spec;
+                function.revision = revision;
+            }
+            None => {
+                self.functions.insert(name.clone(), Function::new(spec, revision));
+            }
+        }
+        self.retire_unwanted(now, &name, out);
+        self.dirty.insert(name);
+    }
+
+    fn removed(&mut self, now: Now, name: &FunctionName, out: &mut Vec<Action>) {
+        let Some(function) = self.functions.remove(name) else { return };
+        self.waiting.remove(name);
+        self.dirty.remove(name);
+        for request in function.queue {
+            self.requests.remove(&request);
+            out.push(Action::Refuse { request, why: Refusal::UnknownFunction });
+        }
+        self.retire_unwanted(now, name, out);
+        self.check_bases = true;
+    }
+
+    fn stop(&mut self, out: &mut Vec<Action>) {
+        self.stopping = true;
+        let queues = self.functions.values_mut().flat_map(|function| function.queue.drain(..));
+        for request in queues {
+            self.requests.remove(&request);
+            out.push(Action::Refuse { request, why: Refusal::Stopping });
+        }
+        self.waiting.clear();
+    }
+
+    /// Requests that have not been answered.
+    pub fn open_requests(&self) -> usize {
+        self.requests.len()
+    }
+
+    /// Whether a request has not been answered.
+    pub fn has_request(&self, request: RequestId) -> bool {
+        self.requests.contains_key(&request)
+    }
+
+    fn answer(out: &mut Vec<Action>, ticket: Ticket, result: Result<Success, Failure>) {
+        out.push(Action::Answer { ticket, result: Box::new(result) });
+    }
+
+    fn next_sandbox(&mut self) -> Option<SandboxId> {
+        // A number that a node still knows from a controller whose store was lost is skipped.
+        for _attempt in 0..1_024 {
+            self.sandbox_counter = self.sandbox_counter.checked_add(1)?;
+            let id = SandboxId::of(self.settings.incarnation, self.sandbox_counter)?;
+            if !self.sandboxes.contains_key(&id) {
+                return Some(id);
+            }
+        }
+        None
+    }
+
+    fn next_snapshot(&mut self) -> Option<SnapshotId> {
+        for _attempt in 0..1_024 {
+            self.snapshot_counter = self.snapshot_counter.checked_add(1)?;
+            let upper = u64::from(self.settings.incarnation) << 32;
+            let id = SnapshotId::new(upper | u64::from(self.snapshot_counter))?;
+            if !self.snapshots.contains_key(&id) {
+                return Some(id);
+            }
+        }
+        None
+    }
+}
+
+/// A failure that the controller itself found.
+fn failure(kind: FailureKind, message: impl Into<String>) -> Failure {
+    Failure::new(kind, message)
+}

@@ -1,0 +1,285 @@
+//! Base snapshots: made, placed, referenced, dropped.
+//!
+//! A snapshot is referenced by reports of dedup sandboxes, by leases (a dedup under way has claimed it, no report
+//! shows it yet) and by ghosts (its dedup sandbox's node is lost, but may only be cut off). It is dropped only when
+//! nobody refers to it, and its function is gone or the policy lets it go.
+
+use std::collections::BTreeSet;
+
+use medes_proto::{
+    failure::{Failure, FailureKind},
+    fleet::{Command, SnapshotReport, Success},
+    ids::{NodeId, SandboxId, SnapshotId},
+    registry::{Acquire, SnapshotPlace},
+};
+
+use super::{
+    Action, Decision, Driver, Ticket, failure,
+    state::{Ghost, Kind, Life, Pending, Sandbox, Snapshot, SnapshotLife, Timer},
+};
+use crate::now::Now;
+
+impl Driver {
+    pub(super) fn make_base(
+        &mut self,
+        now: Now,
+        id: SandboxId,
+        ticket: Option<Ticket>,
+        out: &mut Vec<Action>,
+    ) -> bool {
+        let Some(sandbox) = self.sandboxes.get(&id) else { return false };
+        let (node, function) = (sandbox.node.clone(), sandbox.function.clone());
+        let reserved = sandbox.report.private_bytes;
+        let Some(snapshot) = self.next_snapshot() else { return false };
+        let command = Command::MakeBase { sandbox: id, snapshot };
+        // The agent registers fingerprints before it answers.
+        out.push(Action::ExpectSnapshot(snapshot));
+        let limit = self.settings.dedup_max;
+        if !self.issue(now, &node, command, Kind::MakeBase(snapshot), limit, ticket, reserved, out) {
+            out.push(Action::ForgetSnapshot(snapshot));
+            return false;
+        }
+        let report = SnapshotReport { id: snapshot, function: function.clone(), pages: 0, bytes: 0 };
+        self.snapshots.insert(snapshot, Snapshot { function, node, life: SnapshotLife::Making, report });
+        if let Some(sandbox) = self.sandboxes.get_mut(&id) {
+            sandbox.enter(Life::MakingBase, now);
+        }
+        true
+    }
+
+    pub(super) fn base_done(
+        &mut self,
+        now: Now,
+        pending: &Pending,
+        id: SnapshotId,
+        result: Result<Success, Failure>,
+        out: &mut Vec<Action>,
+    ) {
+        let Some(sandbox_id) = pending.sandbox else { return };
+        if let Some(sandbox) = self.sandboxes.get_mut(&sandbox_id) {
+            sandbox.enter(Life::Warm, now);
+        }
+        match result {
+            Ok(success) => {
+                if let Some(sandbox) = self.sandboxes.get_mut(&sandbox_id) {
+                    if let Some(report) = success.sandbox {
+                        sandbox.report = report;
+                    }
+                    sandbox.report.base_snapshot = Some(id);
+                }
+                if let (Some(report), Some(snapshot)) = (success.snapshot, self.snapshots.get_mut(&id)) {
+                    let bytes = i64::try_from(report.bytes).unwrap_or(i64::MAX);
+                    snapshot.report = report;
+                    self.drift(&pending.node, bytes);
+                }
+                self.place_snapshot(id, out);
+                // One whose function went away meanwhile is dropped at once.
+                self.check_bases = true;
+                out.push(Action::Tell(Decision::BaseMade { snapshot: id, sandbox: sandbox_id }));
+            }
+            Err(why) => {
+                self.forget_snapshot(id, out);
+                if matches!(why.kind, FailureKind::NotFound | FailureKind::Crashed | FailureKind::OutOfMemory)
+                {
+                    self.end_broken(now, sandbox_id, why.kind, out);
+                } else {
+                    self.block_dumps(now, sandbox_id, &why);
+                }
+                out.push(Action::Tell(Decision::BaseFailed { sandbox: sandbox_id, why }));
+            }
+        }
+    }
+
+    /// Lookups may name it from now on, if its node can be reached.
+    fn place_snapshot(&mut self, id: SnapshotId, out: &mut Vec<Action>) {
+        let Some(snapshot) = self.snapshots.get_mut(&id) else { return };
+        let Some(node) = self.nodes.get(&snapshot.node) else { return };
+        snapshot.life = SnapshotLife::Live;
+        let (node, address) = (snapshot.node.clone(), node.address.clone());
+        out.push(Action::PlaceSnapshot(SnapshotPlace { snapshot: id, node, address }));
+    }
+
+    pub(super) fn forget_snapshot(&mut self, id: SnapshotId, out: &mut Vec<Action>) {
+        if self.snapshots.remove(&id).is_some() {
+            out.push(Action::ForgetSnapshot(id));
+        }
+    }
+
+    pub(super) fn forget_snapshots_of(&mut self, node: &NodeId, out: &mut Vec<Action>) {
+        for id in self.snapshots_of(node) {
+            self.forget_snapshot(id, out);
+        }
+    }
+
+    fn snapshots_of(&self, node: &NodeId) -> Vec<SnapshotId> {
+        self.snapshots.iter().filter(|(_, snapshot)| snapshot.node == *node).map(|(&id, _)| id).collect()
+    }
+
+    /// A node is away (`until` unknown) or lost: nobody is told to read from it.
+    pub(super) fn hide_snapshots(&mut self, node: &NodeId, until: Option<Now>, out: &mut Vec<Action>) {
+        for id in self.snapshots_of(node) {
+            let Some(snapshot) = self.snapshots.get_mut(&id) else { continue };
+            if !matches!(snapshot.life, SnapshotLife::Hidden { .. }) {
+                out.push(Action::HideSnapshot(id));
+            }
+            snapshot.life = SnapshotLife::Hidden { until };
+            if let Some(until) = until {
+                self.arm(until, Timer::Snapshot(id));
+            }
+        }
+    }
+
+    /// What a node says it holds. Only a Hello is sure that a snapshot is not there: a MakeBase may be under way.
+    pub(super) fn reconcile_snapshots(
+        &mut self,
+        node: &NodeId,
+        reports: Vec<SnapshotReport>,
+        sure: bool,
+        out: &mut Vec<Action>,
+    ) {
+        let mut seen = BTreeSet::new();
+        for report in reports {
+            let id = report.id;
+            seen.insert(id);
+            match self.snapshots.get_mut(&id) {
+                // A replica elsewhere would be a later issue's business; this controller made no such thing.
+                Some(snapshot) if snapshot.node != *node => {}
+                Some(snapshot) => {
+                    snapshot.report = report;
+                    if matches!(snapshot.life, SnapshotLife::Hidden { .. })
+                        || sure && snapshot.life == SnapshotLife::Making
+                    {
+                        self.place_snapshot(id, out);
+                    }
+                }
+                None => {
+                    let function = report.function.clone();
+                    let life = SnapshotLife::Live;
+                    self.snapshots.insert(id, Snapshot { function, node: node.clone(), life, report });
+                    self.place_snapshot(id, out);
+                    self.check_bases = true;
+                }
+            }
+        }
+        let gone = self.snapshots_of(node).into_iter().filter(|id| !seen.contains(id));
+        for id in gone.collect::<Vec<_>>() {
+            let making = self.commands.values().any(|pending| pending.kind == Kind::MakeBase(id));
+            let life = self.snapshots.get(&id).map(|snapshot| snapshot.life);
+            // A heartbeat may have crossed the MakeBase's answer; the next Hello settles it.
+            if !making && (sure || life == Some(SnapshotLife::Dropping)) {
+                self.forget_snapshot(id, out);
+            }
+        }
+    }
+
+    pub(super) fn acquire(&mut self, ticket: Ticket, acquire: Acquire, out: &mut Vec<Action>) {
+        let Acquire { sandbox, snapshots } = acquire;
+        let missing = snapshots
+            .iter()
+            .find(|id| !self.snapshots.get(id).is_some_and(|snapshot| snapshot.life == SnapshotLife::Live));
+        let result = if let Some(id) = missing {
+            Err(failure(FailureKind::NotFound, format!("{id} is not there, or on its way out")))
+        } else if !self.sandboxes.contains_key(&sandbox) {
+            Err(failure(FailureKind::NotFound, format!("{sandbox} is not known")))
+        } else {
+            self.leases.entry(sandbox).or_default().extend(snapshots);
+            Ok(Success::default())
+        };
+        Self::answer(out, ticket, result);
+    }
+
+    pub(super) fn remember_references(&mut self, node: &NodeId, id: SandboxId, until: Now) {
+        let Some(sandbox) = self.sandboxes.get(&id) else { return };
+        let reported = sandbox.report.bases.iter();
+        let bases: BTreeSet<_> =
+            reported.chain(self.leases.get(&id).into_iter().flatten()).copied().collect();
+        if !bases.is_empty() {
+            self.ghosts.insert(id, Ghost { node: node.clone(), bases, until });
+            self.arm(until, Timer::Ghost(id));
+        }
+    }
+
+    pub(super) fn ghost_due(&mut self, now: Now, id: SandboxId) {
+        if self.ghosts.get(&id).is_some_and(|ghost| ghost.until <= now) {
+            self.ghosts.remove(&id);
+            self.check_bases = true;
+        }
+    }
+
+    /// Every snapshot that somebody refers to.
+    pub(super) fn referenced(&self) -> BTreeSet<SnapshotId> {
+        let reports = self.sandboxes.values().flat_map(|sandbox| &sandbox.report.bases);
+        let leases = self.leases.values().flatten();
+        let ghosts = self.ghosts.values().flat_map(|ghost| &ghost.bases);
+        reports.chain(leases).chain(ghosts).copied().collect()
+    }
+
+    /// Whether a dedup sandbox's bases can be read, as far as known.
+    pub(super) fn bases_are_there(&self, sandbox: &Sandbox) -> bool {
+        let live = |id| self.snapshots.get(id).is_some_and(|snapshot| snapshot.life == SnapshotLife::Live);
+        sandbox.report.bases.iter().all(live)
+    }
+
+    pub(super) fn drop_bases(&mut self, now: Now, out: &mut Vec<Action>) {
+        let live = self.snapshots.iter().filter(|(_, snapshot)| snapshot.life == SnapshotLife::Live);
+        let droppable: Vec<SnapshotId> = live
+            .filter(|(_, snapshot)| {
+                let view = self.function_view(&snapshot.function);
+                view.is_none_or(|function| !self.policy.keeps_base(&function))
+            })
+            .map(|(&id, _)| id)
+            .collect();
+        if droppable.is_empty() {
+            return;
+        }
+        let referenced = self.referenced();
+        for id in droppable.into_iter().filter(|id| !referenced.contains(id)) {
+            self.drop_snapshot(now, id, out);
+        }
+    }
+
+    fn drop_snapshot(&mut self, now: Now, id: SnapshotId, out: &mut Vec<Action>) {
+        let Some(node) = self.snapshots.get(&id).map(|snapshot| snapshot.node.clone()) else { return };
+        let limit = self.settings.purge_max;
+        let command = Command::DropSnapshot { snapshot: id };
+        if !self.issue(now, &node, command, Kind::DropSnapshot(id), limit, None, 0, out) {
+            return;
+        }
+        if let Some(snapshot) = self.snapshots.get_mut(&id) {
+            snapshot.life = SnapshotLife::Dropping;
+        }
+        // No lookup may name it from here on: whoever acquires it now is refused.
+        out.push(Action::HideSnapshot(id));
+        out.push(Action::Tell(Decision::BaseDropped(id)));
+    }
+
+    pub(super) fn drop_done(&mut self, now: Now, id: SnapshotId, result: Result<Success, Failure>) {
+        match result {
+            Err(why) if why.kind != FailureKind::NotFound => {
+                self.arm(now.after(self.settings.purge_max), Timer::Snapshot(id));
+            }
+            _ => {
+                // The next report without it confirms; the registry forgets it with the record.
+                self.arm(now, Timer::Snapshot(id));
+                if let Some(snapshot) = self.snapshots.get_mut(&id) {
+                    snapshot.life = SnapshotLife::Hidden { until: Some(now) };
+                }
+            }
+        }
+    }
+
+    /// A hidden snapshot's time is over, or a drop is to be tried again.
+    pub(super) fn snapshot_due(&mut self, now: Now, id: SnapshotId, out: &mut Vec<Action>) {
+        let Some(snapshot) = self.snapshots.get(&id) else { return };
+        match snapshot.life {
+            SnapshotLife::Hidden { until: Some(until) } if until <= now => self.forget_snapshot(id, out),
+            SnapshotLife::Dropping => {
+                let told = self.commands.values().any(|pending| pending.kind == Kind::DropSnapshot(id));
+                if !told {
+                    self.drop_snapshot(now, id, out);
+                }
+            }
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,441 @@
+//! What agents are told to do, and what came of it. Every command is answered, overdue, or cut off with its stream.
+
+use std::time::Duration;
+
+use medes_proto::{
+    failure::{Failure, FailureKind},
+    fleet::{Command, Success},
+    ids::{CommandId, NodeId, SandboxId},
+    sandbox::StartKind,
+};
+
+use super::{
+    Action, ConnectionId, Decision, Driver, PurgeReason, Ticket, failure,
+    state::{Kind, LastStart, Life, Pending, Sandbox, Timer},
+};
+use crate::now::Now;
+
+impl Driver {
+    /// Tells a node to do something. `false`, and nothing has happened, when the node cannot be reached.
+    #[expect(clippy::too_many_arguments, reason = "the parts of one command, each named at its few callers")]
+    pub(super) fn issue(
+        &mut self,
+        now: Now,
+        node: &NodeId,
+        command: Command,
+        kind: Kind,
+        limit: Duration,
+        ticket: Option<Ticket>,
+        reserved_bytes: u64,
+        out: &mut Vec<Action>,
+    ) -> bool {
+        let Some(connection) = self.nodes.get(node).and_then(|node| node.connection) else { return false };
+        self.command_counter += 1;
+        let id = CommandId(self.command_counter);
+        let sandbox = command.sandbox();
+        if let Some(sandbox) = sandbox.and_then(|id| self.sandboxes.get_mut(&id)) {
+            sandbox.busy = true;
+            sandbox.contradicted = 0;
+        }
+        let deadline = now.after(limit);
+        let node = node.clone();
+        let pending = Pending { kind, sandbox, node, issued: now, deadline, ticket, reserved_bytes };
+        self.commands.insert(id, pending);
+        self.arm(deadline, Timer::Command(id));
+        out.push(Action::Command { connection, id, command });
+        true
+    }
+
+    pub(super) fn command_done(
+        &mut self,
+        now: Now,
+        connection: ConnectionId,
+        id: CommandId,
+        result: Result<Success, Failure>,
+        out: &mut Vec<Action>,
+    ) {
+        let Some(node) = self.connections.get(&connection) else { return };
+        if self.commands.get(&id).is_none_or(|pending| pending.node != *node) {
+            // Overdue or cut off before: the next report tells how things are.
+            return;
+        }
+        let Some(pending) = self.commands.remove(&id) else { return };
+        self.unbusy(&pending);
+        if let Some(ticket) = pending.ticket {
+            Self::answer(out, ticket, result.clone());
+        }
+        match pending.kind {
+            Kind::Start | Kind::Restore => self.start_done(now, &pending, result, out),
+            Kind::Dedup => self.dedup_done(now, &pending, result, out),
+            Kind::MakeBase(snapshot) => self.base_done(now, &pending, snapshot, result, out),
+            Kind::Purge => self.purge_done(now, &pending, result, out),
+            Kind::DropSnapshot(snapshot) => self.drop_done(now, snapshot, result),
+        }
+        if let Some(sandbox) = pending.sandbox {
+            self.touch(now, sandbox, out);
+        }
+        self.wake_waiting();
+    }
+
+    fn unbusy(&mut self, pending: &Pending) {
+        if let Some(sandbox) = pending.sandbox.and_then(|id| self.sandboxes.get_mut(&id)) {
+            sandbox.busy = false;
+            sandbox.review_armed = false;
+        }
+    }
+
+    fn start_done(
+        &mut self,
+        now: Now,
+        pending: &Pending,
+        result: Result<Success, Failure>,
+        out: &mut Vec<Action>,
+    ) {
+        let Some(id) = pending.sandbox else { return };
+        let start = if pending.kind == Kind::Start { StartKind::Cold } else { StartKind::Restore };
+        let success = match result {
+            Ok(success) => success,
+            Err(why) => return self.start_failed(now, pending, id, start, why, out),
+        };
+        let took = now.since(pending.issued);
+        let before = self.footprint(id);
+        let Some(sandbox) = self.sandboxes.get_mut(&id) else { return };
+        sandbox.enter(Life::Warm, now);
+        sandbox.last_used = now;
+        sandbox.quiet = false;
+        sandbox.last_start = Some(LastStart { kind: start, commanded: pending.issued, ready: now });
+        if let Some(report) = success.sandbox {
+            sandbox.report = report;
+        }
+        // The dedup image and its references end with the restore.
+        self.check_bases |= start == StartKind::Restore;
+        let (name, private_bytes) = (sandbox.function.clone(), sandbox.report.private_bytes);
+        self.drift(&pending.node, self.footprint(id).saturating_sub(before));
+        if let Some(function) = self.functions.get_mut(&name) {
+            match start {
+                StartKind::Cold => function.cold_start.add_time(took),
+                _ => function.restore.add_time(took),
+            }
+            if private_bytes > 0 {
+                function.warm_bytes.add(private_bytes as f64);
+            }
+        }
+        self.stop_waiting_for(&name, id, None);
+        out.push(Action::Tell(Decision::Started { sandbox: id, start, took }));
+    }
+
+    fn start_failed(
+        &mut self,
+        now: Now,
+        pending: &Pending,
+        id: SandboxId,
+        start: StartKind,
+        why: Failure,
+        out: &mut Vec<Action>,
+    ) {
+        out.push(Action::Tell(Decision::StartFailed { sandbox: id, start, why: why.clone() }));
+        let Some(sandbox) = self.sandboxes.get_mut(&id) else { return };
+        let name = sandbox.function.clone();
+        let nodes_fault = is_nodes_fault(why.kind);
+        if start == StartKind::Restore {
+            // Invariant: a failed restore never yields a running sandbox. The image is given up, unless the
+            // node only had no room for it.
+            if nodes_fault {
+                sandbox.enter(Life::Dedup, now);
+            } else {
+                self.end_broken(now, id, why.kind, out);
+            }
+            self.stop_waiting_for(&name, id, Some(StartKind::Restore));
+        } else {
+            self.remove_sandbox(now, id, None, out);
+            if pending.ticket.is_none() && !nodes_fault {
+                self.fail_waiting(&name, &why, out);
+            } else if pending.ticket.is_none() {
+                self.count_attempt(now, &name, why, out);
+            }
+        }
+        if nodes_fault {
+            self.avoid(now, &pending.node);
+        }
+        self.dirty.insert(name);
+    }
+
+    pub(super) fn avoid(&mut self, now: Now, node: &NodeId) {
+        let until = now.after(self.settings.avoid);
+        if let Some(node) = self.nodes.get_mut(node) {
+            node.avoid_until = Some(until);
+        }
+        self.arm(until, Timer::Nodes);
+    }
+
+    /// Purges a sandbox whose agent may or may not still have it.
+    pub(super) fn end_broken(&mut self, now: Now, id: SandboxId, kind: FailureKind, out: &mut Vec<Action>) {
+        if kind == FailureKind::NotFound {
+            return self.remove_sandbox(now, id, None, out);
+        }
+        if let Some(sandbox) = self.sandboxes.get_mut(&id) {
+            sandbox.enter(Life::Purging, now);
+        }
+        self.purge(now, id, PurgeReason::Broken, None, out);
+    }
+
+    fn dedup_done(
+        &mut self,
+        now: Now,
+        pending: &Pending,
+        result: Result<Success, Failure>,
+        out: &mut Vec<Action>,
+    ) {
+        let Some(id) = pending.sandbox else { return };
+        // From here the report's references count.
+        self.leases.remove(&id);
+        self.check_bases = true;
+        let before = self.footprint(id);
+        let Some(sandbox) = self.sandboxes.get_mut(&id) else { return };
+        match result {
+            Ok(success) => {
+                let private_bytes = sandbox.report.private_bytes;
+                sandbox.enter(Life::Dedup, now);
+                sandbox.dump_failures = 0;
+                sandbox.dump_blocked_until = None;
+                if let Some(report) = success.sandbox {
+                    sandbox.report = report;
+                }
+                let stored_bytes = sandbox.report.stored_bytes;
+                if let Some(function) = self.functions.get_mut(&sandbox.function) {
+                    function.dedup_bytes.add(stored_bytes as f64);
+                }
+                self.drift(&pending.node, self.footprint(id).saturating_sub(before));
+                out.push(Action::Tell(Decision::Deduplicated { sandbox: id, private_bytes, stored_bytes }));
+            }
+            Err(why) => {
+                if matches!(why.kind, FailureKind::NotFound | FailureKind::Crashed | FailureKind::OutOfMemory)
+                {
+                    return self.end_broken(now, id, why.kind, out);
+                }
+                // Invariant: a failed dedup leaves the sandbox warm.
+                sandbox.enter(Life::Warm, now);
+                let pause = self.block_dumps(now, id, &why);
+                out.push(Action::Tell(Decision::DedupFailed { sandbox: id, why, pause }));
+            }
+        }
+    }
+
+    /// A dump failed: not again for a while, each time twice as long.
+    pub(super) fn block_dumps(&mut self, now: Now, id: SandboxId, why: &Failure) -> Duration {
+        let Some(sandbox) = self.sandboxes.get_mut(&id) else { return Duration::ZERO };
+        let doublings = sandbox.dump_failures.min(16);
+        let pause = self.settings.dump_pause.saturating_mul(1 << doublings).min(self.settings.dump_pause_max);
+        sandbox.dump_failures = sandbox.dump_failures.saturating_add(1);
+        sandbox.dump_blocked_until = Some(now.after(pause));
+        if why.kind == FailureKind::DumpRefused {
+            sandbox.report.undumpable = Some(why.message.clone());
+        }
+        pause
+    }
+
+    fn purge_done(
+        &mut self,
+        now: Now,
+        pending: &Pending,
+        result: Result<Success, Failure>,
+        out: &mut Vec<Action>,
+    ) {
+        let Some(id) = pending.sandbox else { return };
+        match result {
+            Err(why) if why.kind != FailureKind::NotFound => {
+                // Still `Purging`: told again when a report shows that it is still there.
+            }
+            _ => {
+                let freed = self.footprint(id);
+                self.drift(&pending.node, freed.saturating_neg());
+                self.remove_sandbox(now, id, None, out);
+            }
+        }
+    }
+
+    /// Ends a sandbox. Nothing happens while another command about it is under way.
+    pub(super) fn purge(
+        &mut self,
+        now: Now,
+        id: SandboxId,
+        why: PurgeReason,
+        ticket: Option<Ticket>,
+        out: &mut Vec<Action>,
+    ) -> bool {
+        let Some(sandbox) = self.sandboxes.get(&id).filter(|sandbox| !sandbox.busy) else { return false };
+        let node = sandbox.node.clone();
+        let limit = self.settings.purge_max;
+        if !self.issue(now, &node, Command::Purge { sandbox: id }, Kind::Purge, limit, ticket, 0, out) {
+            return false;
+        }
+        if let Some(sandbox) = self.sandboxes.get_mut(&id) {
+            sandbox.enter(Life::Purging, now);
+        }
+        out.push(Action::Tell(Decision::Purging { sandbox: id, why }));
+        true
+    }
+
+    pub(super) fn command_overdue(&mut self, now: Now, id: CommandId, out: &mut Vec<Action>) {
+        if self.commands.get(&id).is_none_or(|pending| pending.deadline > now) {
+            return;
+        }
+        let Some(pending) = self.commands.remove(&id) else { return };
+        out.push(Action::Tell(Decision::CommandOverdue { command: id, node: pending.node.clone() }));
+        self.unbusy(&pending);
+        let why = failure(FailureKind::Deadline, format!("node {} did not answer in time", pending.node));
+        if let Some(ticket) = pending.ticket {
+            Self::answer(out, ticket, Err(why.clone()));
+        }
+        self.avoid(now, &pending.node);
+        match (pending.kind, pending.sandbox) {
+            (Kind::Start | Kind::Restore, Some(sandbox)) => {
+                let start = if pending.kind == Kind::Start { StartKind::Cold } else { StartKind::Restore };
+                out.push(Action::Tell(Decision::StartFailed { sandbox, start, why: why.clone() }));
+                let name = self.sandboxes.get(&sandbox).map(|sandbox| sandbox.function.clone());
+                self.end_broken(now, sandbox, why.kind, out);
+                if let Some(name) = name {
+                    self.stop_waiting_for(&name, sandbox, Some(start));
+                    if pending.ticket.is_none() {
+                        self.count_attempt(now, &name, why, out);
+                    }
+                    self.dirty.insert(name);
+                }
+            }
+            // What became of it, the next report tells. Until then it is used for nothing.
+            (_, Some(sandbox)) => self.arm(now.after(self.settings.dedup_max), Timer::Passing(sandbox)),
+            (Kind::DropSnapshot(snapshot), None) => {
+                self.arm(now.after(self.settings.purge_max), Timer::Snapshot(snapshot));
+            }
+            (_, None) => {}
+        }
+        if let Kind::MakeBase(snapshot) = pending.kind {
+            self.forget_snapshot(snapshot, out);
+        }
+        self.wake_waiting();
+    }
+
+    /// A stream has ended: what was under way on it may still happen, but nobody will say so.
+    pub(super) fn cut_commands(&mut self, now: Now, node: &NodeId, out: &mut Vec<Action>) {
+        let cut: Vec<_> = self.commands.iter().filter(|(_, p)| p.node == *node).map(|(&id, _)| id).collect();
+        for id in cut {
+            let Some(pending) = self.commands.remove(&id) else { continue };
+            self.unbusy(&pending);
+            if let Some(ticket) = pending.ticket {
+                let message = format!("the connection to node {node} broke before the command had ended");
+                Self::answer(out, ticket, Err(failure(FailureKind::Internal, message)));
+            }
+            let Some(sandbox) = pending.sandbox else { continue };
+            self.arm(now.after(self.settings.dedup_max), Timer::Passing(sandbox));
+            if let Some(name) = self.sandboxes.get(&sandbox).map(|sandbox| sandbox.function.clone()) {
+                self.stop_waiting_for(&name, sandbox, None);
+                self.dirty.insert(name);
+            }
+        }
+    }
+
+    /// A sandbox in a passing state without a command has had long enough.
+    pub(super) fn passing_overdue(&mut self, now: Now, id: SandboxId, out: &mut Vec<Action>) {
+        let Some(sandbox) = self.sandboxes.get(&id) else { return };
+        if sandbox.busy || !sandbox.life.is_passing() {
+            return;
+        }
+        let due = sandbox.since.after(self.settings.dedup_max);
+        if due > now {
+            return self.arm(due, Timer::Passing(id));
+        }
+        self.purge(now, id, PurgeReason::Broken, None, out);
+    }
+
+    /// After any change of a sandbox: end it if nobody wants it, else let it serve and be reviewed.
+    pub(super) fn touch(&mut self, now: Now, id: SandboxId, out: &mut Vec<Action>) {
+        let Some(sandbox) = self.sandboxes.get(&id) else { return };
+        if sandbox.is_idle() && self.is_unwanted(sandbox) {
+            self.purge(now, id, PurgeReason::Unwanted, None, out);
+            return;
+        }
+        let name = sandbox.function.clone();
+        self.arm_review(now, id);
+        if self.waiting.contains(&name) {
+            self.dirty.insert(name);
+        }
+    }
+
+    pub(super) fn retire_unwanted(
+        &mut self,
+        now: Now,
+        name: &medes_proto::ids::FunctionName,
+        out: &mut Vec<Action>,
+    ) {
+        let all: Vec<SandboxId> = self.by_function.get(name).into_iter().flatten().copied().collect();
+        for id in all {
+            self.touch(now, id, out);
+        }
+    }
+
+    /// Forgets a sandbox that is no more. Requests in it, a command about it and its leases end with it.
+    pub(super) fn remove_sandbox(
+        &mut self,
+        now: Now,
+        id: SandboxId,
+        why: Option<&Failure>,
+        out: &mut Vec<Action>,
+    ) {
+        let Some(sandbox) = self.forget_sandbox(id) else { return };
+        for request in &sandbox.open {
+            if self.requests.remove(request).is_some() {
+                let why = why.cloned().map(super::Refusal::Failed);
+                let why = why.unwrap_or_else(|| super::Refusal::NodeLost(sandbox.node.clone()));
+                out.push(Action::Refuse { request: *request, why });
+            }
+        }
+        let about: Vec<_> = self
+            .commands
+            .iter()
+            .filter(|(_, p)| p.sandbox == Some(id))
+            .map(|(&command, _)| command)
+            .collect();
+        for command in about {
+            let Some(pending) = self.commands.remove(&command) else { continue };
+            if let Some(ticket) = pending.ticket {
+                let gone = failure(FailureKind::NotFound, format!("{id} is gone"));
+                Self::answer(out, ticket, Err(why.cloned().unwrap_or(gone)));
+            }
+            if let Kind::MakeBase(snapshot) = pending.kind {
+                self.forget_snapshot(snapshot, out);
+            }
+        }
+        self.stop_waiting_for(&sandbox.function, id, None);
+        self.check_bases = true;
+        let _ = now;
+        self.dirty.insert(sandbox.function);
+    }
+
+    pub(super) fn forget_sandbox(&mut self, id: SandboxId) -> Option<Sandbox> {
+        let sandbox = self.sandboxes.remove(&id)?;
+        if let Some(node) = self.nodes.get_mut(&sandbox.node) {
+            node.sandboxes.remove(&id);
+        }
+        if let Some(all) = self.by_function.get_mut(&sandbox.function) {
+            all.remove(&id);
+            if all.is_empty() {
+                self.by_function.remove(&sandbox.function);
+            }
+        }
+        self.leases.remove(&id);
+        Some(sandbox)
+    }
+}
+
+/// Another node, or the same one later, may do better.
+pub(super) const fn is_nodes_fault(kind: FailureKind) -> bool {
+    matches!(
+        kind,
+        FailureKind::NoSpace
+            | FailureKind::ShuttingDown
+            | FailureKind::Busy
+            | FailureKind::Unsupported
+            | FailureKind::Internal
+            | FailureKind::Deadline
+    )
+}

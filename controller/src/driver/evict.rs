@@ -1,0 +1,153 @@
+//! A node's memory: what it will use once everything under way is done, and who makes room.
+
+use medes_proto::ids::{FunctionName, NodeId, SandboxId};
+
+use super::{
+    Action, Driver, PurgeReason,
+    state::{Kind, Life},
+};
+use crate::now::Now;
+
+impl Driver {
+    /// What a node may use. `None`: as much as it likes.
+    pub(super) fn cap(&self, node: &NodeId) -> Option<u64> {
+        let reported = self.nodes.get(node)?.memory.cap_bytes;
+        let cap = match self.settings.node_cap_bytes {
+            Some(ours) if reported == 0 => ours,
+            Some(ours) => ours.min(reported),
+            None => reported,
+        };
+        (cap > 0).then_some(cap)
+    }
+
+    /// The last report, what has changed since, and what commands under way will take.
+    pub(super) fn projected(&self, name: &NodeId) -> u64 {
+        let Some(node) = self.nodes.get(name) else { return 0 };
+        let reserved: u64 = self
+            .commands
+            .values()
+            .filter(|pending| pending.node == *name)
+            .map(|pending| pending.reserved_bytes)
+            .fold(0, u64::saturating_add);
+        node.memory.used_bytes.saturating_add(reserved).saturating_add_signed(node.drift_bytes)
+    }
+
+    pub(super) fn has_room(&self, node: &NodeId, need: u64) -> bool {
+        self.cap(node).is_none_or(|cap| self.projected(node).saturating_add(need) <= cap)
+    }
+
+    /// What one more warm sandbox of a function is taken to need.
+    pub(super) fn estimate(&self, name: &FunctionName) -> u64 {
+        let Some(function) = self.functions.get(name) else { return self.settings.sandbox_bytes };
+        let seen = function.warm_bytes.bytes();
+        seen.unwrap_or(self.settings.sandbox_bytes).min(function.spec.memory_bytes)
+    }
+
+    /// Bytes that purges under way will free.
+    fn on_its_way_out(&self, node: &NodeId) -> u64 {
+        let purges =
+            self.commands.values().filter(|pending| pending.kind == Kind::Purge && pending.node == *node);
+        purges
+            .filter_map(|pending| self.sandboxes.get(&pending.sandbox?))
+            .map(|sandbox| sandbox.report.private_bytes.max(sandbox.report.stored_bytes))
+            .sum()
+    }
+
+    /// Purges idle sandboxes until `need` more bytes fit, once the purges are done. Least recently used first,
+    /// sources of bases last, never one that runs. If all of them are not enough, none is purged.
+    ///
+    /// Returns whether there will be room.
+    pub(super) fn make_room(
+        &mut self,
+        now: Now,
+        node: &NodeId,
+        need: u64,
+        spare: Option<SandboxId>,
+        out: &mut Vec<Action>,
+    ) -> bool {
+        let Some(victims) = self.victims(node, need, spare) else { return false };
+        for id in victims {
+            self.purge(now, id, PurgeReason::Evicted, None, out);
+        }
+        true
+    }
+
+    fn victims(&self, node: &NodeId, need: u64, spare: Option<SandboxId>) -> Option<Vec<SandboxId>> {
+        if !self.is_reachable(node) {
+            return None;
+        }
+        let Some(cap) = self.cap(node) else { return Some(Vec::new()) };
+        let mut over = self
+            .projected(node)
+            .saturating_add(need)
+            .saturating_sub(cap)
+            .saturating_sub(self.on_its_way_out(node));
+        let mut victims = Vec::new();
+        for id in self.idle_by_age(node).into_iter().filter(|&id| Some(id) != spare) {
+            if over == 0 {
+                break;
+            }
+            let Some(sandbox) = self.sandboxes.get(&id) else { continue };
+            over = over.saturating_sub(sandbox.held_bytes());
+            victims.push(id);
+        }
+        (over == 0).then_some(victims)
+    }
+
+    fn idle_by_age(&self, node: &NodeId) -> Vec<SandboxId> {
+        let all = self.nodes.get(node).into_iter().flat_map(|node| &node.sandboxes);
+        let mut idle: Vec<_> = all
+            .filter_map(|id| self.sandboxes.get(id))
+            .filter(|sandbox| sandbox.is_idle() && sandbox.held_bytes() > 0)
+            .map(|sandbox| (sandbox.report.base_snapshot.is_some(), sandbox.last_used, sandbox.id))
+            .collect();
+        idle.sort_unstable();
+        idle.into_iter().map(|(_, _, id)| id).collect()
+    }
+
+    /// Makes room on the node where it takes the fewest purges' worth of bytes.
+    pub(super) fn make_room_anywhere(&mut self, now: Now, need: u64, out: &mut Vec<Action>) {
+        let possible = self
+            .nodes
+            .keys()
+            .filter(|name| self.may_start_on(now, name) && self.victims(name, need, None).is_some())
+            .min_by_key(|name| self.projected(name).saturating_sub(self.on_its_way_out(name)))
+            .cloned();
+        if let Some(node) = possible {
+            self.make_room(now, &node, need, None, out);
+        }
+    }
+
+    /// A report says that a node is over its cap.
+    pub(super) fn relieve(&mut self, now: Now, node: &NodeId, out: &mut Vec<Action>) {
+        let (Some(cap), Some(used)) = (self.cap(node), self.nodes.get(node).map(|n| n.memory.used_bytes))
+        else {
+            return;
+        };
+        let mut over = used.saturating_sub(cap).saturating_sub(self.on_its_way_out(node));
+        for id in self.idle_by_age(node) {
+            if over == 0 {
+                break;
+            }
+            let held = self.sandboxes.get(&id).map_or(0, |sandbox| sandbox.held_bytes());
+            over = over.saturating_sub(held);
+            self.purge(now, id, PurgeReason::Evicted, None, out);
+        }
+    }
+
+    /// A sandbox's memory has changed since its node's last report.
+    pub(super) fn drift(&mut self, node: &NodeId, by: i64) {
+        if let Some(node) = self.nodes.get_mut(node) {
+            node.drift_bytes = node.drift_bytes.saturating_add(by);
+        }
+    }
+
+    /// Memory of a sandbox in its present life, as far as known.
+    pub(super) fn footprint(&self, id: SandboxId) -> i64 {
+        let bytes = self.sandboxes.get(&id).map_or(0, |sandbox| match sandbox.life {
+            Life::Starting => 0,
+            _ => sandbox.held_bytes(),
+        });
+        i64::try_from(bytes).unwrap_or(i64::MAX)
+    }
+}

@@ -1,0 +1,183 @@
+//! Reviews: what the policy says about idle sandboxes, and the view it sees.
+
+use std::time::Duration;
+
+use medes_proto::ids::{FunctionName, SandboxId};
+
+use super::{
+    Action, ConnectionId, Driver, PurgeReason,
+    state::{Life, SnapshotLife, Timer},
+};
+use crate::{
+    now::Now,
+    policy::{ClusterView, FunctionView, SandboxView, Verdict, View},
+};
+
+/// Whatever a policy says, a sandbox is not reviewed more often than this.
+const REVIEW_GAP: Duration = Duration::from_millis(100);
+
+impl Driver {
+    /// Sees to it that an idle sandbox is reviewed some time. At most one review of a sandbox is in the timers.
+    pub(super) fn arm_review(&mut self, now: Now, id: SandboxId) {
+        let Some(sandbox) = self.sandboxes.get_mut(&id) else { return };
+        let Some(life) = sandbox.idle_life().filter(|_| sandbox.is_idle() && !sandbox.review_armed) else {
+            return;
+        };
+        sandbox.review_armed = true;
+        let at = sandbox.since.max(sandbox.last_used).after(self.policy.first_review(life));
+        self.arm(at.max(now.after(REVIEW_GAP)), Timer::Review(id));
+    }
+
+    pub(super) fn review_due(&mut self, now: Now, id: SandboxId, out: &mut Vec<Action>) {
+        let Some(sandbox) = self.sandboxes.get_mut(&id) else { return };
+        sandbox.review_armed = false;
+        if sandbox.is_idle() {
+            self.review(now, id, out);
+        }
+        // One that serves a request is armed again when the request ends.
+    }
+
+    pub(super) fn said_idle(
+        &mut self,
+        now: Now,
+        connection: ConnectionId,
+        id: SandboxId,
+        idle: Duration,
+        out: &mut Vec<Action>,
+    ) {
+        let Some(node) = self.connections.get(&connection) else { return };
+        let Some(sandbox) = self.sandboxes.get_mut(&id) else { return };
+        if sandbox.node != *node || sandbox.life != Life::Warm || !sandbox.is_idle() {
+            return;
+        }
+        // Said before the last request was sent or ended: it is about an earlier pause.
+        if sandbox.last_used > now.before(idle).after(REVIEW_GAP) && sandbox.last_start.is_some() {
+            let late = sandbox.last_used.since(now.before(idle));
+            if late > Duration::from_secs(1) {
+                return;
+            }
+        }
+        sandbox.quiet = true;
+        let (name, bytes) = (sandbox.function.clone(), sandbox.report.private_bytes);
+        if let Some(function) = self.functions.get_mut(&name).filter(|_| bytes > 0) {
+            function.warm_bytes.add(bytes as f64);
+        }
+        self.review(now, id, out);
+    }
+
+    fn review(&mut self, now: Now, id: SandboxId, out: &mut Vec<Action>) {
+        let Some(view) = self.sandbox_view(now, id) else { return };
+        let Some(function) = self.sandboxes.get(&id).and_then(|s| self.function_view(&s.function)) else {
+            return self.touch(now, id, out);
+        };
+        let review = self.policy.review(&Moment { driver: self, now }, &function, &view);
+        let room = || self.sandboxes.get(&id).is_some_and(|s| self.has_room(&s.node, s.report.private_bytes));
+        match review.verdict {
+            Verdict::Keep => {}
+            Verdict::Dedup => drop(self.dedup(now, id, false, None, out)),
+            // A base costs what the sandbox holds, once more.
+            Verdict::MakeBase if room() => drop(self.make_base(now, id, None, out)),
+            Verdict::MakeBase => {}
+            Verdict::Restore if room() => drop(self.restore(now, id, false, None, out)),
+            Verdict::Restore => {}
+            Verdict::Purge => drop(self.purge(now, id, PurgeReason::Policy, None, out)),
+        }
+        if let Some(sandbox) = self.sandboxes.get_mut(&id).filter(|s| s.is_idle() && !s.review_armed) {
+            sandbox.review_armed = true;
+            self.arm(now.after(review.again.max(REVIEW_GAP)), Timer::Review(id));
+        }
+    }
+
+    pub(super) fn dedup(
+        &mut self,
+        now: Now,
+        id: SandboxId,
+        digest_memory: bool,
+        ticket: Option<super::Ticket>,
+        out: &mut Vec<Action>,
+    ) -> bool {
+        let Some(node) = self.sandboxes.get(&id).map(|sandbox| sandbox.node.clone()) else { return false };
+        let command = medes_proto::fleet::Command::Dedup { sandbox: id, digest_memory };
+        let limit = self.settings.dedup_max;
+        if !self.issue(now, &node, command, super::state::Kind::Dedup, limit, ticket, 0, out) {
+            return false;
+        }
+        if let Some(sandbox) = self.sandboxes.get_mut(&id) {
+            sandbox.enter(Life::Deduping, now);
+        }
+        true
+    }
+
+    fn sandbox_view(&self, now: Now, id: SandboxId) -> Option<SandboxView> {
+        let sandbox = self.sandboxes.get(&id)?;
+        Some(SandboxView {
+            id,
+            life: sandbox.idle_life()?,
+            idle: now.since(sandbox.last_used),
+            in_life: now.since(sandbox.since),
+            quiet: sandbox.quiet,
+            private_bytes: sandbox.report.private_bytes,
+            stored_bytes: sandbox.report.stored_bytes,
+            is_base_source: sandbox.report.base_snapshot.is_some(),
+            dump_blocked: sandbox
+                .dump_blocked_until
+                .map(|until| until.since(now))
+                .filter(|left| !left.is_zero()),
+        })
+    }
+
+    pub(super) fn function_view(&self, name: &FunctionName) -> Option<FunctionView<'_>> {
+        let (name, function) = self.functions.get_key_value(name)?;
+        let count = |test: &dyn Fn(&super::state::Sandbox) -> bool| {
+            self.of_function(name).filter(|sandbox| test(sandbox)).count()
+        };
+        let snapshots = |life| {
+            self.snapshots
+                .values()
+                .filter(move |snapshot| snapshot.function == *name && snapshot.life == life)
+        };
+        Some(FunctionView {
+            name,
+            warm: count(&|s| matches!(s.life, Life::Warm | Life::MakingBase)),
+            running: count(&|s| !s.open.is_empty()),
+            dedup: count(&|s| matches!(s.life, Life::Dedup | Life::Deduping)),
+            starting: count(&|s| matches!(s.life, Life::Starting | Life::Restoring)),
+            bases: snapshots(SnapshotLife::Live).count(),
+            bases_coming: snapshots(SnapshotLife::Making).count(),
+            queued: function.queue.len(),
+            arrivals: &function.arrivals,
+            warm_bytes: function.warm_bytes.bytes(),
+            dedup_bytes: function.dedup_bytes.bytes(),
+            cold_start: function.cold_start.time(),
+            restore: function.restore.time(),
+            execution: function.execution.time(),
+        })
+    }
+}
+
+/// The driver at one moment, as a policy sees it.
+struct Moment<'a> {
+    driver: &'a Driver,
+    now: Now,
+}
+
+impl View for Moment<'_> {
+    fn cluster(&self) -> ClusterView {
+        let reachable = self.driver.nodes.iter().filter(|(_, node)| node.connection.is_some());
+        let mut view = ClusterView { now: self.now.since_origin(), ..ClusterView::default() };
+        for (name, node) in reachable {
+            view.nodes += 1;
+            view.cap_bytes = view.cap_bytes.saturating_add(self.driver.cap(name).unwrap_or(0));
+            view.used_bytes = view.used_bytes.saturating_add(node.memory.used_bytes);
+        }
+        view
+    }
+
+    fn function(&self, name: &FunctionName) -> Option<FunctionView<'_>> {
+        self.driver.function_view(name)
+    }
+
+    fn functions(&self) -> Vec<FunctionView<'_>> {
+        self.driver.functions.keys().filter_map(|name| self.driver.function_view(name)).collect()
+    }
+}

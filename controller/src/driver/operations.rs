@@ -1,0 +1,88 @@
+//! What people ask for, one sandbox at a time. Every ticket is answered once: here, or when its command ends.
+
+use medes_proto::{
+    failure::{Failure, FailureKind},
+    ids::{NodeId, SandboxId},
+};
+
+use super::{
+    Action, Driver, Operation, PurgeReason, Ticket, failure,
+    state::{Life, Sandbox},
+};
+use crate::now::Now;
+
+impl Driver {
+    pub(super) fn asked(&mut self, now: Now, ticket: Ticket, operation: Operation, out: &mut Vec<Action>) {
+        let done = match operation {
+            Operation::Start { function, node } => self
+                .choose_node(now, &function, node)
+                .and_then(|node| self.cold_start(now, &function, &node, Some(ticket), out)),
+            Operation::MakeBase(id) => self
+                .idle_in(id, Life::Warm)
+                .and_then(|id| told(self.make_base(now, id, Some(ticket), out), id)),
+            Operation::Dedup { sandbox, digest_memory } => self
+                .idle_in(sandbox, Life::Warm)
+                .and_then(|id| told(self.dedup(now, id, digest_memory, Some(ticket), out), id)),
+            Operation::Restore { sandbox, digest_memory } => self
+                .idle_in(sandbox, Life::Dedup)
+                .and_then(|id| told(self.restore(now, id, digest_memory, Some(ticket), out), id)),
+            Operation::Purge(id) => self
+                .not_busy(id)
+                .and_then(|id| told(self.purge(now, id, PurgeReason::Asked, Some(ticket), out), id)),
+        };
+        if let Err(why) = done {
+            Self::answer(out, ticket, Err(why));
+        }
+    }
+
+    fn choose_node(
+        &self,
+        now: Now,
+        function: &medes_proto::ids::FunctionName,
+        wish: Option<NodeId>,
+    ) -> Result<NodeId, Failure> {
+        let need = self.estimate(function);
+        match wish {
+            None => self
+                .pick_node(now, need)
+                .ok_or_else(|| failure(FailureKind::NoSpace, "no node has room for one more sandbox")),
+            Some(node) if !self.is_reachable(&node) => {
+                Err(failure(FailureKind::NotFound, format!("node {node} is not connected")))
+            }
+            Some(node) if !self.has_room(&node, need) => {
+                Err(failure(FailureKind::NoSpace, format!("node {node} has no room for one more sandbox")))
+            }
+            Some(node) => Ok(node),
+        }
+    }
+
+    fn not_busy(&self, id: SandboxId) -> Result<SandboxId, Failure> {
+        let sandbox = self.known(id)?;
+        if sandbox.busy {
+            return Err(failure(FailureKind::Busy, format!("{id}: another operation is under way")));
+        }
+        Ok(id)
+    }
+
+    fn idle_in(&self, id: SandboxId, life: Life) -> Result<SandboxId, Failure> {
+        let sandbox = self.known(id)?;
+        if sandbox.life == life && sandbox.is_idle() {
+            return Ok(id);
+        }
+        let is = sandbox.life.shown(!sandbox.open.is_empty()).word();
+        let busy = if sandbox.busy { " (an operation is under way)" } else { "" };
+        let wanted = life.shown(false).word();
+        Err(failure(FailureKind::Busy, format!("{id} is {is}{busy}, not {wanted} and idle")))
+    }
+
+    fn known(&self, id: SandboxId) -> Result<&Sandbox, Failure> {
+        self.sandboxes.get(&id).ok_or_else(|| failure(FailureKind::NotFound, format!("there is no {id}")))
+    }
+}
+
+fn told(done: bool, id: SandboxId) -> Result<(), Failure> {
+    match done {
+        true => Ok(()),
+        false => Err(failure(FailureKind::NotFound, format!("the node of {id} is not connected"))),
+    }
+}

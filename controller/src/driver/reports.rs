@@ -1,0 +1,323 @@
+//! Nodes and what they say: attach, heartbeat, silence, loss. The agent is the source of truth for its sandboxes,
+//! except about a sandbox that a command is under way for: there the command's answer comes first.
+
+use std::collections::BTreeSet;
+
+use medes_proto::{
+    failure::{Failure, FailureKind},
+    fleet::{Hello, Inventory},
+    ids::{NodeId, SandboxId},
+    sandbox::{SandboxReport, SandboxState},
+};
+
+use super::{
+    Action, CloseReason, ConnectionId, Decision, Driver, PurgeReason, failure,
+    state::{Life, Node, Sandbox, Timer},
+};
+use crate::now::Now;
+
+/// Reports in a row that must contradict what the driver thinks before it believes them: one may have crossed the
+/// answer to a command on its way.
+const CONTRADICTIONS: u8 = 2;
+
+impl Sandbox {
+    pub(super) fn new(
+        now: Now,
+        node: NodeId,
+        life: Life,
+        requests_max: usize,
+        report: SandboxReport,
+    ) -> Self {
+        let since = now.before(report.state_age);
+        Self {
+            id: report.id,
+            function: report.function.clone(),
+            revision: report.function_revision,
+            node,
+            life,
+            since,
+            last_used: since,
+            requests_max,
+            open: BTreeSet::new(),
+            // The requests came through an earlier connection or controller.
+            stray: report.open_requests as usize,
+            busy: false,
+            quiet: false,
+            review_armed: false,
+            dump_blocked_until: None,
+            dump_failures: 0,
+            last_start: None,
+            contradicted: 0,
+            report,
+        }
+    }
+}
+
+impl Driver {
+    pub(super) fn attached(
+        &mut self,
+        now: Now,
+        connection: ConnectionId,
+        hello: Hello,
+        out: &mut Vec<Action>,
+    ) {
+        let name = hello.node.clone();
+        if !self.nodes.contains_key(&name) && self.nodes.len() >= self.settings.nodes_max {
+            return out.push(Action::Close { connection, why: CloseReason::TooManyNodes });
+        }
+        if let Some(old) = self.nodes.get(&name) {
+            if let Some(connection) = old.connection {
+                self.connections.remove(&connection);
+                out.push(Action::Close { connection, why: CloseReason::Replaced });
+            }
+            if old.incarnation == hello.incarnation {
+                self.cut_commands(now, &name, out);
+            } else {
+                // A new agent: nothing of what the old one held is left.
+                self.lose_node(now, &name, false, out);
+            }
+        }
+        self.connections.insert(connection, name.clone());
+        let sandboxes = self.nodes.remove(&name).map(|old| old.sandboxes).unwrap_or_default();
+        let Hello { node: _, incarnation, version, address, inventory, lacks } = hello;
+        let node = Node {
+            incarnation,
+            version,
+            address,
+            lacks,
+            connection: Some(connection),
+            heard: now,
+            memory: inventory.memory,
+            drift_bytes: 0,
+            avoid_until: None,
+            sandboxes,
+        };
+        self.nodes.insert(name.clone(), node);
+        self.arm(now.after(self.settings.silent_max), Timer::Nodes);
+
+        // The Welcome goes first on the stream, but what it purges is only known after the inventory is read.
+        let welcome_at = out.len();
+        let ghosts = &mut self.ghosts;
+        inventory.sandboxes.iter().for_each(|report| drop(ghosts.remove(&report.id)));
+        self.check_bases = true;
+        let purge = self.reconcile(now, &name, inventory.sandboxes, true, out);
+        out.insert(welcome_at, Action::Welcome { connection, purge });
+        self.reconcile_snapshots(&name, inventory.snapshots, true, out);
+        out.push(Action::Tell(Decision::NodeAttached(name)));
+        self.wake_waiting();
+    }
+
+    pub(super) fn detached(&mut self, now: Now, connection: ConnectionId, out: &mut Vec<Action>) {
+        let Some(name) = self.connections.remove(&connection) else { return };
+        if let Some(node) = self.nodes.get_mut(&name) {
+            node.connection = None;
+        }
+        self.cut_commands(now, &name, out);
+        self.hide_snapshots(&name, None, out);
+        out.push(Action::Tell(Decision::NodeAway(name)));
+        // Its grace runs from when it was last heard, as if it were silent.
+        self.arm(now, Timer::Nodes);
+    }
+
+    pub(super) fn reported(
+        &mut self,
+        now: Now,
+        connection: ConnectionId,
+        inventory: Inventory,
+        out: &mut Vec<Action>,
+    ) {
+        let Some(name) = self.connections.get(&connection).cloned() else { return };
+        if let Some(node) = self.nodes.get_mut(&name) {
+            node.heard = now;
+            node.memory = inventory.memory;
+            node.drift_bytes = 0;
+        }
+        for stranger in self.reconcile(now, &name, inventory.sandboxes, false, out) {
+            self.purge_stranger(now, &name, stranger, out);
+        }
+        self.reconcile_snapshots(&name, inventory.snapshots, false, out);
+        self.relieve(now, &name, out);
+        self.wake_waiting();
+    }
+
+    /// Compares a report with what is known. Returns sandboxes that must not exist.
+    fn reconcile(
+        &mut self,
+        now: Now,
+        node: &NodeId,
+        reports: Vec<SandboxReport>,
+        sure: bool,
+        out: &mut Vec<Action>,
+    ) -> Vec<SandboxId> {
+        let mut seen = BTreeSet::new();
+        let mut strangers = Vec::new();
+        for report in reports {
+            let id = report.id;
+            if !seen.insert(id) {
+                continue;
+            }
+            match self.sandboxes.get(&id) {
+                // Two nodes with one sandbox: one of them is wrong, and it is not the one that was asked to make it.
+                Some(known) if known.node != *node => strangers.push(id),
+                Some(_) => self.update(now, report, sure, out),
+                None if self.functions.contains_key(&report.function) => self.adopt(now, node, report),
+                None => strangers.push(id),
+            }
+            self.touch(now, id, out);
+        }
+        self.notice_missing(now, node, &seen, sure, out);
+        strangers
+    }
+
+    fn adopt(&mut self, now: Now, node: &NodeId, report: SandboxReport) {
+        let id = report.id;
+        let requests_max =
+            self.functions.get(&report.function).map_or(1, |function| function.spec.requests_max);
+        let requests_max = usize::try_from(requests_max).unwrap_or(usize::MAX);
+        let life = Life::reported(report.state);
+        if life == Life::Warm
+            && report.private_bytes > 0
+            && let Some(function) = self.functions.get_mut(&report.function)
+        {
+            function.warm_bytes.add(report.private_bytes as f64);
+        }
+        self.insert_sandbox(Sandbox::new(now, node.clone(), life, requests_max, report));
+        if life.is_passing() {
+            self.arm(now.after(self.settings.dedup_max), Timer::Passing(id));
+        }
+    }
+
+    fn update(&mut self, now: Now, report: SandboxReport, sure: bool, out: &mut Vec<Action>) {
+        let id = report.id;
+        let Some(sandbox) = self.sandboxes.get_mut(&id) else { return };
+        let reported = Life::reported(report.state);
+        sandbox.stray = sandbox.stray.min(report.open_requests as usize);
+        if sandbox.busy {
+            // Only sizes; references and state come with the command's answer.
+            sandbox.report.private_bytes = report.private_bytes;
+            sandbox.report.stored_bytes = report.stored_bytes;
+            return;
+        }
+        let purging = sandbox.life == Life::Purging;
+        if reported == sandbox.life {
+            sandbox.contradicted = 0;
+        } else if sandbox.life.is_passing() && !purging {
+            // Its command is overdue or cut off: this is how it ended, or that it has not.
+            sandbox.enter(reported, now);
+        } else if !purging {
+            sandbox.contradicted += 1;
+            if sure || sandbox.contradicted >= CONTRADICTIONS {
+                sandbox.enter(reported, now);
+            }
+        }
+        self.check_bases |= sandbox.report.bases != report.bases;
+        let settled = !matches!(report.state, SandboxState::Deduping | SandboxState::Restoring);
+        sandbox.report = report;
+        let passing = sandbox.life.is_passing();
+        if settled {
+            self.check_bases |= self.leases.remove(&id).is_some();
+        }
+        if purging {
+            self.purge(now, id, PurgeReason::Broken, None, out);
+        } else if passing {
+            self.arm(now.after(self.settings.dedup_max), Timer::Passing(id));
+        }
+    }
+
+    /// Sandboxes that should be there and are not.
+    fn notice_missing(
+        &mut self,
+        now: Now,
+        node: &NodeId,
+        seen: &BTreeSet<SandboxId>,
+        sure: bool,
+        out: &mut Vec<Action>,
+    ) {
+        let Some(known) = self.nodes.get(node).map(|node| &node.sandboxes) else { return };
+        let missing: Vec<SandboxId> = known.difference(seen).copied().collect();
+        for id in missing {
+            let Some(sandbox) = self.sandboxes.get_mut(&id).filter(|sandbox| !sandbox.busy) else { continue };
+            sandbox.contradicted = sandbox.contradicted.saturating_add(1);
+            if sure || sandbox.contradicted >= CONTRADICTIONS {
+                let why = failure(FailureKind::Crashed, format!("{id} is no longer on node {node}"));
+                self.remove_sandbox(now, id, Some(&why), out);
+            }
+        }
+    }
+
+    /// Has a node end a sandbox that is not in the driver's books.
+    fn purge_stranger(&mut self, now: Now, node: &NodeId, id: SandboxId, out: &mut Vec<Action>) {
+        let told = self.commands.values().any(|pending| pending.sandbox == Some(id) && pending.node == *node);
+        if self.sandboxes.contains_key(&id) || told {
+            return;
+        }
+        let limit = self.settings.purge_max;
+        let command = medes_proto::fleet::Command::Purge { sandbox: id };
+        if self.issue(now, node, command, super::state::Kind::Purge, limit, None, 0, out) {
+            out.push(Action::Tell(Decision::Purging { sandbox: id, why: PurgeReason::Unwanted }));
+        }
+    }
+
+    pub(super) fn sandbox_gone(
+        &mut self,
+        now: Now,
+        connection: ConnectionId,
+        id: SandboxId,
+        why: Failure,
+        out: &mut Vec<Action>,
+    ) {
+        let Some(node) = self.connections.get(&connection) else { return };
+        // With a command under way, its answer says the same and more.
+        let Some(sandbox) = self.sandboxes.get(&id).filter(|s| s.node == *node && !s.busy) else { return };
+        let (node, held) = (sandbox.node.clone(), self.footprint(sandbox.id));
+        self.drift(&node, held.saturating_neg());
+        self.remove_sandbox(now, id, Some(&why), out);
+        out.push(Action::Tell(Decision::SandboxGone { sandbox: id, why }));
+    }
+
+    /// Gives up silent nodes; lets avoided ones and the settle time end.
+    pub(super) fn nodes_due(&mut self, now: Now, out: &mut Vec<Action>) {
+        let limit = self.settings.silent_max;
+        let silent: Vec<NodeId> = self
+            .nodes
+            .iter()
+            .filter(|(_, n)| now.since(n.heard) >= limit)
+            .map(|(name, _)| name.clone())
+            .collect();
+        for name in silent {
+            if let Some(connection) = self.nodes.get(&name).and_then(|node| node.connection) {
+                self.connections.remove(&connection);
+                out.push(Action::Close { connection, why: CloseReason::Silent });
+            }
+            self.lose_node(now, &name, true, out);
+        }
+        if let Some(next) = self.nodes.values().map(|node| node.heard.after(limit)).min() {
+            self.arm(next, Timer::Nodes);
+        }
+        self.wake_waiting();
+    }
+
+    /// A node and all it held are gone. If it was only `cut_off`, its references and snapshots are remembered for
+    /// some time.
+    fn lose_node(&mut self, now: Now, name: &NodeId, cut_off: bool, out: &mut Vec<Action>) {
+        self.cut_commands(now, name, out);
+        let Some(node) = self.nodes.get(name) else { return };
+        let all: Vec<SandboxId> = node.sandboxes.iter().copied().collect();
+        let until = now.after(self.settings.lost_memory);
+        for &id in &all {
+            if cut_off {
+                self.remember_references(name, id, until);
+            }
+            self.remove_sandbox(now, id, None, out);
+        }
+        if cut_off {
+            self.hide_snapshots(name, Some(until), out);
+        } else {
+            self.ghosts.retain(|_, ghost| ghost.node != *name);
+            self.forget_snapshots_of(name, out);
+        }
+        self.nodes.remove(name);
+        self.check_bases = true;
+        out.push(Action::Tell(Decision::NodeLost { node: name.clone(), sandboxes: all.len() }));
+    }
+}

@@ -1,0 +1,319 @@
+//! A request's way: into the queue, to a sandbox, answered or refused exactly once.
+
+use std::time::Duration;
+
+use medes_proto::{
+    failure::{Failure, FailureKind},
+    ids::{FunctionName, SandboxId},
+    sandbox::StartKind,
+};
+
+use super::{
+    Action, Driver, PurgeReason, Refusal, RequestEnd, RequestId, Target,
+    state::{Function, Life, Request, Stage, Timer, wait_phases},
+};
+use crate::{now::Now, policy::Arrivals};
+
+impl Function {
+    pub(super) fn new(spec: medes_proto::function::FunctionSpec, revision: u64) -> Self {
+        Self {
+            spec,
+            revision,
+            queue: std::collections::VecDeque::new(),
+            arrivals: Arrivals::default(),
+            cold_starts: 0,
+            restores: 0,
+            cold_start: Default::default(),
+            restore: Default::default(),
+            execution: Default::default(),
+            warm_bytes: Default::default(),
+            dedup_bytes: Default::default(),
+        }
+    }
+}
+
+impl Driver {
+    pub(super) fn requested(
+        &mut self,
+        now: Now,
+        id: RequestId,
+        name: FunctionName,
+        prefer: Option<SandboxId>,
+        deadline: Duration,
+        out: &mut Vec<Action>,
+    ) {
+        let refuse = |out: &mut Vec<Action>, why| out.push(Action::Refuse { request: id, why });
+        if self.stopping {
+            return refuse(out, Refusal::Stopping);
+        }
+        let Some(function) = self.functions.get_mut(&name) else {
+            return refuse(out, Refusal::UnknownFunction);
+        };
+        function.arrivals.count(now.since_origin());
+        if function.queue.len() >= self.settings.queue_max {
+            return refuse(out, Refusal::QueueFull);
+        }
+        function.queue.push_back(id);
+        let deadline = now.after(deadline);
+        let stage = Stage::Queued { waits_for: None, cold: false };
+        let request = Request { function: name.clone(), arrived: now, deadline, attempts: 0, stage };
+        self.requests.insert(id, request);
+        self.arm(deadline, Timer::Request(id));
+        self.waiting.insert(name.clone());
+        self.dirty.insert(name);
+        if let Some(wish) = prefer {
+            self.prefer(now, id, wish, out);
+        }
+    }
+
+    /// Sends a queued request to a sandbox that has room. The caller has taken it out of the queue.
+    pub(super) fn send(&mut self, now: Now, id: RequestId, sandbox_id: SandboxId, out: &mut Vec<Action>) {
+        let (Some(request), Some(sandbox)) =
+            (self.requests.get_mut(&id), self.sandboxes.get_mut(&sandbox_id))
+        else {
+            return;
+        };
+        let Some(node) = self.nodes.get(&sandbox.node) else { return };
+        request.stage = Stage::Sent { sandbox: sandbox_id };
+        sandbox.open.insert(id);
+        sandbox.last_used = now;
+        sandbox.quiet = false;
+        let (start, phases) = wait_phases(request, sandbox.last_start.as_ref(), now);
+        let target = Target {
+            sandbox: sandbox_id,
+            node: sandbox.node.clone(),
+            address: node.address.clone(),
+            start,
+            phases,
+            deadline: request.deadline.since(now),
+        };
+        out.push(Action::Send { request: id, target });
+    }
+
+    pub(super) fn request_ended(&mut self, now: Now, id: RequestId, end: RequestEnd, out: &mut Vec<Action>) {
+        // One that was refused meanwhile (its node was given up, its time was over) is not known any more.
+        let Some(request) = self.requests.get(&id) else { return };
+        let Stage::Sent { sandbox } = request.stage else { return };
+        self.release(now, id, sandbox);
+        match end {
+            RequestEnd::Answered { took } => {
+                if let Some(request) = self.requests.remove(&id)
+                    && let Some(function) = self.functions.get_mut(&request.function)
+                {
+                    function.execution.add_time(took);
+                }
+            }
+            RequestEnd::Failed(failure) => self.request_failed(now, id, sandbox, failure, out),
+            RequestEnd::NotSent => {
+                self.hold(now, sandbox);
+                self.put_back(now, id, failure_not_sent(), out);
+            }
+            RequestEnd::Lost => {
+                self.requests.remove(&id);
+                let node = self.sandboxes.get(&sandbox).map(|sandbox| sandbox.node.clone());
+                let why = match node {
+                    Some(node) => Refusal::NodeLost(node),
+                    None => Refusal::Failed(failure_not_sent()),
+                };
+                out.push(Action::Refuse { request: id, why });
+                // It may still be at work on the request.
+                self.purge(now, sandbox, PurgeReason::Broken, None, out);
+            }
+        }
+        self.touch(now, sandbox, out);
+    }
+
+    fn request_failed(
+        &mut self,
+        now: Now,
+        id: RequestId,
+        sandbox: SandboxId,
+        failure: Failure,
+        out: &mut Vec<Action>,
+    ) {
+        match failure.kind {
+            // The agent has not run it.
+            FailureKind::Busy | FailureKind::ShuttingDown => {
+                self.hold(now, sandbox);
+                return self.put_back(now, id, failure, out);
+            }
+            FailureKind::NotFound => {
+                self.remove_sandbox(now, sandbox, None, out);
+                return self.put_back(now, id, failure, out);
+            }
+            FailureKind::Deadline => {
+                out.push(Action::Refuse { request: id, why: Refusal::Deadline { sent: true } });
+                // It does not know that nobody waits any more, and may never end.
+                self.purge(now, sandbox, PurgeReason::Broken, None, out);
+            }
+            FailureKind::Invalid | FailureKind::Unsupported => {
+                out.push(Action::Refuse { request: id, why: Refusal::Failed(failure) });
+            }
+            _ => {
+                out.push(Action::Refuse { request: id, why: Refusal::Failed(failure) });
+                self.purge(now, sandbox, PurgeReason::Broken, None, out);
+            }
+        }
+        self.requests.remove(&id);
+    }
+
+    /// A sandbox that should have had room did not, or cannot be reached: not used until a report clears it.
+    fn hold(&mut self, now: Now, id: SandboxId) {
+        let Some(sandbox) = self.sandboxes.get_mut(&id) else { return };
+        sandbox.stray = sandbox.requests_max;
+        let until = now.after(self.settings.avoid);
+        if let Some(node) = self.nodes.get_mut(&sandbox.node) {
+            node.avoid_until = Some(until);
+        }
+        self.arm(until, Timer::Nodes);
+    }
+
+    /// Back to the head of the queue, unless it has been there too often.
+    fn put_back(&mut self, now: Now, id: RequestId, why: Failure, out: &mut Vec<Action>) {
+        let Some(request) = self.requests.get_mut(&id) else { return };
+        request.attempts += 1;
+        let refusal = if self.stopping {
+            Some(Refusal::Stopping)
+        } else if !self.functions.contains_key(&request.function) {
+            Some(Refusal::UnknownFunction)
+        } else if request.attempts >= self.settings.attempts_max {
+            Some(Refusal::Failed(why))
+        } else if request.deadline <= now {
+            Some(Refusal::Deadline { sent: false })
+        } else {
+            None
+        };
+        if let Some(why) = refusal {
+            self.requests.remove(&id);
+            return out.push(Action::Refuse { request: id, why });
+        }
+        request.stage = Stage::Queued { waits_for: None, cold: false };
+        let name = request.function.clone();
+        if let Some(function) = self.functions.get_mut(&name) {
+            function.queue.push_front(id);
+        }
+        // Its timer may have become the "sent" one.
+        let deadline = self.requests.get(&id).map_or(now, |request| request.deadline);
+        self.arm(deadline, Timer::Request(id));
+        self.waiting.insert(name.clone());
+        self.dirty.insert(name);
+    }
+
+    fn release(&mut self, now: Now, request: RequestId, sandbox: SandboxId) {
+        if let Some(sandbox) = self.sandboxes.get_mut(&sandbox) {
+            sandbox.open.remove(&request);
+            sandbox.last_used = now;
+        }
+    }
+
+    pub(super) fn abandoned(&mut self, id: RequestId) {
+        let Some(request) = self.requests.get(&id) else { return };
+        if matches!(request.stage, Stage::Queued { .. }) {
+            self.unqueue(id);
+            self.requests.remove(&id);
+        }
+    }
+
+    /// Takes a request out of its function's queue.
+    pub(super) fn unqueue(&mut self, id: RequestId) {
+        let Some(request) = self.requests.get(&id) else { return };
+        if let Some(function) = self.functions.get_mut(&request.function) {
+            function.queue.retain(|&queued| queued != id);
+            if function.queue.is_empty() {
+                self.waiting.remove(&request.function);
+            }
+        }
+    }
+
+    pub(super) fn request_overdue(&mut self, now: Now, id: RequestId, out: &mut Vec<Action>) {
+        let Some(request) = self.requests.get(&id) else { return };
+        match request.stage {
+            Stage::Queued { .. } if request.deadline <= now => {
+                self.unqueue(id);
+                self.requests.remove(&id);
+                out.push(Action::Refuse { request: id, why: Refusal::Deadline { sent: false } });
+            }
+            Stage::Queued { .. } => {}
+            Stage::Sent { sandbox } => {
+                // The agent gets a moment to say so itself: it knows more.
+                let limit = request.deadline.after(self.settings.answer_slack);
+                if now < limit {
+                    return self.arm(limit, Timer::Request(id));
+                }
+                self.release(now, id, sandbox);
+                self.requests.remove(&id);
+                out.push(Action::Refuse { request: id, why: Refusal::Deadline { sent: true } });
+                self.purge(now, sandbox, PurgeReason::Broken, None, out);
+                self.touch(now, sandbox, out);
+            }
+        }
+    }
+
+    /// A cold start failed for a reason that is the function's own: those who would have been served by it hear it.
+    pub(super) fn fail_waiting(&mut self, name: &FunctionName, why: &Failure, out: &mut Vec<Action>) {
+        let Some(function) = self.functions.get_mut(name) else { return };
+        let served = usize::try_from(function.spec.requests_max).unwrap_or(1).min(function.queue.len());
+        for id in function.queue.drain(..served) {
+            self.requests.remove(&id);
+            out.push(Action::Refuse { request: id, why: Refusal::Failed(why.clone()) });
+        }
+        if function.queue.is_empty() {
+            self.waiting.remove(name);
+        }
+    }
+
+    /// A start failed for a reason that is not the function's: the first in the queue has used up an attempt.
+    pub(super) fn count_attempt(
+        &mut self,
+        now: Now,
+        name: &FunctionName,
+        why: Failure,
+        out: &mut Vec<Action>,
+    ) {
+        let Some(function) = self.functions.get_mut(name) else { return };
+        if let Some(id) = function.queue.pop_front() {
+            self.put_back(now, id, why, out);
+        }
+        if self.functions.get(name).is_some_and(|function| function.queue.is_empty()) {
+            self.waiting.remove(name);
+        }
+    }
+
+    /// A start that a queued request may have waited for has ended, well or not.
+    pub(super) fn stop_waiting_for(
+        &mut self,
+        name: &FunctionName,
+        ended: SandboxId,
+        failed: Option<StartKind>,
+    ) {
+        let Some(function) = self.functions.get(name) else { return };
+        let mut owed = failed == Some(StartKind::Restore);
+        for id in &function.queue {
+            let Some(request) = self.requests.get_mut(id) else { continue };
+            if let Stage::Queued { waits_for, cold } = &mut request.stage {
+                if *waits_for == Some(ended) {
+                    *waits_for = None;
+                    if failed.is_some() {
+                        (*cold, owed) = (true, false);
+                    }
+                } else if owed && !*cold && waits_for.is_none() {
+                    (*cold, owed) = (true, false);
+                }
+            }
+        }
+    }
+
+    /// Whether a queued request is reserved for a sandbox that is being made ready for it.
+    pub(super) fn reserved_for(&self, id: RequestId) -> Option<SandboxId> {
+        match self.requests.get(&id)?.stage {
+            Stage::Queued { waits_for, .. } => waits_for.filter(|sandbox| {
+                self.sandboxes.get(sandbox).is_some_and(|sandbox| sandbox.life == Life::Restoring)
+            }),
+            Stage::Sent { .. } => None,
+        }
+    }
+}
+
+fn failure_not_sent() -> Failure {
+    super::failure(FailureKind::Internal, "the sandbox's node could not be reached")
+}

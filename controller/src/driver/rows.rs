@@ -1,0 +1,131 @@
+//! What people are shown: rows made from the driver's state, changing nothing.
+
+use std::time::Duration;
+
+use medes_proto::{
+    fleet::{NodeMemory, SnapshotReport},
+    function::FunctionSpec,
+    ids::{FunctionName, NodeId, SandboxId},
+    sandbox::SandboxReport,
+};
+
+use super::{Driver, state::SnapshotLife};
+use crate::now::Now;
+
+/// A function and its numbers.
+#[derive(Debug, Clone)]
+pub struct FunctionRow {
+    /// The function.
+    pub spec: FunctionSpec,
+    /// Of its text.
+    pub revision: u64,
+    /// Warm sandboxes, serving or not.
+    pub warm: usize,
+    /// Sandboxes whose memory is taken.
+    pub dedup: usize,
+    /// Base snapshots.
+    pub bases: usize,
+    /// Requests since the controller's start.
+    pub requests: u64,
+    /// Cold starts since then.
+    pub cold_starts: u64,
+    /// Restores since then.
+    pub restores: u64,
+}
+
+/// A sandbox and where it is.
+#[derive(Debug, Clone)]
+pub struct SandboxRow {
+    /// As last reported, with the driver's own idea of its state.
+    pub report: SandboxReport,
+    /// Its node.
+    pub node: NodeId,
+}
+
+/// A node and what it holds.
+#[derive(Debug, Clone)]
+pub struct NodeRow {
+    /// Its name.
+    pub name: NodeId,
+    /// host:port of its Node service.
+    pub address: String,
+    /// Of its agent.
+    pub version: String,
+    /// As last reported.
+    pub memory: NodeMemory,
+    /// Since it was last heard.
+    pub silent: Duration,
+    /// Sandboxes on it.
+    pub sandboxes: usize,
+    /// Base snapshots on it.
+    pub snapshots: Vec<SnapshotReport>,
+    /// What it cannot do.
+    pub lacks: Vec<String>,
+}
+
+impl Driver {
+    /// All functions, by name.
+    pub fn function_rows(&self) -> Vec<FunctionRow> {
+        let rows = self.functions.iter().filter_map(|(name, function)| {
+            let view = self.function_view(name)?;
+            Some(FunctionRow {
+                spec: function.spec.clone(),
+                revision: function.revision,
+                warm: view.warm,
+                dedup: view.dedup,
+                bases: view.bases,
+                requests: function.arrivals.total(),
+                cold_starts: function.cold_starts,
+                restores: function.restores,
+            })
+        });
+        rows.collect()
+    }
+
+    /// All sandboxes, by number.
+    pub fn sandbox_rows(&self, now: Now) -> Vec<SandboxRow> {
+        let rows = self.sandboxes.values().map(|sandbox| {
+            let mut report = sandbox.report.clone();
+            report.state = sandbox.life.shown(!sandbox.open.is_empty());
+            let since = if sandbox.open.is_empty() {
+                sandbox.since.max(sandbox.last_used)
+            } else {
+                sandbox.last_used
+            };
+            report.state_age = now.since(since);
+            SandboxRow { report, node: sandbox.node.clone() }
+        });
+        rows.collect()
+    }
+
+    /// All nodes that are connected, or were until a moment ago.
+    pub fn node_rows(&self, now: Now) -> Vec<NodeRow> {
+        let rows = self.nodes.iter().map(|(name, node)| NodeRow {
+            name: name.clone(),
+            address: node.address.clone(),
+            version: node.version.clone(),
+            memory: node.memory,
+            silent: now.since(node.heard),
+            sandboxes: node.sandboxes.len(),
+            snapshots: self
+                .snapshots
+                .values()
+                .filter(|snapshot| snapshot.node == *name && snapshot.life != SnapshotLife::Making)
+                .map(|snapshot| snapshot.report.clone())
+                .collect(),
+            lacks: node.lacks.clone(),
+        });
+        rows.collect()
+    }
+
+    /// host:port of the node that has a sandbox.
+    pub fn address_of(&self, id: SandboxId) -> Option<String> {
+        let sandbox = self.sandboxes.get(&id)?;
+        Some(self.nodes.get(&sandbox.node)?.address.clone())
+    }
+
+    /// Sandboxes of a function, in any state.
+    pub fn sandboxes_of(&self, name: &FunctionName) -> usize {
+        self.by_function.get(name).map_or(0, |all| all.len())
+    }
+}

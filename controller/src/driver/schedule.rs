@@ -1,0 +1,310 @@
+//! Which sandbox serves a request, which is started for it, and on which node.
+//!
+//! Warm before dedup before cold. Starts are counted against the requests that wait: never more sandboxes on
+//! their way than waiting requests need.
+
+use std::collections::VecDeque;
+
+use medes_proto::{
+    failure::{Failure, FailureKind},
+    fleet::Command,
+    ids::{FunctionName, NodeId, SandboxId},
+    sandbox::{SandboxReport, SandboxState, StartKind},
+};
+
+use super::{
+    Action, Decision, Driver, RequestId, Ticket, failure,
+    state::{Kind, Life, Sandbox, Stage},
+};
+use crate::now::Now;
+
+impl Driver {
+    /// Serves a function's queue as far as possible, and starts what the rest of it needs.
+    pub(super) fn schedule(&mut self, now: Now, name: &FunctionName, out: &mut Vec<Action>) {
+        self.dispatch(now, name, out);
+        if self.functions.get(name).is_none_or(|function| function.queue.is_empty()) {
+            self.waiting.remove(name);
+        } else if !self.stopping {
+            self.start_needed(now, name, out);
+        }
+    }
+
+    fn dispatch(&mut self, now: Now, name: &FunctionName, out: &mut Vec<Action>) {
+        let Some(function) = self.functions.get_mut(name) else { return };
+        let mut queue = std::mem::take(&mut function.queue);
+        let mut free = if queue.is_empty() { Vec::new() } else { self.free_sandboxes(name) };
+        let mut left = VecDeque::new();
+        while let Some(id) = queue.pop_front() {
+            let Some(&sandbox) = free.last() else {
+                queue.push_front(id);
+                break;
+            };
+            if self.reserved_for(id).is_some() {
+                left.push_back(id);
+                continue;
+            }
+            self.send(now, id, sandbox, out);
+            if self.sandboxes.get(&sandbox).is_none_or(|sandbox| sandbox.room() == 0) {
+                free.pop();
+            }
+        }
+        left.append(&mut queue);
+        if let Some(function) = self.functions.get_mut(name) {
+            function.queue = left;
+        }
+    }
+
+    /// Sandboxes that can take a request now, the most recently used last.
+    fn free_sandboxes(&self, name: &FunctionName) -> Vec<SandboxId> {
+        let mut free: Vec<_> = self
+            .usable(name)
+            .filter(|sandbox| sandbox.room() > 0)
+            .map(|sandbox| (sandbox.last_used, sandbox.id))
+            .collect();
+        free.sort_unstable();
+        free.into_iter().map(|(_, id)| id).collect()
+    }
+
+    /// Sandboxes of the function's present text on nodes that can be reached.
+    fn usable(&self, name: &FunctionName) -> impl Iterator<Item = &Sandbox> {
+        self.of_function(name)
+            .filter(|sandbox| !self.is_unwanted(sandbox) && self.is_reachable(&sandbox.node))
+    }
+
+    pub(super) fn of_function(&self, name: &FunctionName) -> impl Iterator<Item = &Sandbox> {
+        self.by_function.get(name).into_iter().flatten().filter_map(|id| self.sandboxes.get(id))
+    }
+
+    pub(super) fn is_unwanted(&self, sandbox: &Sandbox) -> bool {
+        self.functions.get(&sandbox.function).is_none_or(|function| function.revision != sandbox.revision)
+    }
+
+    pub(super) fn is_reachable(&self, node: &NodeId) -> bool {
+        self.nodes.get(node).is_some_and(|node| node.connection.is_some())
+    }
+
+    /// The caller named a sandbox. If it is free the request goes there; if it is in dedup it is restored for it.
+    pub(super) fn prefer(&mut self, now: Now, id: RequestId, wish: SandboxId, out: &mut Vec<Action>) {
+        let Some(request) = self.requests.get(&id) else { return };
+        let Some(sandbox) = self.sandboxes.get(&wish) else { return };
+        if sandbox.function != request.function
+            || self.is_unwanted(sandbox)
+            || !self.is_reachable(&sandbox.node)
+        {
+            return;
+        }
+        if sandbox.room() > 0 {
+            self.unqueue(id);
+            self.send(now, id, wish, out);
+        } else if sandbox.life == Life::Dedup && sandbox.is_idle() && self.may_start_on(now, &sandbox.node) {
+            let need = self.estimate(&sandbox.function);
+            let node = sandbox.node.clone();
+            if self.has_room(&node, need)
+                && self.restore(now, wish, false, None, out)
+                && let Some(request) = self.requests.get_mut(&id)
+            {
+                request.stage = Stage::Queued { waits_for: Some(wish), cold: false };
+            }
+        }
+    }
+
+    fn start_needed(&mut self, now: Now, name: &FunctionName, out: &mut Vec<Action>) {
+        // Each round starts one sandbox or ends the loop.
+        while self.needs_start(name) {
+            let may_restore = !self.owes_cold(name);
+            if may_restore && let Some(sandbox) = self.pick_dedup(now, name, true) {
+                if !self.restore(now, sandbox, false, None, out) {
+                    return;
+                }
+                continue;
+            }
+            if now < self.settled_at {
+                return;
+            }
+            let need = self.estimate(name);
+            if let Some(node) = self.pick_node(now, need) {
+                if self.cold_start(now, name, &node, None, out).is_err() {
+                    return;
+                }
+                continue;
+            }
+            // Nowhere to go as it is: make room, and look again when there is some.
+            let home = if may_restore { self.pick_dedup(now, name, false) } else { None };
+            match home.and_then(|id| self.sandboxes.get(&id)).map(|sandbox| sandbox.node.clone()) {
+                Some(node) if self.make_room(now, &node, need, home, out) => {}
+                _ => self.make_room_anywhere(now, need, out),
+            }
+            return;
+        }
+    }
+
+    /// More requests wait than the sandboxes on their way will take.
+    fn needs_start(&self, name: &FunctionName) -> bool {
+        let Some(function) = self.functions.get(name) else { return false };
+        let mut reserved = 0;
+        let mut waiting = 0;
+        for &id in &function.queue {
+            match self.reserved_for(id) {
+                Some(_) => reserved += 1,
+                None => waiting += 1,
+            }
+        }
+        let coming: usize = self
+            .usable(name)
+            .filter(|sandbox| sandbox.life.is_coming() && sandbox.stray == 0)
+            .map(|sandbox| sandbox.requests_max)
+            .sum();
+        // A sandbox reserved for one request may have room for more, but counting on it would be a guess.
+        let coming = coming.saturating_sub(reserved);
+        let sandboxes = self.by_function.get(name).map_or(0, |all| all.len());
+        let allowed = self.settings.function_sandboxes_max.is_none_or(|max| {
+            // Dedup sandboxes can be restored at the limit, they count already.
+            sandboxes < max || self.usable(name).any(|s| s.life == Life::Dedup && s.is_idle())
+        });
+        waiting > coming && allowed
+    }
+
+    /// Somebody's restore failed, and no cold start is under way for them yet.
+    fn owes_cold(&self, name: &FunctionName) -> bool {
+        let Some(function) = self.functions.get(name) else { return false };
+        let owed = function.queue.iter().filter(|&id| {
+            matches!(
+                self.requests.get(id).map(|request| request.stage),
+                Some(Stage::Queued { cold: true, .. })
+            )
+        });
+        let cold = self.usable(name).filter(|sandbox| sandbox.life == Life::Starting);
+        owed.count() > cold.map(|sandbox| sandbox.requests_max).sum()
+    }
+
+    /// The dedup sandbox to restore: all bases there, then the most recently used.
+    fn pick_dedup(&self, now: Now, name: &FunctionName, with_room: bool) -> Option<SandboxId> {
+        let need = self.estimate(name);
+        self.usable(name)
+            .filter(|sandbox| sandbox.life == Life::Dedup && sandbox.is_idle())
+            .filter(|sandbox| self.may_start_on(now, &sandbox.node))
+            .filter(|sandbox| !with_room || self.has_room(&sandbox.node, need))
+            .max_by_key(|sandbox| (self.bases_are_there(sandbox), sandbox.last_used, sandbox.id))
+            .map(|sandbox| sandbox.id)
+    }
+
+    /// The node with the least memory used that has room for a start.
+    pub(super) fn pick_node(&self, now: Now, need: u64) -> Option<NodeId> {
+        self.nodes
+            .iter()
+            .filter(|(name, _)| self.may_start_on(now, name) && self.has_room(name, need))
+            .min_by_key(|(name, _)| self.projected(name))
+            .map(|(name, _)| name.clone())
+    }
+
+    /// Reachable, not avoided, and not starting as many as it may already.
+    pub(super) fn may_start_on(&self, now: Now, name: &NodeId) -> bool {
+        let Some(node) = self.nodes.get(name) else { return false };
+        let starting = self
+            .commands
+            .values()
+            .filter(|pending| matches!(pending.kind, Kind::Start | Kind::Restore) && pending.node == *name);
+        node.connection.is_some()
+            && node.avoid_until.is_none_or(|until| until <= now)
+            && starting.count() < self.settings.node_starts_max
+            && node.sandboxes.len() < medes_proto::limits::SANDBOXES_MAX
+    }
+
+    pub(super) fn cold_start(
+        &mut self,
+        now: Now,
+        name: &FunctionName,
+        node: &NodeId,
+        ticket: Option<Ticket>,
+        out: &mut Vec<Action>,
+    ) -> Result<(), Failure> {
+        let need = self.estimate(name);
+        let Some(function) = self.functions.get(name) else {
+            return Err(failure(FailureKind::NotFound, format!("there is no function {name}")));
+        };
+        let (spec, revision) = (function.spec.clone(), function.revision);
+        let Some(id) = self.next_sandbox() else {
+            return Err(failure(
+                FailureKind::Internal,
+                "all sandbox numbers of this controller's life are used",
+            ));
+        };
+        let limit = spec.ready_timeout.saturating_add(self.settings.start_slack);
+        let sandbox = starting_sandbox(now, id, node, &spec, revision);
+        self.insert_sandbox(sandbox);
+        let command = Command::Start { sandbox: id, function: Box::new(spec), revision };
+        if !self.issue(now, node, command, Kind::Start, limit, ticket, need, out) {
+            self.forget_sandbox(id);
+            return Err(failure(FailureKind::NotFound, format!("node {node} is not connected")));
+        }
+        if let Some(function) = self.functions.get_mut(name) {
+            function.cold_starts += 1;
+        }
+        let (function, node) = (name.clone(), node.clone());
+        out.push(Action::Tell(Decision::Starting { sandbox: id, function, node, start: StartKind::Cold }));
+        Ok(())
+    }
+
+    pub(super) fn restore(
+        &mut self,
+        now: Now,
+        id: SandboxId,
+        digest_memory: bool,
+        ticket: Option<Ticket>,
+        out: &mut Vec<Action>,
+    ) -> bool {
+        let Some(sandbox) = self.sandboxes.get(&id) else { return false };
+        let (function, node) = (sandbox.function.clone(), sandbox.node.clone());
+        let need = self.estimate(&function);
+        let command = Command::Restore { sandbox: id, digest_memory };
+        let limit = self.settings.restore_max;
+        if !self.issue(now, &node, command, Kind::Restore, limit, ticket, need, out) {
+            return false;
+        }
+        if let Some(sandbox) = self.sandboxes.get_mut(&id) {
+            sandbox.enter(Life::Restoring, now);
+        }
+        if let Some(function) = self.functions.get_mut(&function) {
+            function.restores += 1;
+        }
+        out.push(Action::Tell(Decision::Starting { sandbox: id, function, node, start: StartKind::Restore }));
+        true
+    }
+
+    pub(super) fn insert_sandbox(&mut self, sandbox: Sandbox) {
+        self.by_function.entry(sandbox.function.clone()).or_default().insert(sandbox.id);
+        if let Some(node) = self.nodes.get_mut(&sandbox.node) {
+            node.sandboxes.insert(sandbox.id);
+        }
+        self.sandboxes.insert(sandbox.id, sandbox);
+    }
+}
+
+fn starting_sandbox(
+    now: Now,
+    id: SandboxId,
+    node: &NodeId,
+    spec: &medes_proto::function::FunctionSpec,
+    revision: u64,
+) -> Sandbox {
+    let report = SandboxReport {
+        id,
+        function: spec.name.clone(),
+        function_revision: revision,
+        state: SandboxState::Starting,
+        state_age: Default::default(),
+        age: Default::default(),
+        private_bytes: 0,
+        stored_bytes: 0,
+        bases: Vec::new(),
+        base_snapshot: None,
+        undumpable: None,
+        requests: 0,
+        starts_from_dedup: 0,
+        last_phases: Vec::new(),
+        pages: Default::default(),
+        open_requests: 0,
+    };
+    let requests_max = usize::try_from(spec.requests_max).unwrap_or(usize::MAX);
+    Sandbox::new(now, node.clone(), Life::Starting, requests_max, report)
+}

@@ -1,0 +1,73 @@
+//! The driver's limits and waits. `config` makes them from a file; tests make them by hand.
+
+use std::time::Duration;
+
+/// Limits and waits of the driver.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// Upper half of every sandbox's and snapshot's number.
+    pub incarnation: u32,
+    /// A node that says nothing for this long is lost.
+    pub silent_max: Duration,
+    /// After the start: no cold starts yet, nodes with warm sandboxes may still connect.
+    pub settle: Duration,
+    /// Requests that may wait for one function.
+    pub queue_max: usize,
+    /// Sandboxes of one function, in any state. `None`: as many as memory allows.
+    pub function_sandboxes_max: Option<usize>,
+    /// Cold starts and restores under way on one node.
+    pub node_starts_max: usize,
+    /// Nodes.
+    pub nodes_max: usize,
+    /// How often a request is put back in the queue, for reasons that are not its function's.
+    pub attempts_max: u8,
+    /// What a sandbox is taken to need before one of its function has been seen.
+    pub sandbox_bytes: u64,
+    /// Replaces the cap that nodes report.
+    pub node_cap_bytes: Option<u64>,
+    /// On top of the function's own ready timeout.
+    pub start_slack: Duration,
+    /// For a restore.
+    pub restore_max: Duration,
+    /// For a dedup and for making a base.
+    pub dedup_max: Duration,
+    /// For a purge and for dropping a snapshot.
+    pub purge_max: Duration,
+    /// After a request's deadline, for the agent to say so itself.
+    pub answer_slack: Duration,
+    /// A sandbox that cannot be dumped is left alone this long, then twice this long, and so on.
+    pub dump_pause: Duration,
+    /// Up to this.
+    pub dump_pause_max: Duration,
+    /// A node that could not start a sandbox is avoided this long.
+    pub avoid: Duration,
+    /// How long references and snapshots of a lost node are remembered: it may only have been cut off.
+    pub lost_memory: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        let seconds = Duration::from_secs;
+        Self {
+            incarnation: 1,
+            silent_max: seconds(3),
+            settle: Duration::ZERO,
+            queue_max: 1_000,
+            function_sandboxes_max: None,
+            node_starts_max: 10,
+            nodes_max: 1_024,
+            attempts_max: 3,
+            sandbox_bytes: 64 << 20,
+            node_cap_bytes: None,
+            start_slack: seconds(10),
+            restore_max: seconds(30),
+            dedup_max: seconds(120),
+            purge_max: seconds(30),
+            answer_slack: seconds(2),
+            dump_pause: seconds(600),
+            dump_pause_max: seconds(86_400),
+            avoid: seconds(5),
+            lost_memory: seconds(600),
+        }
+    }
+}

@@ -1,0 +1,296 @@
+//! The nouns the driver keeps: sandbox, function, node, snapshot, request, pending command.
+
+use std::{
+    collections::{BTreeSet, VecDeque},
+    time::Duration,
+};
+
+use medes_proto::{
+    fleet::{NodeMemory, SnapshotReport},
+    function::FunctionSpec,
+    ids::{FunctionName, NodeId, SandboxId, SnapshotId},
+    sandbox::{Phase, SandboxReport, SandboxState, StartKind},
+};
+
+use super::event::{ConnectionId, RequestId, Ticket};
+use crate::{
+    now::Now,
+    policy::{Arrivals, IdleLife},
+};
+
+/// Where a sandbox is, as far as the driver has decided it. `Warm` with open requests is "running".
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Life {
+    Starting,
+    Warm,
+    MakingBase,
+    Deduping,
+    Dedup,
+    Restoring,
+    Purging,
+}
+
+impl Life {
+    pub(super) const fn reported(state: SandboxState) -> Self {
+        match state {
+            SandboxState::Unspecified | SandboxState::Warm | SandboxState::Running => Self::Warm,
+            SandboxState::Starting => Self::Starting,
+            SandboxState::Deduping => Self::Deduping,
+            SandboxState::Dedup => Self::Dedup,
+            SandboxState::Restoring => Self::Restoring,
+        }
+    }
+
+    /// Will be able to serve before long, without a new decision.
+    pub(super) const fn is_coming(self) -> bool {
+        matches!(self, Self::Starting | Self::Restoring | Self::MakingBase)
+    }
+
+    /// Ends by itself, in one way or another.
+    pub(super) const fn is_passing(self) -> bool {
+        !matches!(self, Self::Warm | Self::Dedup)
+    }
+
+    /// The state people are shown.
+    pub(super) const fn shown(self, open: bool) -> SandboxState {
+        match self {
+            Self::Starting => SandboxState::Starting,
+            Self::Warm if open => SandboxState::Running,
+            Self::Warm | Self::MakingBase | Self::Purging => SandboxState::Warm,
+            Self::Deduping => SandboxState::Deduping,
+            Self::Dedup => SandboxState::Dedup,
+            Self::Restoring => SandboxState::Restoring,
+        }
+    }
+}
+
+/// The last start of a sandbox, for the phases of requests that waited for it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct LastStart {
+    pub(super) kind: StartKind,
+    pub(super) commanded: Now,
+    pub(super) ready: Now,
+}
+
+#[derive(Debug)]
+pub(super) struct Sandbox {
+    pub(super) id: SandboxId,
+    pub(super) function: FunctionName,
+    pub(super) revision: u64,
+    pub(super) node: NodeId,
+    pub(super) life: Life,
+    /// When it entered `life`.
+    pub(super) since: Now,
+    /// End of its last request or start.
+    pub(super) last_used: Now,
+    pub(super) requests_max: usize,
+    pub(super) open: BTreeSet<RequestId>,
+    /// Requests it may still be serving that nobody waits for any more. It is not free while there are any.
+    pub(super) stray: usize,
+    /// A command about it is under way.
+    pub(super) busy: bool,
+    /// Its agent has seen no work in it for the idle period.
+    pub(super) quiet: bool,
+    /// A review is in the timers.
+    pub(super) review_armed: bool,
+    pub(super) dump_blocked_until: Option<Now>,
+    pub(super) dump_failures: u32,
+    pub(super) last_start: Option<LastStart>,
+    /// Reports in a row that contradict what is kept here.
+    pub(super) contradicted: u8,
+    pub(super) report: SandboxReport,
+}
+
+impl Sandbox {
+    pub(super) fn is_idle(&self) -> bool {
+        !self.busy && self.open.is_empty() && self.stray == 0 && matches!(self.life, Life::Warm | Life::Dedup)
+    }
+
+    /// Requests it could take now.
+    pub(super) fn room(&self) -> usize {
+        match self.life {
+            Life::Warm if !self.busy => {
+                self.requests_max.saturating_sub(self.open.len()).saturating_sub(self.stray)
+            }
+            _ => 0,
+        }
+    }
+
+    pub(super) fn idle_life(&self) -> Option<IdleLife> {
+        match self.life {
+            Life::Warm => Some(IdleLife::Warm),
+            Life::Dedup => Some(IdleLife::Dedup),
+            _ => None,
+        }
+    }
+
+    pub(super) fn enter(&mut self, life: Life, now: Now) {
+        if self.life != life {
+            self.life = life;
+            self.since = now;
+        }
+        self.contradicted = 0;
+    }
+
+    /// Bytes that its end would free.
+    pub(super) fn held_bytes(&self) -> u64 {
+        match self.life {
+            Life::Dedup => self.report.stored_bytes,
+            _ => self.report.private_bytes.max(self.report.stored_bytes),
+        }
+    }
+}
+
+/// A running average, weight 1/8 for the newest.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Average(Option<f64>);
+
+impl Average {
+    pub(super) fn add(&mut self, value: f64) {
+        self.0 = Some(self.0.map_or(value, |old| old + (value - old) / 8.0));
+    }
+
+    pub(super) fn add_time(&mut self, value: Duration) {
+        self.add(value.as_secs_f64());
+    }
+
+    pub(super) fn time(self) -> Option<Duration> {
+        self.0.map(|seconds| Duration::from_secs_f64(seconds.max(0.0)))
+    }
+
+    pub(super) fn bytes(self) -> Option<u64> {
+        self.0.map(|bytes| bytes.max(0.0) as u64)
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Function {
+    pub(super) spec: FunctionSpec,
+    pub(super) revision: u64,
+    /// Requests in the order they will be served.
+    pub(super) queue: VecDeque<RequestId>,
+    pub(super) arrivals: Arrivals,
+    pub(super) cold_starts: u64,
+    pub(super) restores: u64,
+    pub(super) cold_start: Average,
+    pub(super) restore: Average,
+    pub(super) execution: Average,
+    pub(super) warm_bytes: Average,
+    pub(super) dedup_bytes: Average,
+}
+
+#[derive(Debug)]
+pub(super) struct Node {
+    pub(super) incarnation: u64,
+    pub(super) version: String,
+    pub(super) address: String,
+    pub(super) lacks: Vec<String>,
+    /// `None`: its stream broke, it may come back.
+    pub(super) connection: Option<ConnectionId>,
+    pub(super) heard: Now,
+    pub(super) memory: NodeMemory,
+    /// Changes since the last report: started (more) and purged (less).
+    pub(super) drift_bytes: i64,
+    pub(super) avoid_until: Option<Now>,
+    pub(super) sandboxes: BTreeSet<SandboxId>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum SnapshotLife {
+    /// Its MakeBase is under way.
+    Making,
+    Live,
+    /// Its node is away or lost; forgotten at that moment unless the node comes back.
+    Hidden {
+        until: Option<Now>,
+    },
+    /// Its DropSnapshot is under way, or will be tried again.
+    Dropping,
+}
+
+#[derive(Debug)]
+pub(super) struct Snapshot {
+    pub(super) function: FunctionName,
+    pub(super) node: NodeId,
+    pub(super) life: SnapshotLife,
+    pub(super) report: SnapshotReport,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stage {
+    Queued {
+        /// A sandbox that is being made ready for this request alone.
+        waits_for: Option<SandboxId>,
+        /// A restore failed for it: the next start for it is a cold one.
+        cold: bool,
+    },
+    Sent {
+        sandbox: SandboxId,
+    },
+}
+
+#[derive(Debug)]
+pub(super) struct Request {
+    pub(super) function: FunctionName,
+    pub(super) arrived: Now,
+    pub(super) deadline: Now,
+    pub(super) attempts: u8,
+    pub(super) stage: Stage,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Start,
+    MakeBase(SnapshotId),
+    Dedup,
+    Restore,
+    Purge,
+    DropSnapshot(SnapshotId),
+}
+
+#[derive(Debug)]
+pub(super) struct Pending {
+    pub(super) kind: Kind,
+    pub(super) sandbox: Option<SandboxId>,
+    pub(super) node: NodeId,
+    pub(super) issued: Now,
+    pub(super) deadline: Now,
+    /// Who asked, if a person did.
+    pub(super) ticket: Option<Ticket>,
+    /// Memory it will take, not yet in any report.
+    pub(super) reserved_bytes: u64,
+}
+
+/// References of a sandbox whose node is lost: it may only be cut off, and come back.
+#[derive(Debug)]
+pub(super) struct Ghost {
+    pub(super) node: NodeId,
+    pub(super) bases: BTreeSet<SnapshotId>,
+    pub(super) until: Now,
+}
+
+/// What wakes the driver.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Timer {
+    Request(RequestId),
+    Command(medes_proto::ids::CommandId),
+    Review(SandboxId),
+    Passing(SandboxId),
+    Snapshot(SnapshotId),
+    Ghost(SandboxId),
+    /// Silent nodes, avoided nodes, the settle time: rare, so one timer looks at all.
+    Nodes,
+}
+
+/// Wait so far of a request that is about to be sent: in the queue, and for its sandbox's start.
+pub(super) fn wait_phases(request: &Request, start: Option<&LastStart>, now: Now) -> (StartKind, Vec<Phase>) {
+    match start.filter(|start| request.arrived < start.ready) {
+        None => (StartKind::Warm, vec![Phase::new("queue", now.since(request.arrived))]),
+        Some(start) => {
+            let began = start.commanded.max(request.arrived);
+            let took = start.ready.since(began);
+            let queue = now.since(request.arrived).saturating_sub(took);
+            (start.kind, vec![Phase::new("queue", queue), Phase::new(start.kind.word(), took)])
+        }
+    }
+}

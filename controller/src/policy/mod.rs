@@ -1,0 +1,142 @@
+//! What becomes of an idle sandbox. A policy is pure: it sees a [`View`], returns a [`Review`], keeps nothing.
+
+use std::time::Duration;
+
+use medes_proto::ids::{FunctionName, SandboxId};
+
+mod arrivals;
+mod fixed;
+
+pub use arrivals::Arrivals;
+pub use fixed::{Fixed, FixedSettings};
+
+/// Decides over idle sandboxes and unreferenced bases.
+pub trait Policy: Send + std::fmt::Debug {
+    /// The word in configuration files and logs.
+    fn name(&self) -> &'static str;
+
+    /// How long a sandbox that became warm or dedup just now may be left without a review.
+    fn first_review(&self, life: IdleLife) -> Duration;
+
+    /// What becomes of this sandbox. It is idle: no request, no command under way.
+    fn review(&self, view: &dyn View, function: &FunctionView<'_>, sandbox: &SandboxView) -> Review;
+
+    /// Whether a base that nobody refers to stays, though its function lives.
+    fn keeps_base(&self, function: &FunctionView<'_>) -> bool {
+        // A base nobody uses today is what the next dedup of this function needs.
+        let _ = function;
+        true
+    }
+}
+
+/// Everything a policy may know. The driver has it; so does the simulator.
+pub trait View {
+    /// The cluster as a whole.
+    fn cluster(&self) -> ClusterView;
+    /// One function.
+    fn function(&self, name: &FunctionName) -> Option<FunctionView<'_>>;
+    /// All functions, by name. For policies that share out memory among them.
+    fn functions(&self) -> Vec<FunctionView<'_>>;
+}
+
+/// The cluster as a whole.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ClusterView {
+    /// Connected nodes.
+    pub nodes: usize,
+    /// What they may use together.
+    pub cap_bytes: u64,
+    /// What they use.
+    pub used_bytes: u64,
+    /// Time since the origin of the arrival histories.
+    pub now: Duration,
+}
+
+/// One function: its sandboxes, its traffic, what its starts cost. Averages are `None` until first seen.
+#[derive(Debug, Clone)]
+pub struct FunctionView<'a> {
+    /// Its name.
+    pub name: &'a FunctionName,
+    /// Sandboxes that are warm, serving requests or not.
+    pub warm: usize,
+    /// Of these: serving a request now.
+    pub running: usize,
+    /// Sandboxes whose memory is taken, or being taken.
+    pub dedup: usize,
+    /// Sandboxes on their way to warm.
+    pub starting: usize,
+    /// Base snapshots on reachable nodes.
+    pub bases: usize,
+    /// Base snapshots being made.
+    pub bases_coming: usize,
+    /// Requests that wait.
+    pub queued: usize,
+    /// When requests came.
+    pub arrivals: &'a Arrivals,
+    /// Memory of a warm sandbox.
+    pub warm_bytes: Option<u64>,
+    /// Memory of a dedup image.
+    pub dedup_bytes: Option<u64>,
+    /// A cold start.
+    pub cold_start: Option<Duration>,
+    /// A restore.
+    pub restore: Option<Duration>,
+    /// Time inside the sandbox.
+    pub execution: Option<Duration>,
+}
+
+/// The two lives in which a sandbox can be idle.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum IdleLife {
+    /// Its memory is there.
+    Warm,
+    /// Its memory is taken.
+    Dedup,
+}
+
+/// One idle sandbox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SandboxView {
+    /// Which.
+    pub id: SandboxId,
+    /// Warm or dedup.
+    pub life: IdleLife,
+    /// Since its last request, or its start if there was none.
+    pub idle: Duration,
+    /// Since it entered this life.
+    pub in_life: Duration,
+    /// Whether its agent, too, saw no work in it for the idle period.
+    pub quiet: bool,
+    /// Its memory when warm.
+    pub private_bytes: u64,
+    /// Its dedup image.
+    pub stored_bytes: u64,
+    /// Whether a base snapshot was taken from it.
+    pub is_base_source: bool,
+    /// For how long it must not be dumped, because that failed.
+    pub dump_blocked: Option<Duration>,
+}
+
+/// What becomes of a sandbox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Nothing.
+    Keep,
+    /// Take a base snapshot of it.
+    MakeBase,
+    /// Take its memory.
+    Dedup,
+    /// Give it its memory back, although no request asks for it.
+    Restore,
+    /// End it.
+    Purge,
+}
+
+/// A verdict, and when to ask again if the sandbox is still idle then.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Review {
+    /// What becomes of it.
+    pub verdict: Verdict,
+    /// At the latest, ask again after this.
+    pub again: Duration,
+}

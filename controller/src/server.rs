@@ -1,0 +1,200 @@
+//! The whole controller in one process: opens the store, listens, runs until told to stop.
+
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use medes_proto::{
+    limits,
+    wire::{control_server::ControlServer, fleet_server::FleetServer, registry_server::RegistryServer},
+};
+use tokio::net::TcpListener;
+use tokio_stream::wrappers::TcpListenerStream;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    agents::Agents,
+    config::Config,
+    control::ControlService,
+    driver::{Driver, Event, Settings},
+    fleet::{FleetService, Greeting},
+    gateway,
+    invoke::Invoker,
+    now::Now,
+    places::Places,
+    policy::Fixed,
+    registry::{Registry, Table},
+    registry_service::RegistryService,
+    shell::{self, Handle, Shell},
+    store::{OpenStoreError, Store},
+};
+
+/// Where a controller keeps its store and listens.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// Folder of the store.
+    pub state_dir: PathBuf,
+    /// For agents and tools (gRPC). Port 0: any.
+    pub control: SocketAddr,
+    /// For callers (HTTP). Port 0: any.
+    pub gateway: SocketAddr,
+}
+
+/// A controller that cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] OpenStoreError),
+    /// A port.
+    #[error("listen on {address}")]
+    Listen {
+        /// Where.
+        address: SocketAddr,
+        /// Why not.
+        source: std::io::Error,
+    },
+}
+
+/// A running controller. Dropping it does not stop it; [`Controller::stop`] does.
+#[derive(Debug)]
+pub struct Controller {
+    /// Where agents and tools find it.
+    pub control: SocketAddr,
+    /// Where callers find it.
+    pub gateway: SocketAddr,
+    driver: Handle,
+    grace: Duration,
+    /// No more connections; open streams to agents end.
+    close: CancellationToken,
+    /// The driver's shell ends.
+    end: CancellationToken,
+    /// Tasks that end with `close`: servers, streams, requests.
+    tracker: TaskTracker,
+    /// Tasks of the shell.
+    shell_tracker: TaskTracker,
+}
+
+/// Left for streams to end after the grace.
+const CLOSE_MAX: Duration = Duration::from_secs(2);
+/// Between two looks at how many requests are still open while stopping.
+const DRAIN_LOOK: Duration = Duration::from_millis(20);
+
+impl Controller {
+    /// Opens the store, listens, and serves. When it returns, both ports are open.
+    pub async fn start(place: Place, config: Config) -> Result<Self, StartError> {
+        let opened = Store::open(&place.state_dir)?;
+        let control_listener = listen(place.control).await?;
+        let gateway_listener = listen(place.gateway).await?;
+        let address = |listener: &TcpListener, asked| {
+            listener.local_addr().map_err(|source| StartError::Listen { address: asked, source })
+        };
+        let control = address(&control_listener, place.control)?;
+        let gateway = address(&gateway_listener, place.gateway)?;
+
+        let (tracker, shell_tracker) = (TaskTracker::new(), TaskTracker::new());
+        let (close, end) = (CancellationToken::new(), CancellationToken::new());
+        let incarnation = opened.incarnation;
+        let settle = if incarnation == 1 { Duration::ZERO } else { config.driver.settle };
+        let settings = Settings { incarnation, settle, ..config.driver };
+        let driver = Driver::new(Now::START, settings, Box::new(Fixed(config.policy)), opened.functions);
+        let registry: Arc<dyn Registry> = Arc::new(Table::new(config.registry));
+        let places = Arc::new(Places::default());
+        let driver = shell::start(Shell {
+            driver,
+            registry: Arc::clone(&registry),
+            places: Arc::clone(&places),
+            tracker: shell_tracker.clone(),
+            stop: end.clone(),
+        });
+        let agents = Arc::new(Agents::default());
+        let invoker =
+            Arc::new(Invoker::new(driver.clone(), Arc::clone(&agents), config.requests, tracker.clone()));
+        let greeting = Greeting {
+            incarnation: u64::from(incarnation),
+            heartbeat: config.heartbeat,
+            idle: config.policy.idle,
+            domain_key: opened.domain_key,
+            engine: config.engine,
+        };
+        let fleet = FleetService::new(driver.clone(), greeting, tracker.clone(), close.clone());
+        let service = ControlService {
+            driver: driver.clone(),
+            store: Arc::new(opened.store),
+            registry: Arc::clone(&registry),
+            agents,
+            invoker: Arc::clone(&invoker),
+            functions: Arc::default(),
+        };
+        let lookups = RegistryService::new(registry, places, driver.clone());
+        serve_grpc(control_listener, fleet, lookups, service, &tracker, close.clone());
+        serve_http(gateway_listener, invoker, &tracker, close.clone());
+        tracing::info!(%control, %gateway, incarnation, "controller listens");
+        Ok(Self { control, gateway, driver, grace: config.stop_grace, close, end, tracker, shell_tracker })
+    }
+
+    /// Refuses what waits, lets requests under way end within the grace, closes everything.
+    ///
+    /// Returns `false` when something still ran at the end of its time.
+    pub async fn stop(self) -> bool {
+        drop(self.driver.tell(Event::Stop).await);
+        let drained = tokio::time::timeout(self.grace, async {
+            while let Ok(1..) = self.driver.look(|driver, _| driver.open_requests()).await {
+                tokio::time::sleep(DRAIN_LOOK).await;
+            }
+        });
+        let drained = drained.await.is_ok();
+        self.close.cancel();
+        self.tracker.close();
+        // What is still open gets its 503 now: the shell lets go of every request.
+        self.end.cancel();
+        self.shell_tracker.close();
+        let closed = async {
+            self.shell_tracker.wait().await;
+            self.tracker.wait().await;
+        };
+        tokio::time::timeout(CLOSE_MAX, closed).await.is_ok() && drained
+    }
+}
+
+async fn listen(address: SocketAddr) -> Result<TcpListener, StartError> {
+    TcpListener::bind(address).await.map_err(|source| StartError::Listen { address, source })
+}
+
+fn serve_grpc(
+    listener: TcpListener,
+    fleet: FleetService,
+    lookups: RegistryService,
+    control: ControlService,
+    tracker: &TaskTracker,
+    close: CancellationToken,
+) {
+    let most = limits::MESSAGE_BYTES_MAX;
+    let router = tonic::transport::Server::builder()
+        .tcp_nodelay(true)
+        .initial_stream_window_size(1 << 20)
+        .initial_connection_window_size(8 << 20)
+        .http2_keepalive_interval(Some(Duration::from_secs(10)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(10)))
+        .add_service(FleetServer::new(fleet).max_decoding_message_size(most).max_encoding_message_size(most))
+        .add_service(
+            RegistryServer::new(lookups).max_decoding_message_size(most).max_encoding_message_size(most),
+        )
+        .add_service(
+            ControlServer::new(control).max_decoding_message_size(most).max_encoding_message_size(most),
+        );
+    tracker.spawn(async move {
+        let streams = TcpListenerStream::new(listener);
+        if let Err(error) = router.serve_with_incoming_shutdown(streams, close.cancelled_owned()).await {
+            tracing::error!(%error, "gRPC server ended");
+        }
+    });
+}
+
+fn serve_http(listener: TcpListener, invoker: Arc<Invoker>, tracker: &TaskTracker, close: CancellationToken) {
+    let server =
+        axum::serve(listener, gateway::router(invoker)).with_graceful_shutdown(close.cancelled_owned());
+    tracker.spawn(async move {
+        if let Err(error) = server.await {
+            tracing::error!(%error, "gateway ended");
+        }
+    });
+}

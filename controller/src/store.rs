@@ -1,0 +1,292 @@
+//! What survives a restart: functions, the count of starts, the domain key. One redb file, readable by its owner only.
+//!
+//! Calls block (they end with an fsync): call them off the async threads.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{self, Read},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+};
+
+use medes_dedup::key::DomainKey;
+use medes_proto::{
+    function::{FunctionFileError, FunctionSpec},
+    ids::FunctionName,
+};
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, backends::FileBackend};
+
+/// Name to (revision, text).
+const FUNCTIONS: TableDefinition<'_, &str, (u64, &str)> = TableDefinition::new("functions");
+/// Name to the revision of a function that was removed: its next text must not look like its last one.
+const REMOVED: TableDefinition<'_, &str, u64> = TableDefinition::new("removed");
+const NUMBERS: TableDefinition<'_, &str, u64> = TableDefinition::new("numbers");
+const SECRETS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("secrets");
+
+const FORMAT: u64 = 1;
+const DOMAIN_KEY_BYTES: usize = 32;
+
+/// The open store.
+#[derive(Debug)]
+pub struct Store {
+    database: Database,
+}
+
+/// What a start of the controller finds.
+#[derive(Debug)]
+pub struct Opened {
+    /// The store.
+    pub store: Store,
+    /// Starts of the controller on this store, this one included.
+    pub incarnation: u32,
+    /// Keys every hash of page contents in this cluster.
+    pub domain_key: DomainKey,
+    /// All functions.
+    pub functions: Vec<(FunctionSpec, u64)>,
+}
+
+/// The store cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenStoreError {
+    /// The folder or the file cannot be made or opened.
+    #[error("open {path}")]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Not a store, or another controller has it open.
+    #[error("open the database {path}")]
+    Database {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: redb::DatabaseError,
+    },
+    /// Reading or writing it failed.
+    #[error("start the store")]
+    Access(#[from] StoreError),
+    /// Made by another version.
+    #[error("the store has format {found}, this program knows {FORMAT}")]
+    Format {
+        /// Its format.
+        found: u64,
+    },
+    /// Something in it is not what this program wrote.
+    #[error("the store's {what} is damaged")]
+    Damaged {
+        /// What.
+        what: &'static str,
+    },
+    /// A function in it cannot be read.
+    #[error("function {name} in the store")]
+    Function {
+        /// Which.
+        name: String,
+        /// Why.
+        source: FunctionFileError,
+    },
+    /// No random bytes for a new key.
+    #[error("make a domain key")]
+    Random(#[source] io::Error),
+}
+
+/// The store cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Begin.
+    #[error("begin a transaction")]
+    Begin(#[from] redb::TransactionError),
+    /// Open a table.
+    #[error("open a table")]
+    Table(#[from] redb::TableError),
+    /// Read or write a row.
+    #[error("read or write a row")]
+    Row(#[from] redb::StorageError),
+    /// Make it last.
+    #[error("commit")]
+    Commit(#[from] redb::CommitError),
+}
+
+/// What applying a function came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Applied {
+    /// Of its text.
+    pub revision: u64,
+    /// `false`: the same text was there before.
+    pub changed: bool,
+}
+
+impl Store {
+    /// Opens the store in a folder, makes it if it is not there, and counts the start.
+    pub fn open(folder: &Path) -> Result<Opened, OpenStoreError> {
+        let file_error = |path: &Path, source| OpenStoreError::File { path: path.into(), source };
+        std::fs::create_dir_all(folder).map_err(|source| file_error(folder, source))?;
+        let path = folder.join("controller.redb");
+        // The mode counts when the file is made: it is never readable by others, not even for a moment.
+        let file =
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
+        let file = file.map_err(|source| file_error(&path, source))?;
+        let database = FileBackend::new(file).and_then(|file| Database::builder().create_with_backend(file));
+        let database = database.map_err(|source| OpenStoreError::Database { path, source })?;
+        let store = Self { database };
+        let (incarnation, key) = store.count_start()?;
+        let domain_key: [u8; DOMAIN_KEY_BYTES] =
+            key[..].try_into().map_err(|_length| OpenStoreError::Damaged { what: "domain key" })?;
+        let domain_key = DomainKey::from_bytes(domain_key);
+        let functions = store.functions()?;
+        Ok(Opened { store, incarnation, domain_key, functions })
+    }
+
+    fn count_start(&self) -> Result<(u32, Vec<u8>), OpenStoreError> {
+        let write = self.database.begin_write().map_err(StoreError::from)?;
+        let (starts, key) = {
+            let mut numbers = write.open_table(NUMBERS).map_err(StoreError::from)?;
+            let number =
+                |name| -> Result<Option<u64>, StoreError> { Ok(numbers.get(name)?.map(|row| row.value())) };
+            let (format, starts) = (number("format")?, number("starts")?.unwrap_or(0) + 1);
+            match format {
+                None => drop(numbers.insert("format", FORMAT).map_err(StoreError::from)?),
+                Some(FORMAT) => {}
+                Some(found) => return Err(OpenStoreError::Format { found }),
+            }
+            numbers.insert("starts", starts).map_err(StoreError::from)?;
+            let mut secrets = write.open_table(SECRETS).map_err(StoreError::from)?;
+            let known = secrets.get("domain key").map_err(StoreError::from)?.map(|row| row.value().to_vec());
+            let key = match known {
+                Some(key) => key,
+                None => {
+                    let key = random_key().map_err(OpenStoreError::Random)?;
+                    secrets.insert("domain key", &key[..]).map_err(StoreError::from)?;
+                    key.to_vec()
+                }
+            };
+            write.open_table(FUNCTIONS).map_err(StoreError::from)?;
+            write.open_table(REMOVED).map_err(StoreError::from)?;
+            (starts, key)
+        };
+        // Durable before any number of this incarnation is given out.
+        write.commit().map_err(StoreError::from)?;
+        let incarnation =
+            u32::try_from(starts).map_err(|_over| OpenStoreError::Damaged { what: "count of starts" })?;
+        Ok((incarnation, key))
+    }
+
+    fn functions(&self) -> Result<Vec<(FunctionSpec, u64)>, OpenStoreError> {
+        let read = self.database.begin_read().map_err(StoreError::from)?;
+        let table = read.open_table(FUNCTIONS).map_err(StoreError::from)?;
+        let mut functions = Vec::new();
+        for row in table.iter().map_err(StoreError::from)? {
+            let (name, value) = row.map_err(StoreError::from)?;
+            let (revision, text) = value.value();
+            let spec = FunctionSpec::from_toml(text)
+                .map_err(|source| OpenStoreError::Function { name: name.value().into(), source })?;
+            functions.push((spec, revision));
+        }
+        Ok(functions)
+    }
+
+    /// Keeps a function. Its revision rises when its text differs from the last one.
+    pub fn apply(&self, spec: &FunctionSpec) -> Result<Applied, StoreError> {
+        let (name, text) = (spec.name.as_str(), spec.to_toml());
+        let write = self.database.begin_write()?;
+        let applied = {
+            let mut functions = write.open_table(FUNCTIONS)?;
+            let mut removed = write.open_table(REMOVED)?;
+            let known = functions.get(name)?.map(|row| {
+                let (revision, old) = row.value();
+                (revision, old == text)
+            });
+            let applied = match known {
+                Some((revision, true)) => Applied { revision, changed: false },
+                Some((revision, false)) => Applied { revision: revision + 1, changed: true },
+                None => {
+                    let last = removed.remove(name)?.map_or(0, |row| row.value());
+                    Applied { revision: last + 1, changed: true }
+                }
+            };
+            if applied.changed {
+                functions.insert(name, (applied.revision, text.as_str()))?;
+            }
+            applied
+        };
+        write.commit()?;
+        Ok(applied)
+    }
+
+    /// Forgets a function. `false` if it was not there.
+    pub fn remove(&self, name: &FunctionName) -> Result<bool, StoreError> {
+        let write = self.database.begin_write()?;
+        let revision = {
+            let mut functions = write.open_table(FUNCTIONS)?;
+            let revision = functions.remove(name.as_str())?.map(|row| row.value().0);
+            if let Some(revision) = revision {
+                write.open_table(REMOVED)?.insert(name.as_str(), revision)?;
+            }
+            revision
+        };
+        write.commit()?;
+        Ok(revision.is_some())
+    }
+}
+
+fn random_key() -> io::Result<[u8; DOMAIN_KEY_BYTES]> {
+    let mut key = [0; DOMAIN_KEY_BYTES];
+    File::open("/dev/urandom")?.read_exact(&mut key)?;
+    Ok(key)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    fn spec(text: &str) -> FunctionSpec {
+        FunctionSpec::from_toml(text).unwrap()
+    }
+
+    #[test]
+    fn functions_key_and_count_survive_a_restart() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = Store::open(folder.path()).unwrap();
+        assert_eq!((first.incarnation, first.functions.len()), (1, 0));
+        let one = spec("name = 'one'\ncommand = ['x']");
+        assert_eq!(first.store.apply(&one).unwrap(), Applied { revision: 1, changed: true });
+        assert_eq!(first.store.apply(&one).unwrap(), Applied { revision: 1, changed: false });
+        let changed = spec("name = 'one'\ncommand = ['y']");
+        assert_eq!(first.store.apply(&changed).unwrap(), Applied { revision: 2, changed: true });
+        let two = spec("name = 'two'\ncommand = ['x']");
+        first.store.apply(&two).unwrap();
+        assert!(first.store.remove(&two.name).unwrap());
+        assert!(!first.store.remove(&two.name).unwrap());
+        let key = first.domain_key.clone();
+        drop(first);
+
+        let second = Store::open(folder.path()).unwrap();
+        assert_eq!(second.incarnation, 2);
+        assert!(second.domain_key == key);
+        assert_eq!(second.functions, [(changed, 2)]);
+        // Sandboxes of the removed text may still be about; they must not pass for the new one's.
+        assert_eq!(second.store.apply(&two).unwrap().revision, 2);
+    }
+
+    #[test]
+    fn only_the_owner_may_read_the_key() {
+        let folder = tempfile::tempdir().unwrap();
+        drop(Store::open(folder.path()).unwrap());
+        let mode = std::fs::metadata(folder.path().join("controller.redb")).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[test]
+    fn two_controllers_cannot_share_a_store_and_nonsense_is_no_store() {
+        let folder = tempfile::tempdir().unwrap();
+        let open = Store::open(folder.path()).unwrap();
+        assert!(matches!(Store::open(folder.path()), Err(OpenStoreError::Database { .. })));
+        drop(open);
+        std::fs::write(folder.path().join("controller.redb"), [7; 5000]).unwrap();
+        assert!(matches!(Store::open(folder.path()), Err(OpenStoreError::Database { .. })));
+    }
+}
