@@ -2,6 +2,7 @@
 
 use medes_agent::doctor::{Inputs, Report, Verdict, examine_alone};
 use medes_agent::watch::Watch;
+use tokio::sync::Mutex;
 
 const NAMES: [&str; 14] = [
     "rights",
@@ -20,8 +21,12 @@ const NAMES: [&str; 14] = [
     "namespaces",
 ];
 
+/// A process can have one reaper, and the tests of a file may share a process.
+static REAPER: Mutex<()> = Mutex::const_new(());
+
 #[tokio::test]
 async fn everything_is_looked_at_and_said_in_full() {
+    let _one = REAPER.lock().await;
     let report = examine_alone(&Inputs::default()).await.unwrap();
     for name in NAMES {
         let checks: Vec<_> = report.checks.iter().filter(|check| check.name == name).collect();
@@ -33,12 +38,14 @@ async fn everything_is_looked_at_and_said_in_full() {
     let ebpf = report.checks.iter().find(|check| check.name == "ebpf").unwrap();
     assert_eq!(ebpf.verdict == Verdict::Ok, Watch::start().is_ok());
 
-    let json = serde_json::to_string(&report).unwrap();
+    let json = serde_json::to_string_pretty(&report).unwrap();
+    println!("{json}");
     assert_eq!(serde_json::from_str::<Report>(&json).unwrap(), report);
 }
 
 #[tokio::test]
 async fn a_criu_that_is_not_there_is_missing() {
+    let _one = REAPER.lock().await;
     let inputs = Inputs { criu: Some("no/such/criu".into()) };
     let report = examine_alone(&inputs).await.unwrap();
     let criu = report.checks.iter().find(|check| check.name == "criu").unwrap();

@@ -12,17 +12,22 @@ const WANTED: (u32, u32) = (6, 7);
 const TYPES: &str = "/sys/kernel/btf/vmlinux";
 
 pub(super) fn checks() -> Vec<Check> {
-    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    vec![version(release.trim()), types(Path::new(TYPES).is_file()), watch(Watch::start().err().as_ref())]
+    vec![version(&release()), types(Path::new(TYPES).is_file()), watch(Watch::start().err().as_ref())]
+}
+
+/// As the kernel names itself; empty when it does not say.
+pub(super) fn release() -> String {
+    fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned()
+}
+
+/// The first two numbers of a release.
+pub(super) fn numbers(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse);
+    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
 }
 
 fn version(release: &str) -> Check {
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|number| number.parse::<u32>());
-    let found = match (numbers.next(), numbers.next()) {
-        (Some(Ok(major)), Some(Ok(minor))) => Some((major, minor)),
-        _ => None,
-    };
-    if found >= Some(WANTED) {
+    if numbers(release) >= Some(WANTED) {
         return Check::ok("kernel", release);
     }
     let (major, minor) = WANTED;

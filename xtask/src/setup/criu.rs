@@ -1,9 +1,11 @@
 //! CRIU: the system's where it works, else a private copy of a newer one beside the system.
 //!
-//! Debian 12's CRIU is too old for current kernels. The copy is Debian 13's, with all libraries it
-//! needs, fetched with an apt state of its own: the system's lists, packages and settings stay as
-//! they are. It is started through its own loader.
+//! Debian 12's CRIU does not run on current kernels, and Debian 13's cannot dump a TCP socket on
+//! Linux 6.16 and later (`SO_PASSCRED` is refused there; CRIU 4.2 knows). So the copy is that of the
+//! release after it, with all libraries it needs, fetched with an apt state of its own: the system's
+//! lists, packages and settings stay as they are. It is started through its own loader.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::machine::Machine;
@@ -13,7 +15,7 @@ use crate::command::{Call, on_path};
 use crate::repo::Repo;
 
 /// The Debian release the private copy comes from.
-const SUITE: &str = "trixie";
+const SUITE: &str = "forky";
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 pub(super) fn look(repo: &Repo, machine: &Machine) -> Part {
@@ -23,7 +25,7 @@ pub(super) fn look(repo: &Repo, machine: &Machine) -> Part {
         packages: Vec::new(),
         steps: Vec::new(),
         without: "sandboxes stay warm: they can be neither dumped nor restored",
-        by_hand: "Install CRIU 4.1 or newer so that `criu check` passes as root, or name one in MEDES_CRIU",
+        by_hand: "Install CRIU 4.2 or newer so that `criu check` passes as root, or name one in MEDES_CRIU",
     };
     if let Some(version) =
         on_path("criu").and_then(|criu| working(machine, &Call::new(criu.to_string_lossy())))
@@ -45,14 +47,27 @@ pub(super) fn look(repo: &Repo, machine: &Machine) -> Part {
     part
 }
 
-/// Its version, if it can dump and restore here. `criu check` wants root; without root that it
-/// starts must do.
+/// Its version, if it can dump and restore here. `criu check` wants root; without root the version
+/// must do.
 fn working(machine: &Machine, criu: &Call) -> Option<String> {
-    if machine.root && !criu.clone().arg("check").succeeds() {
+    let text = criu.clone().arg("--version").output()?;
+    let version = text.lines().find_map(|line| line.strip_prefix("Version: "))?;
+    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    if two_numbers(version) < needed(two_numbers(&kernel)) {
         return None;
     }
-    let text = criu.clone().arg("--version").output()?;
-    text.lines().find_map(|line| line.strip_prefix("Version: ")).map(str::to_owned)
+    (!machine.root || criu.clone().arg("check").succeeds()).then(|| version.to_owned())
+}
+
+/// The oldest CRIU that dumps TCP sockets on this kernel. `criu check` does not try that.
+fn needed(kernel: Option<(u32, u32)>) -> Option<(u32, u32)> {
+    if kernel >= Some((6, 16)) { Some((4, 2)) } else { Some((4, 0)) }
+}
+
+/// The first two numbers of a version.
+fn two_numbers(version: &str) -> Option<(u32, u32)> {
+    let mut numbers = version.split(|c: char| !c.is_ascii_digit()).map(str::parse);
+    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
 }
 
 /// A copy is started by the loader that came with it, so that no library of the system is used.
@@ -143,7 +158,17 @@ fn private_settings(state: &Path) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::main_archive;
+    use super::{main_archive, needed, two_numbers};
+
+    #[test]
+    fn new_kernels_need_a_new_criu() {
+        let fits = |criu, kernel| two_numbers(criu) >= needed(two_numbers(kernel));
+        assert!(fits("4.1.1", "6.12.0-9-amd64"));
+        assert!(!fits("3.17.1", "6.1.0"));
+        assert!(!fits("4.1.1", "6.18.44"));
+        assert!(fits("4.2", "6.18.44"));
+        assert!(!fits("unknown", "6.1.0"));
+    }
 
     #[test]
     fn the_archive_is_neither_updates_nor_security() {
