@@ -37,7 +37,8 @@ impl Level {
     }
 }
 
-/// Level 3: of the cheap ones, the last that still pays for one page.
+/// Level 3. Measured on the pages of a Python process without a base: 1 makes 2 % more bytes and is hardly faster, 5 makes
+/// 4 % fewer at two thirds of the speed, 9 makes 5 % fewer at a tenth.
 impl Default for Level {
     fn default() -> Self {
         Self(3)

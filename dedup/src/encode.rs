@@ -27,7 +27,7 @@ pub struct EncodeRules {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PreferWhole {
     /// Shorter deltas are taken without a look. Anything the codec can do without a base it can do with one, so
-    /// there is next to nothing to gain, and looking costs more than making the delta.
+    /// there is next to nothing to gain (nothing measurable on Python processes), and looking halves the speed.
     pub delta_bytes_min: usize,
     /// How much more than the delta the page by itself may take: a page less to read, and to depend on, is worth a
     /// few bytes.
@@ -38,7 +38,8 @@ impl Default for EncodeRules {
     fn default() -> Self {
         Self {
             delta_bytes_max: CODED_BYTES_MAX,
-            delta_level: Level::default(),
+            // On Python processes the lightest deltas are also 4 % smaller than those of level 3.
+            delta_level: Level::FASTEST,
             whole_level: Some(Level::default()),
             prefer_whole: Some(PreferWhole { delta_bytes_min: 1024, more_bytes_max: 16 }),
         }
