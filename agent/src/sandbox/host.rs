@@ -85,7 +85,7 @@ pub fn enter_private_mounts() -> Result<(), HostError> {
     let run =
         nix::sys::statfs::statfs("/run").map_err(|errno| HostError::io("look at /run")(errno.into()))?;
     if run.filesystem_type() != nix::sys::statfs::TMPFS_MAGIC {
-        mounts::mount_tmpfs(Path::new("/run"), 16 << 20, 0o755)?;
+        mounts::mount_tmpfs(Path::new("/run"), 16 << 20, 0o755, MsFlags::MS_NOSUID)?;
     }
     nix::sys::prctl::set_child_subreaper(true)
         .map_err(|errno| HostError::io("become the parent of orphans")(errno.into()))?;
@@ -203,7 +203,7 @@ fn prepare_run_dir(config: &HostConfig) -> Result<(PathBuf, PathBuf), HostError>
         .mode(0o700)
         .create(run_dir)
         .map_err(MountError::io("create folder", run_dir))?;
-    mounts::mount_tmpfs(run_dir, config.run_bytes_max, 0o700)?;
+    mounts::mount_tmpfs(run_dir, config.run_bytes_max, 0o700, MsFlags::MS_NOSUID)?;
     fs::set_permissions(run_dir, fs::Permissions::from_mode(0o700))
         .map_err(MountError::io("set mode of", run_dir))?;
     let prepared = (|| {

@@ -16,7 +16,7 @@ use super::cgroup::{CgroupError, Limits, SandboxCgroup, Usage};
 use super::host::{Host, StopOnDrop, run_blocking};
 use super::http::{self, Request, RequestError, Response};
 use super::log::Log;
-use super::mounts::{ExternalMount, Layout, MountError};
+use super::mounts::{ExternalMount, Layout, MountError, ROOT, SHOWN, TMPFS};
 use super::netns;
 use super::spec::{LaunchSpec, SandboxId, SpecError};
 use super::tree::{AdoptError, Tree};
@@ -248,7 +248,9 @@ fn remove_folders(dir: &Path) -> Result<(), RemoveError> {
     let work = dir.join(WORK);
     let result = fs::remove_dir_all(&work);
     absent_is_fine(work, result)?;
-    for path in [dir.join("root"), dir.join("tmpfs"), dir.to_owned()] {
+    let shown = dir.join(SHOWN);
+    let points = fs::read_dir(&shown).into_iter().flatten().flatten().map(|entry| entry.path());
+    for path in points.chain([shown.clone(), dir.join(ROOT), dir.join(TMPFS), dir.to_owned()]) {
         let result = fs::remove_dir(&path);
         absent_is_fine(path, result)?;
     }

@@ -3,6 +3,7 @@
 //! Needs root; skips itself loudly otherwise. Each test is a process of its own, see `runner`.
 
 mod contract;
+mod criu;
 mod node;
 mod runner;
 mod trouble;
@@ -11,6 +12,6 @@ mod walls;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let tests: Vec<runner::Test> = [contract::TESTS, walls::TESTS, trouble::TESTS].concat();
+    let tests: Vec<runner::Test> = [contract::TESTS, walls::TESTS, trouble::TESTS, criu::TESTS].concat();
     runner::main(&tests, trouble::HELPERS)
 }

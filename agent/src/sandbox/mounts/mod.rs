@@ -6,7 +6,7 @@
 pub(crate) mod mountinfo;
 mod plan;
 
-pub(crate) use plan::{Bind, Layout, PROC_READ_ONLY};
+pub(crate) use plan::{Bind, Layout, PROC_READ_ONLY, ROOT, SHOWN, TMPFS};
 pub use plan::{ExternalMount, MountError};
 
 use std::fs;
@@ -30,7 +30,7 @@ const DEVICE_LINKS: [(&str, &str); 4] = [
 /// Makes the /dev that all sandboxes of the node share, read-only, at `dir` (an existing empty folder).
 pub(crate) fn make_dev(dir: &Path) -> Result<(), MountError> {
     let error = |doing| MountError::io(doing, dir);
-    mount_tmpfs(dir, 64 << 10, 0o755)?;
+    mount_tmpfs(dir, 64 << 10, 0o755, MsFlags::MS_NOSUID)?;
     for (name, major, minor) in DEVICES {
         let path = dir.join(name);
         mknod(&path, SFlag::S_IFCHR, Mode::from_bits_truncate(0o666), makedev(major, minor))
@@ -49,10 +49,10 @@ pub(crate) fn make_dev(dir: &Path) -> Result<(), MountError> {
 }
 
 /// Mounts a tmpfs of bounded size.
-pub(crate) fn mount_tmpfs(dir: &Path, bytes_max: u64, mode: u32) -> Result<(), MountError> {
+pub(crate) fn mount_tmpfs(dir: &Path, bytes_max: u64, mode: u32, flags: MsFlags) -> Result<(), MountError> {
     // Files are bounded too: an inode costs kernel memory whatever its size.
     let inodes = (bytes_max / 4096).clamp(64, 1 << 20);
     let options = format!("size={bytes_max},nr_inodes={inodes},mode={mode:o}");
-    mount(Some("medes"), dir, Some("tmpfs"), MsFlags::MS_NOSUID, Some(options.as_str()))
+    mount(Some("medes"), dir, Some("tmpfs"), flags, Some(options.as_str()))
         .map_err(|source| MountError::io("mount tmpfs on", dir)(source.into()))
 }

@@ -101,14 +101,28 @@ pub(crate) struct Bind {
 pub(crate) struct Layout {
     root: PathBuf,
     tmpfs: PathBuf,
+    shown: PathBuf,
+    /// Host folders mounted read-only below `shown`.
+    shown_points: Vec<PathBuf>,
     binds: Vec<Bind>,
 }
+
+/// Folders below a sandbox's own that are mount points, or hold nothing but mount points.
+pub(crate) const ROOT: &str = "root";
+pub(crate) const TMPFS: &str = "tmpfs";
+pub(crate) const SHOWN: &str = "shown";
 
 impl Layout {
     /// Mounts root and private tmpfs below `dir`, and decides the rest. Undone by [`Layout::unmount`], also when
     /// this fails half way.
     pub(crate) fn prepare(dir: &Path, dev: &Path, spec: &LaunchSpec) -> Result<Self, MountError> {
-        let mut layout = Self { root: dir.join("root"), tmpfs: dir.join("tmpfs"), binds: Vec::new() };
+        let mut layout = Self {
+            root: dir.join(ROOT),
+            tmpfs: dir.join(TMPFS),
+            shown: dir.join(SHOWN),
+            shown_points: Vec::new(),
+            binds: Vec::new(),
+        };
         let prepared = layout.fill(dev, spec);
         if let Err(error) = prepared {
             layout.unmount();
@@ -118,12 +132,12 @@ impl Layout {
     }
 
     fn fill(&mut self, dev: &Path, spec: &LaunchSpec) -> Result<(), MountError> {
-        for path in [&self.root, &self.tmpfs] {
+        for path in [&self.root, &self.tmpfs, &self.shown] {
             fs::create_dir(path).map_err(MountError::io("create folder", path))?;
         }
         let source = spec.root.as_deref().unwrap_or(Path::new("/"));
         bind_read_only(source, &self.root)?;
-        mount_tmpfs(&self.tmpfs, spec.tmp_bytes_max, 0o755)?;
+        mount_tmpfs(&self.tmpfs, spec.tmp_bytes_max, 0o755, MsFlags::MS_NOSUID | MsFlags::MS_NODEV)?;
         for (inside, name, mode, _) in PRIVATE {
             let path = self.tmpfs.join(name);
             fs::create_dir(&path).map_err(MountError::io("create folder", &path))?;
@@ -152,7 +166,7 @@ impl Layout {
         let mounts = mountinfo::read().map_err(MountError::io("read mounts of", "/proc/self"))?;
         if spec.root.is_none() {
             for point in host_submounts(&mounts) {
-                self.push(&point, point.clone(), true);
+                self.push_shown(&point)?;
             }
         }
         for path in &spec.mounts {
@@ -163,6 +177,17 @@ impl Layout {
 
     fn push(&mut self, inside: impl Into<PathBuf>, outside: PathBuf, read_only: bool) {
         self.binds.push(Bind { inside: inside.into(), outside, read_only, devices: false });
+    }
+
+    /// Shows a host folder through a read-only mount of our own. CRIU binds what is outside as it is, so with the
+    /// host's folder itself a restored sandbox could write where the first one could not.
+    fn push_shown(&mut self, real: &Path) -> Result<(), MountError> {
+        let point = self.shown.join(self.shown_points.len().to_string());
+        fs::create_dir(&point).map_err(MountError::io("create folder", &point))?;
+        self.shown_points.push(point.clone());
+        bind_read_only(real, &point)?;
+        self.push(real, point, true);
+        Ok(())
     }
 
     /// Keeps one host folder visible, unless it is so anyway.
@@ -189,7 +214,7 @@ impl Layout {
             self.require_folder(&real)?;
         }
         if self.binds.iter().all(|bind| bind.inside != real) {
-            self.push(&real, real.clone(), true);
+            self.push_shown(&real)?;
         }
         Ok(())
     }
@@ -238,7 +263,7 @@ impl Layout {
 
     /// Takes the mounts away. What a dying process still uses goes with it.
     pub(crate) fn unmount(&self) {
-        for path in [&self.tmpfs, &self.root] {
+        for path in self.shown_points.iter().rev().chain([&self.tmpfs, &self.root]) {
             // Not mounted (half-way failure) is what we want anyway; the folder's removal reports anything else.
             let _not_mounted = umount2(path, MntFlags::MNT_DETACH);
         }
