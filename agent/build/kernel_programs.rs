@@ -9,6 +9,8 @@ use std::{env, fs, io};
 
 const TARGET: &str = "bpfel-unknown-none";
 const BINARY: &str = "medes-watch";
+/// Set to `off`, it leaves the kernel programs out although there is a tool chain.
+const SWITCH: &str = "MEDES_EBPF";
 
 /// A compiler that knows the bpf target, with a `core` for it.
 enum Compiler {
@@ -26,6 +28,7 @@ pub(crate) fn build() -> Result<(), Box<dyn std::error::Error>> {
     for watched in ["build.rs", "build", "../agent-ebpf/src", "../agent-ebpf/Cargo.toml"] {
         println!("cargo:rerun-if-changed={watched}");
     }
+    println!("cargo:rerun-if-env-changed={SWITCH}");
     let object = out.join("medes-watch.o");
     let absent = match tool_chain(&root) {
         Ok((compiler, linker)) => {
@@ -50,6 +53,9 @@ fn variable(name: &str) -> Result<String, String> {
 }
 
 fn tool_chain(root: &Path) -> Result<(Compiler, PathBuf), String> {
+    if env::var_os(SWITCH).is_some_and(|value| value == "off") {
+        return Err(format!("switched off by {SWITCH}=off"));
+    }
     Ok((compiler()?, linker(root)?))
 }
 

@@ -63,6 +63,7 @@ impl Repo {
     pub(crate) fn environment(&self, release: bool) -> Vec<(&'static str, OsString)> {
         let mut all = vec![
             ("MEDES_BIN_DIR", self.binaries(release).into_os_string()),
+            ("MEDES_FUNCTIONS_DIR", self.path("bench/functions").into_os_string()),
             ("MEDES_VENV", self.installed("venv").into_os_string()),
             ("MEDES_PYTHON", self.installed("venv/bin/python").into_os_string()),
         ];

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::build;
-use crate::command::Call;
+use crate::command::{Call, quoted};
 use crate::repo::Repo;
 
 const LOG_TAIL_LINES: usize = 15;
@@ -99,7 +99,10 @@ impl fmt::Display for Step {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.act {
             Act::Run(call) => write!(out, "{call}"),
-            Act::Write { path, .. } => write!(out, "write {}", path.display()),
+            Act::Write { path, text } if text.lines().count() > 1 => {
+                write!(out, "write {} ({} lines)", path.display(), text.lines().count())
+            }
+            Act::Write { path, text } => write!(out, "echo {} > {}", quoted(text.trim_end()), path.display()),
             Act::Folders(folders) => {
                 out.write_str("mkdir -p")?;
                 folders.iter().try_for_each(|folder| write!(out, " {}", folder.display()))

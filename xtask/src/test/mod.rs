@@ -11,7 +11,7 @@ mod tally;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 
 use self::runner::Runner;
@@ -81,11 +81,22 @@ fn checks(repo: &Repo) -> Result<Tally> {
         println!("-- {name}: {call}");
         tally.count(name, call.run_through(|line| println!("{line}"))?);
     }
+    println!("-- the agent's own memory copies");
+    tally.count("the agent must not link aya-ebpf", !links_kernel_library(repo)?);
     println!("-- house rules: cargo xtask tidy");
     let complaints = tidy::complaints(repo)?;
     complaints.iter().for_each(|complaint| println!("{complaint}"));
     tally.count("house rules", complaints.is_empty());
     Ok(tally)
+}
+
+/// `aya-ebpf` exports `memcpy`, which would take the place of libc's and halve the speed of page
+/// copies. Only the kernel's side may depend on it.
+fn links_kernel_library(repo: &Repo) -> Result<bool> {
+    let tree =
+        Call::cargo(repo).args(["tree", "--package", "medes-agent", "--edges", "normal", "--prefix", "none"]);
+    let tree = tree.output().with_context(|| format!("run {tree}"))?;
+    Ok(tree.lines().any(|line| line.starts_with("aya-ebpf ")))
 }
 
 fn end_to_end(repo: &Repo, runner: &Runner<'_>) -> Result<Tally> {
