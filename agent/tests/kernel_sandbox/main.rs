@@ -2,6 +2,8 @@
 //!
 //! Needs root; skips itself loudly otherwise. Each test is a process of its own, see `runner`.
 
+#![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
+
 mod contract;
 mod criu;
 mod node;
