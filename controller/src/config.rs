@@ -289,7 +289,7 @@ impl RawEngine {
     fn check(self) -> Result<EngineSettings, ConfigError> {
         let page = medes_dedup::page::PAGE_BYTES as u32;
         let most = limits::IMAGE_BASES_MAX as u32;
-        within(self.delta_bytes_max, 1..=page, "engine.delta_bytes_max", "not 1 to 4096")?;
+        within(self.delta_bytes_max, 1..=page - 1, "engine.delta_bytes_max", "not 1 to 4095")?;
         within(self.bases_max, 1..=most, "engine.bases_max", "not 1 to 64")?;
         within(self.nodes_max, 1..=most, "engine.nodes_max", "not 1 to 64")?;
         let chunks = ChunkCount::new(self.chunks)

@@ -80,7 +80,7 @@ impl Driver {
     fn unbusy(&mut self, pending: &Pending) {
         if let Some(sandbox) = pending.sandbox.and_then(|id| self.sandboxes.get_mut(&id)) {
             sandbox.busy = false;
-            sandbox.review_armed = false;
+            sandbox.review_at = None;
         }
     }
 
@@ -99,6 +99,7 @@ impl Driver {
         };
         let took = now.since(pending.issued);
         let before = self.footprint(id);
+        let reserved_bytes = pending.reserved_bytes;
         let Some(sandbox) = self.sandboxes.get_mut(&id) else { return };
         sandbox.enter(Life::Warm, now);
         sandbox.last_used = now;
@@ -110,6 +111,10 @@ impl Driver {
         // The dedup image and its references end with the restore.
         self.check_bases |= start == StartKind::Restore;
         let (name, private_bytes) = (sandbox.function.clone(), sandbox.report.private_bytes);
+        if private_bytes == 0 {
+            // Not measured yet: what was reserved stays reserved, under another name, until it is.
+            sandbox.report.private_bytes = reserved_bytes;
+        }
         self.drift(&pending.node, self.footprint(id).saturating_sub(before));
         if let Some(function) = self.functions.get_mut(&name) {
             match start {

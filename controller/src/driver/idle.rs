@@ -10,31 +10,49 @@ use super::{
 };
 use crate::{
     now::Now,
-    policy::{ClusterView, FunctionView, SandboxView, Verdict, View},
+    policy::{ClusterView, FunctionView, IdleLife, SandboxView, Verdict, View},
 };
+
+/// A pause that an agent saw may look shorter from here by the time a message takes.
+const CROSSING: Duration = Duration::from_secs(1);
 
 /// Whatever a policy says, a sandbox is not reviewed more often than this.
 const REVIEW_GAP: Duration = Duration::from_millis(100);
 
 impl Driver {
-    /// Sees to it that an idle sandbox is reviewed some time. At most one review of a sandbox is in the timers.
+    /// Sees to it that an idle sandbox is reviewed some time.
     pub(super) fn arm_review(&mut self, now: Now, id: SandboxId) {
-        let Some(sandbox) = self.sandboxes.get_mut(&id) else { return };
-        let Some(life) = sandbox.idle_life().filter(|_| sandbox.is_idle() && !sandbox.review_armed) else {
+        let Some(sandbox) = self.sandboxes.get(&id) else { return };
+        if !sandbox.is_idle() || sandbox.review_at.is_some() {
             return;
+        }
+        let (life, from) = match sandbox.life {
+            Life::Dedup => (IdleLife::Dedup, sandbox.since),
+            _ => (IdleLife::Warm, sandbox.last_used),
         };
-        sandbox.review_armed = true;
-        let at = sandbox.since.max(sandbox.last_used).after(self.policy.first_review(life));
-        self.arm(at.max(now.after(REVIEW_GAP)), Timer::Review(id));
+        self.review_within(now, id, from.after(self.policy.first_review(life)).since(now));
+    }
+
+    /// A review after `wait`, if none is due before that.
+    fn review_within(&mut self, now: Now, id: SandboxId, wait: Duration) {
+        let Some(sandbox) = self.sandboxes.get_mut(&id) else { return };
+        let at = now.after(wait.max(REVIEW_GAP));
+        if sandbox.review_at.is_none_or(|planned| planned > at) {
+            sandbox.review_at = Some(at);
+            self.arm(at, Timer::Review(id));
+        }
     }
 
     pub(super) fn review_due(&mut self, now: Now, id: SandboxId, out: &mut Vec<Action>) {
         let Some(sandbox) = self.sandboxes.get_mut(&id) else { return };
-        sandbox.review_armed = false;
+        if sandbox.review_at.is_none_or(|planned| planned > now) {
+            return;
+        }
+        sandbox.review_at = None;
+        // One that serves a request is armed again when the request ends.
         if sandbox.is_idle() {
             self.review(now, id, out);
         }
-        // One that serves a request is armed again when the request ends.
     }
 
     pub(super) fn said_idle(
@@ -50,12 +68,9 @@ impl Driver {
         if sandbox.node != *node || sandbox.life != Life::Warm || !sandbox.is_idle() {
             return;
         }
-        // Said before the last request was sent or ended: it is about an earlier pause.
-        if sandbox.last_used > now.before(idle).after(REVIEW_GAP) && sandbox.last_start.is_some() {
-            let late = sandbox.last_used.since(now.before(idle));
-            if late > Duration::from_secs(1) {
-                return;
-            }
+        if now.since(sandbox.last_used).saturating_add(CROSSING) < idle {
+            // Said before the last request was sent: it is about an earlier pause.
+            return;
         }
         sandbox.quiet = true;
         let (name, bytes) = (sandbox.function.clone(), sandbox.report.private_bytes);
@@ -82,9 +97,8 @@ impl Driver {
             Verdict::Restore => {}
             Verdict::Purge => drop(self.purge(now, id, PurgeReason::Policy, None, out)),
         }
-        if let Some(sandbox) = self.sandboxes.get_mut(&id).filter(|s| s.is_idle() && !s.review_armed) {
-            sandbox.review_armed = true;
-            self.arm(now.after(review.again.max(REVIEW_GAP)), Timer::Review(id));
+        if self.sandboxes.get(&id).is_some_and(|sandbox| sandbox.is_idle()) {
+            self.review_within(now, id, review.again);
         }
     }
 

@@ -25,6 +25,7 @@ impl Driver {
                 .and_then(|id| told(self.dedup(now, id, digest_memory, Some(ticket), out), id)),
             Operation::Restore { sandbox, digest_memory } => self
                 .idle_in(sandbox, Life::Dedup)
+                .and_then(|id| self.room_for(id))
                 .and_then(|id| told(self.restore(now, id, digest_memory, Some(ticket), out), id)),
             Operation::Purge(id) => self
                 .not_busy(id)
@@ -73,6 +74,15 @@ impl Driver {
         let busy = if sandbox.busy { " (an operation is under way)" } else { "" };
         let wanted = life.shown(false).word();
         Err(failure(FailureKind::Busy, format!("{id} is {is}{busy}, not {wanted} and idle")))
+    }
+
+    /// Its memory comes back; the node must have room for that.
+    fn room_for(&self, id: SandboxId) -> Result<SandboxId, Failure> {
+        let sandbox = self.known(id)?;
+        if self.has_room(&sandbox.node, self.estimate(&sandbox.function)) {
+            return Ok(id);
+        }
+        Err(failure(FailureKind::NoSpace, format!("node {} has no room to restore {id}", sandbox.node)))
     }
 
     fn known(&self, id: SandboxId) -> Result<&Sandbox, Failure> {

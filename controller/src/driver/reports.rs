@@ -43,7 +43,7 @@ impl Sandbox {
             stray: report.open_requests as usize,
             busy: false,
             quiet: false,
-            review_armed: false,
+            review_at: None,
             dump_blocked_until: None,
             dump_failures: 0,
             last_start: None,

@@ -91,8 +91,8 @@ pub(super) struct Sandbox {
     pub(super) busy: bool,
     /// Its agent has seen no work in it for the idle period.
     pub(super) quiet: bool,
-    /// A review is in the timers.
-    pub(super) review_armed: bool,
+    /// When it will be reviewed. Timers for other moments mean nothing.
+    pub(super) review_at: Option<Now>,
     pub(super) dump_blocked_until: Option<Now>,
     pub(super) dump_failures: u32,
     pub(super) last_start: Option<LastStart>,

@@ -18,7 +18,7 @@ pub(super) struct Entry {
 pub(super) const NO_HANDLE: u32 = u32::MAX;
 const HOLE: Entry = Entry { key: 0, handle: NO_HANDLE, page: 0 };
 
-/// Slots behind the last home, for keys that were pushed out. No wrapping around: order is simpler.
+/// Slots added behind the last home at a time, for keys that were pushed out. No wrapping around: order is simpler.
 const TAIL: usize = 64;
 const HOMES_MIN: usize = 64;
 
@@ -36,6 +36,7 @@ pub(super) enum Inserted {
 pub(super) struct Shard {
     /// Homes, then the tail. Empty until the first insertion.
     slots: Vec<Entry>,
+    homes: usize,
     len: usize,
 }
 
@@ -48,13 +49,9 @@ impl Shard {
         self.slots.capacity() * size_of::<Entry>()
     }
 
-    fn homes(&self) -> usize {
-        self.slots.len().saturating_sub(TAIL)
-    }
-
     /// Every entry of a key, in the order they were added.
     pub(super) fn entries(&self, key: u64) -> &[Entry] {
-        let Some(rest) = self.slots.get(home(key, self.homes())..) else { return &[] };
+        let Some(rest) = self.slots.get(home(key, self.homes)..) else { return &[] };
         let is_before = |slot: &&Entry| slot.handle != NO_HANDLE && slot.key < key;
         let skip = rest.iter().take_while(is_before).count();
         let found = rest[skip..].iter().take_while(|slot| slot.handle != NO_HANDLE && slot.key == key);
@@ -72,56 +69,53 @@ impl Shard {
             return Inserted::Refused;
         }
         // 82 %.
-        if (self.len + 1) * 100 > self.homes() * 82 {
-            self.rebuild(self.homes() + self.homes() / 5 + HOMES_MIN);
+        if (self.len + 1) * 100 > self.homes * 82 {
+            self.rebuild(self.homes + self.homes / 5 + HOMES_MIN);
         }
-        while !self.place(entry) {
-            self.rebuild(self.homes() + self.homes() / 5 + HOMES_MIN);
-        }
+        self.place(entry);
         self.len += 1;
         Inserted::Added
     }
 
-    /// Puts an entry in its place and moves those behind it. `false` when the tail is full.
-    fn place(&mut self, entry: Entry) -> bool {
-        let mut at = home(entry.key, self.homes());
-        while self.slots[at].handle != NO_HANDLE && self.slots[at].key <= entry.key {
-            at += 1;
-            if at == self.slots.len() {
-                return false;
-            }
-        }
-        let Some(hole) = self.slots[at..].iter().position(|slot| slot.handle == NO_HANDLE) else {
-            return false;
-        };
-        self.slots.copy_within(at..at + hole, at + 1);
+    /// Puts an entry in its place and moves those behind it.
+    fn place(&mut self, entry: Entry) {
+        let from = home(entry.key, self.homes);
+        let is_before = |slot: &&Entry| slot.handle != NO_HANDLE && slot.key <= entry.key;
+        let at = from + self.slots[from..].iter().take_while(is_before).count();
+        let hole = self.slots[at..].iter().position(|slot| slot.handle == NO_HANDLE);
+        let hole = at + hole.unwrap_or_else(|| self.extend_tail(at));
+        self.slots.copy_within(at..hole, at + 1);
         self.slots[at] = entry;
-        true
     }
 
-    /// Copies everything to an array with this many homes, or more if the tail does not hold what it must.
+    /// Adds holes at the end. Returns how far the first of them is behind `from`.
+    fn extend_tail(&mut self, from: usize) -> usize {
+        let first = self.slots.len();
+        self.slots.reserve_exact(TAIL);
+        self.slots.resize(first + TAIL, HOLE);
+        first - from
+    }
+
+    /// Copies everything to an array with this many homes.
     fn rebuild(&mut self, homes: usize) {
-        let mut homes = homes.max(HOMES_MIN);
-        'larger: loop {
-            let mut slots = vec![HOLE; homes + TAIL];
-            let mut free = 0;
-            for entry in self.slots.iter().filter(|slot| slot.handle != NO_HANDLE) {
-                let at = home(entry.key, homes).max(free);
-                let Some(slot) = slots.get_mut(at) else {
-                    homes += homes / 5 + TAIL;
-                    continue 'larger;
-                };
-                *slot = *entry;
-                free = at + 1;
+        let homes = homes.max(HOMES_MIN);
+        let mut slots = Vec::with_capacity(homes + TAIL);
+        slots.resize(homes + TAIL, HOLE);
+        let mut free = 0;
+        for entry in self.slots.iter().filter(|slot| slot.handle != NO_HANDLE) {
+            let at = home(entry.key, homes).max(free);
+            if at >= slots.len() {
+                slots.resize(at + TAIL, HOLE);
             }
-            self.slots = slots;
-            return;
+            slots[at] = *entry;
+            free = at + 1;
         }
+        (self.slots, self.homes) = (slots, homes);
     }
 
     /// Removes all entries of a handle and closes the gaps.
     pub(super) fn remove(&mut self, handle: u32) -> usize {
-        let homes = self.homes();
+        let homes = self.homes;
         let mut free = 0;
         let mut removed = 0;
         for from in 0..self.slots.len() {
@@ -163,7 +157,7 @@ mod tests {
         assert_eq!(full.len(), shard.len());
         assert!(full.windows(2).all(|pair| pair[0].1.key <= pair[1].1.key));
         for (at, slot) in full {
-            let from = home(slot.key, shard.homes());
+            let from = home(slot.key, shard.homes);
             assert!(
                 shard.slots[from..=at].iter().all(|slot| slot.handle != NO_HANDLE),
                 "hole before {slot:?}"
