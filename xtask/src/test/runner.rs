@@ -60,7 +60,9 @@ impl<'a> Runner<'a> {
 
     fn one_by_one(&self, level: &str) -> Result<Tally> {
         let call = if self.nextest {
-            self.nextest(&format!("binary(/^{level}_/)")).args(["--test-threads", "1"])
+            // A test that skips says why on its output.
+            let filter = format!("binary(/^{level}_/)");
+            self.nextest(&filter).args(["--test-threads", "1", "--success-output", "immediate"])
         } else {
             if !self.files()?.iter().any(|name| name.starts_with(level)) {
                 return Ok(Tally::default());
@@ -74,8 +76,7 @@ impl<'a> Runner<'a> {
     fn nextest(&self, filter: &str) -> Call {
         Call::cargo(self.repo)
             .args(["nextest", "run", "--workspace", "--no-fail-fast", "--no-tests", "pass"])
-            // A test that skips says why on its output.
-            .args(["--success-output", "immediate", "--filterset", filter])
+            .args(["--filterset", filter])
     }
 
     fn cargo_test(&self) -> Call {

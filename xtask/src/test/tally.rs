@@ -32,6 +32,9 @@ impl Tally {
 
     /// Takes in one line of a runner's output.
     pub(super) fn read(&mut self, line: &str) {
+        // nextest repeats, indented, what each test's own process printed: a "test result" there is
+        // already in its summary.
+        let own = !line.starts_with(' ');
         let line = line.trim();
         if let Some(at) = line.find("SKIPPED ") {
             let skip = line.get(at + "SKIPPED ".len()..).unwrap_or_default().to_owned();
@@ -39,7 +42,7 @@ impl Tally {
             if !self.skipped.contains(&skip) {
                 self.skipped.push(skip);
             }
-        } else if line.starts_with("test result: ") || line.starts_with("Summary [") {
+        } else if (own && line.starts_with("test result: ")) || line.starts_with("Summary [") {
             self.read_counts(line);
         } else if let Some(count) = line.strip_prefix("Ran ").and_then(first_number) {
             // Python's: what failed comes on a later line.
@@ -48,7 +51,7 @@ impl Tally {
             let failed: usize = counts.split(['=', ',', ')']).filter_map(first_number).sum();
             self.failed += failed;
             self.passed = self.passed.saturating_sub(failed);
-        } else if let Some(name) = failed_name(line) {
+        } else if let Some(name) = failed_name(line, own) {
             self.failures.push(name.to_owned());
         }
     }
@@ -103,9 +106,9 @@ fn first_number(text: &str) -> Option<usize> {
 }
 
 /// The name in `test NAME ... FAILED` (cargo test) or `FAIL [ 0.1s] NAME` (nextest).
-fn failed_name(line: &str) -> Option<&str> {
+fn failed_name(line: &str, own: bool) -> Option<&str> {
     if let Some(name) = line.strip_prefix("test ").and_then(|rest| rest.strip_suffix(" ... FAILED")) {
-        return Some(name);
+        return own.then_some(name);
     }
     let rest = line.strip_prefix("FAIL [").or_else(|| line.strip_prefix("TIMEOUT ["))?;
     // nextest puts a progress count before the name: `( 3/10) PACKAGE NAME`.
@@ -144,6 +147,10 @@ mod tests {
     fn nextest_is_understood() {
         let tally = read(
             &[
+                "        PASS [   0.280s] (1/9) medes-agent kernel::w",
+                "    test kernel::w ... ok",
+                "    test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 1 filtered out; finished in 0.26s",
+                "    test kernel::x ... FAILED",
                 "        FAIL [   0.003s] (2/9) medes-agent kernel::x",
                 "        FAIL [   0.003s] (2/9) medes-agent kernel::x",
                 "     Summary [   0.272s] 9 tests run: 6 passed (1 slow), 2 failed, 1 timed out, 4 skipped",
