@@ -2,9 +2,12 @@
 
 use std::fs::File;
 use std::io;
+use std::net::{Ipv4Addr, TcpListener};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+use nix::sys::socket::{getsockopt, sockopt::PassCred};
 
 use super::find::Version;
 use super::log::Reason;
@@ -46,12 +49,38 @@ pub enum CheckCriuError {
     /// It gave no answer.
     #[error("run criu check")]
     Call(#[from] CallError),
+    /// It is too old for this kernel, which its own check does not see.
+    #[error("CRIU {version} cannot dump TCP sockets on this kernel; {needed} can")]
+    TooOld {
+        /// What it is.
+        version: Version,
+        /// What it takes.
+        needed: Version,
+    },
+    /// It does not tell its version.
+    #[error("run criu check")]
+    Version(#[from] AskCriuError),
     /// It says what the kernel or our rights lack.
     #[error("criu check says no: {reason}")]
     Lacking {
         /// CRIU's own words.
         reason: Reason,
     },
+}
+
+/// The first CRIU that asks only those sockets for SO_PASSCRED that have it.
+const ASKS_RIGHTLY: Version = Version { major: 4, minor: 2, patch: 0 };
+
+/// Linux 6.16 refuses an option on TCP sockets that CRIU before 4.2 asks every socket for.
+pub(super) fn age(version: Version) -> Result<(), CheckCriuError> {
+    if version >= ASKS_RIGHTLY || tcp_has_passcred() {
+        return Ok(());
+    }
+    Err(CheckCriuError::TooOld { version, needed: ASKS_RIGHTLY })
+}
+
+fn tcp_has_passcred() -> bool {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).is_ok_and(|socket| getsockopt(&socket, PassCred).is_ok())
 }
 
 pub(super) async fn version(mut worker: Worker) -> Result<Version, AskCriuError> {

@@ -163,7 +163,7 @@ fn options(request: &DumpRequest<'_>, folder: &File) -> rpc::Options {
         leave_stopped: Some(request.leave == Leave::Stopped),
         log_level: Some(if request.verbose { LEVEL_DEBUG } else { LEVEL_ERRORS }),
         log_file: Some(LOG_FILE.into()),
-        external: request.mounts.iter().map(ExternalMount::at_dump).collect(),
+        external: request.mounts.iter().map(super::named).collect(),
         // The sandbox's cgroup is the agent's business.
         manage_cgroups_mode: Some(rpc::CgroupMode::CgroupIgnore.into()),
         // Nobody talks to an idle sandbox, and the lock costs a dozen helper programs.

@@ -154,9 +154,10 @@ impl Criu {
         check::version(Worker::start_here(self, reaper).await?).await
     }
 
-    /// Runs `criu check`: can this kernel and these rights dump and restore at all?
+    /// Runs `criu check`: can this kernel and these rights dump and restore at all? Also knows what that check misses.
     /// `scratch` is an existing folder CRIU may write its log to.
     pub async fn check(&self, reaper: &Reaper, scratch: &Path) -> Result<(), CheckCriuError> {
+        check::age(self.version(reaper).await?)?;
         check::check(Worker::start_here(self, reaper).await?, scratch).await
     }
 
@@ -187,7 +188,7 @@ fn copy_around(program: &Path) -> Option<PathBuf> {
         entries(&root.join(dir))
             .any(|path| path.file_name().is_some_and(|n| n.to_string_lossy().starts_with("ld-linux")))
     };
-    (root != Path::new("/") && LOADER_DIRS.iter().any(|dir| has_loader(&dir))).then(|| root.to_owned())
+    (root != Path::new("/") && LOADER_DIRS.iter().any(has_loader)).then(|| root.to_owned())
 }
 
 fn entries(dir: &Path) -> impl Iterator<Item = PathBuf> {

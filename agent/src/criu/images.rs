@@ -298,3 +298,7 @@ fn parse_core(bytes: &[u8]) -> Result<Option<(u64, u32)>, FormatError> {
     let area = area.map(|area| (area.rseq_abi_pointer, area.rseq_abi_size));
     Ok(area.filter(|(address, bytes)| *address != 0 && *bytes != 0))
 }
+
+#[cfg(test)]
+#[path = "images_tests.rs"]
+mod tests;

@@ -111,3 +111,41 @@ impl fmt::Display for Reason {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_cause_comes_first_without_decoration() {
+        let log = "(00.000123) Error (criu/rlimit.c:31): rlimit: Can't setup RLIMIT_NOFILE for self: Operation not permitted\n\
+                   (00.01) Warn  (criu/x.c:1): never mind\n\
+                   (00.02)     12: Error (criu/sk-inet.c:188): inet: Connected TCP socket, consider using --tcp-established option.\n\
+                   (00.03) Error (criu/cr-dump.c:2111): Dumping FAILED.\n";
+        let first = "Error (criu/sk-inet.c:188): inet: Connected TCP socket, consider using --tcp-established option.\n";
+        let reason = Reason::parse(log, Some(first));
+        assert_eq!(
+            reason.lines(),
+            ["inet: Connected TCP socket, consider using --tcp-established option.", "Dumping FAILED."]
+        );
+        assert!(reason.is_refusal() && !reason.is_no_space());
+    }
+
+    #[test]
+    fn a_log_cannot_fill_the_memory_or_the_terminal() {
+        let line = format!("Error (criu/x.c:1): {}\u{1b}[31m", "x".repeat(100_000));
+        let log: String = (0..1000).map(|n| format!("{line}\nError (criu/x.c:1): {n}\n")).collect();
+        let reason = Reason::parse(&log, None);
+        assert!(
+            reason.lines().len() <= LINES_MAX && reason.to_string().len() <= LINES_MAX * (LINE_CHARS_MAX + 2)
+        );
+        assert!(!reason.to_string().contains('\u{1b}'));
+    }
+
+    #[test]
+    fn a_failing_system_call_is_no_refusal() {
+        let reason = Reason::parse("Error (criu/image.c:1): Can't open img: No space left on device", None);
+        assert!(reason.is_no_space() && !reason.is_refusal());
+        assert_eq!(Reason::parse("", None).to_string(), "CRIU gave no reason");
+    }
+}

@@ -39,28 +39,16 @@ pub use worker::{CallError, Output, StartWorkerError, Worker};
 
 use std::path::{Path, PathBuf};
 
-/// A mount of the sandbox that exists outside of it as well: CRIU is told to leave it out of the images and to bind
-/// it again at restore.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ExternalMount {
-    /// Joins the two sides. Any short name without `:`, `[` or `]`, unique in its sandbox.
-    pub key: String,
-    /// Where the sandbox sees it.
-    pub inside: PathBuf,
-    /// Where the agent sees what is to be bound there at restore.
-    pub outside: PathBuf,
+pub use crate::sandbox::ExternalMount;
+
+/// What dump is told: the mount at this place has this name.
+fn named(mount: &ExternalMount) -> String {
+    format!("mnt[{}]:{}", mount.inside.display(), mount.key)
 }
 
-impl ExternalMount {
-    /// What dump is told: the mount at this place has this name.
-    fn at_dump(&self) -> String {
-        format!("mnt[{}]:{}", self.inside.display(), self.key)
-    }
-
-    /// What restore is told: the mount of this name is found here.
-    fn at_restore(&self) -> String {
-        format!("mnt[{}]:{}", self.key, self.outside.display())
-    }
+/// What restore is told: the mount of this name is found here.
+fn found(mount: &ExternalMount) -> String {
+    format!("mnt[{}]:{}", mount.key, mount.outside.display())
 }
 
 /// Files that share a folder with the images and are no part of them.

@@ -9,10 +9,11 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use super::images::{ImageSet, ReadImagesError};
 use super::log::{LEVEL_DEBUG, LEVEL_ERRORS, Reason};
 use super::wire::rpc;
 use super::worker::{CallError, Worker};
-use super::{ExternalMount, LOG_FILE, log_path, stats};
+use super::{ExternalMount, LOG_FILE, log_path, stats, tree};
 use crate::reaper::{ExitWatch, Reaper};
 
 /// Which descriptor of the worker's [`super::Output`] takes the place of a pipe whose other end was outside.
@@ -72,6 +73,9 @@ pub enum RestoreError {
         #[source]
         source: io::Error,
     },
+    /// The images are broken.
+    #[error("check the images before they are restored")]
+    Images(#[from] ReadImagesError),
     /// The worker cannot be put into the sandbox's cgroup.
     #[error("move the CRIU worker into the cgroup of {path}")]
     Cgroup {
@@ -100,14 +104,26 @@ pub enum RestoreError {
     },
 }
 
-/// The root process while it is being made. CRIU tells it early, so that a restore that breaks off in the middle
-/// leaves nothing behind: it is the first process of its pid namespace, and the rest dies with it.
+/// The tree while it is being made, so that a restore that breaks off in the middle leaves nothing behind. The root
+/// is the first process of its pid namespace: the rest dies with it.
+///
+/// The root is born in the worker's process group. CRIU tells its number before it lets it take a session of its
+/// own, and waits for us to have heard: so at every moment one of the two ways finds it.
 struct HalfMade<'a> {
     reaper: &'a Reaper,
     root: Option<ExitWatch>,
+    group: Pid,
+    netns: u64,
+    done: bool,
 }
 
-impl HalfMade<'_> {
+impl<'a> HalfMade<'a> {
+    fn begin(reaper: &'a Reaper, worker: &Worker) -> Self {
+        // No namespace has number 0: if the open descriptor could not be asked, nothing would match.
+        let netns = nix::sys::stat::fstat(worker.netns()).map_or(0, |netns| netns.st_ino);
+        Self { reaper, root: None, group: worker.pid(), netns, done: false }
+    }
+
     fn told(&mut self, notify: &rpc::Notify) {
         if let Some(pid) = notify.pid.filter(|pid| *pid > 1)
             && self.root.is_none()
@@ -119,9 +135,15 @@ impl HalfMade<'_> {
 
 impl Drop for HalfMade<'_> {
     fn drop(&mut self) {
-        if let Some(root) = self.root.take().filter(|root| root.now().is_none()) {
-            // It is our child and was not collected, so the number is its own. The only error is that it is gone.
-            let _gone = kill(root.pid(), Signal::SIGKILL);
+        if self.done {
+            return;
+        }
+        let left = tree::group_members(self.group, self.netns);
+        // A root that was not collected is our child, so the number is its own.
+        let root = self.root.iter().filter(|root| root.now().is_none()).map(ExitWatch::pid);
+        for pid in root.chain(left) {
+            // The only error is that it is gone.
+            let _gone = kill(pid, Signal::SIGKILL);
         }
     }
 }
@@ -137,6 +159,7 @@ pub async fn restore(
     let path = || request.images.to_owned();
     let folder =
         File::open(request.images).map_err(|source| RestoreError::Folder { path: path(), source })?;
+    check_images(request.images).await?;
     for procs in request.cgroup_procs {
         fs::write(procs, format!("{}\n", worker.pid()))
             .map_err(|source| RestoreError::Cgroup { path: procs.clone(), source })?;
@@ -146,7 +169,7 @@ pub async fn restore(
         opts: Some(options(request, &folder)),
         notify_success: None,
     };
-    let mut half_made = HalfMade { reaper, root: None };
+    let mut half_made = HalfMade::begin(reaper, &worker);
     let response = worker
         .call(&message, request.timeout, |notify| half_made.told(notify))
         .await
@@ -154,7 +177,7 @@ pub async fn restore(
     worker.finish().await;
     match response.restore {
         Some(rpc::RestoreResponse { pid }) if response.success && pid > 1 => {
-            half_made.root = None;
+            half_made.done = true;
             Ok(finished(request.images, Pid::from_raw(pid)))
         }
         _ => {
@@ -162,6 +185,16 @@ pub async fn restore(
             Err(RestoreError::Failed { path: path(), reason })
         }
     }
+}
+
+/// Where a pages file is too short, CRIU asks the kernel for the rest again and again, for ever. So lengths are
+/// compared before it sees them, and the rest of what we understand with them.
+async fn check_images(images: &Path) -> Result<(), ReadImagesError> {
+    let folder = images.to_owned();
+    let read = tokio::task::spawn_blocking(move || ImageSet::read(&folder).map(drop)).await;
+    read.unwrap_or_else(|join| {
+        Err(ReadImagesError::List { path: images.to_owned(), source: io::Error::other(join) })
+    })
 }
 
 fn options(request: &RestoreRequest<'_>, folder: &File) -> rpc::Options {
@@ -178,7 +211,7 @@ fn options(request: &RestoreRequest<'_>, folder: &File) -> rpc::Options {
         leave_stopped: Some(request.leave_stopped),
         log_level: Some(if request.verbose { LEVEL_DEBUG } else { LEVEL_ERRORS }),
         log_file: Some(LOG_FILE.into()),
-        external: request.mounts.iter().map(ExternalMount::at_restore).collect(),
+        external: request.mounts.iter().map(super::found).collect(),
         inherit_fd: request.inherited.iter().map(inherit).collect(),
         manage_cgroups_mode: Some(rpc::CgroupMode::CgroupIgnore.into()),
         network_lock: Some(rpc::NetworkLock::Skip.into()),

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
@@ -90,13 +91,49 @@ pub fn resume(root: Pid) -> Result<(), TreeError> {
 /// Whether every process of the tree is stopped (or ended).
 pub fn is_stopped(root: Pid) -> Result<bool, TreeError> {
     for pid in members(root)? {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat"))
-            .map_err(|source| TreeError::Children { pid, source })?;
-        // The state follows the name, which stands in parentheses and may contain anything.
-        let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
-        if !matches!(state, Some('T' | 't' | 'Z' | 'X')) {
+        let (state, _group) = state_and_group(pid).map_err(|source| TreeError::Children { pid, source })?;
+        if !matches!(state, 'T' | 't' | 'Z' | 'X') {
             return Ok(false);
         }
     }
     Ok(true)
+}
+
+/// The living processes of a process group that are in a certain network namespace (by inode).
+///
+/// Both are asked for because the number of a group whose processes have all ended may come to mean another.
+pub(super) fn group_members(group: Pid, netns: u64) -> Vec<Pid> {
+    let listed = fs::read_dir("/proc").into_iter().flatten().take(MEMBERS_MAX);
+    let pids = listed.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok().map(Pid::from_raw));
+    pids.filter(|pid| state_and_group(*pid).is_ok_and(|(state, of)| of == group && state != 'Z'))
+        .filter(|pid| fs::metadata(format!("/proc/{pid}/ns/net")).is_ok_and(|theirs| theirs.ino() == netns))
+        .collect()
+}
+
+/// State and process group from the kernel's one-line description of a process.
+fn state_and_group(pid: Pid) -> io::Result<(char, Pid)> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let parse = || {
+        // They follow the name, which stands in parentheses and may contain anything.
+        let mut fields = stat.rsplit_once(") ")?.1.split(' ');
+        let state = fields.next()?.chars().next()?;
+        Some((state, Pid::from_raw(fields.nth(1)?.parse().ok()?)))
+    };
+    parse().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "cannot understand /proc/PID/stat"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_process_is_found_in_its_group_and_namespace_only() {
+        let netns = fs::metadata("/proc/self/ns/net").unwrap().ino();
+        let (state, group) = state_and_group(Pid::this()).unwrap();
+        assert!(matches!(state, 'R' | 'S' | 'D'), "{state}");
+        assert_eq!(group, nix::unistd::getpgrp());
+        assert!(group_members(group, netns).contains(&Pid::this()));
+        assert!(group_members(group, netns + 1).is_empty());
+        assert!(members(Pid::this()).unwrap().contains(&Pid::this()));
+    }
 }

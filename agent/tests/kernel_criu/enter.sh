@@ -3,6 +3,7 @@ set -e
 ip link set lo up
 mount --make-rprivate /
 mount --bind /dev "$ROOT/dev"
+mount -o remount,bind,ro "$ROOT/dev"
 mount --bind "$PRIVATE/tmp" "$ROOT/tmp"
 mount --bind "$PRIVATE/shm" "$ROOT/dev/shm"
 mount -t proc proc "$ROOT/proc"

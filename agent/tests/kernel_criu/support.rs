@@ -49,9 +49,12 @@ impl Bench {
 
     /// Runs a future where the private mounts are seen, and waits for it.
     pub(crate) fn run<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> T {
-        let (done, wait) = mpsc::channel();
-        self.tasks.spawn_on(async move { done.send(work.await).expect("the test waits") }, &self.handle);
-        wait.recv_timeout(Duration::from_secs(120)).expect("the test's work panicked or hangs")
+        let limited = async { tokio::time::timeout(Duration::from_secs(120), work).await };
+        let task = self.tasks.spawn_on(limited, &self.handle);
+        match self.handle.block_on(task) {
+            Ok(done) => done.expect("the test hangs"),
+            Err(error) => std::panic::resume_unwind(error.into_panic()),
+        }
     }
 
     pub(crate) fn folder(&self, name: &str) -> PathBuf {
@@ -192,6 +195,20 @@ impl Sandbox {
         fs::read_link(format!("/proc/{}/fd/1", self.pid)).unwrap().to_str().unwrap().to_owned()
     }
 
+    /// What stands in its place after a restore.
+    pub(crate) fn became(&mut self, bench: &Bench, pid: Pid, outside: Outside) {
+        (self.pid, self.outside, self.exit) = (pid, outside, bench.reaper.claim(pid));
+    }
+
+    /// Where something is mounted, and with which options.
+    pub(crate) fn mount_options(&self) -> Vec<String> {
+        let info = fs::read_to_string(format!("/proc/{}/mountinfo", self.pid)).unwrap();
+        let mut mounts: Vec<String> =
+            info.lines().map(|line| line.split(' ').skip(4).take(2).collect::<Vec<_>>().join(" ")).collect();
+        mounts.sort();
+        mounts
+    }
+
     /// Ends the processes and waits until they are gone. Mounts stay, for a restore.
     pub(crate) async fn end(&mut self) {
         kill_tree(self.pid);
@@ -219,6 +236,19 @@ pub(crate) async fn end_restored(bench: &Bench, root: Pid) {
     let mut exit = bench.reaper.claim(root);
     kill_tree(root);
     tokio::time::timeout(LIMIT, exit.wait()).await.expect("it ends when killed");
+}
+
+/// Every process in that network namespace.
+pub(crate) fn processes_in(netns: &OwnedFd) -> Vec<Pid> {
+    let wanted = nix::sys::stat::fstat(netns).unwrap().st_ino;
+    let pids =
+        fs::read_dir("/proc").unwrap().filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok());
+    pids.filter(|pid: &i32| {
+        let theirs = nix::sys::stat::stat(format!("/proc/{pid}/ns/net").as_str());
+        theirs.is_ok_and(|theirs| theirs.st_ino == wanted)
+    })
+    .map(Pid::from_raw)
+    .collect()
 }
 
 /// Looks again and again, with a deadline.
