@@ -9,6 +9,9 @@ pub(super) struct Tally {
     failed: usize,
     /// `TEST: REASON`, for tests that found they cannot run here.
     skipped: Vec<String>,
+    /// Tests that their runner says it leaves out (`#[ignore]`). Filters leave out whole files, so
+    /// nextest's "skipped" are these too.
+    ignored: usize,
     failures: Vec<String>,
 }
 
@@ -27,6 +30,7 @@ impl Tally {
         self.passed += other.passed;
         self.failed += other.failed;
         self.skipped.extend(other.skipped);
+        self.ignored += other.ignored;
         self.failures.extend(other.failures);
     }
 
@@ -65,6 +69,7 @@ impl Tally {
             match what.trim_end_matches([',', ';', '.']) {
                 "passed" => self.passed += number,
                 "failed" | "timed" | "exec" => self.failed += number,
+                "ignored" | "skipped" => self.ignored += number,
                 _ => {}
             }
         }
@@ -90,14 +95,22 @@ impl Tally {
         self.failures.iter().map(String::as_str)
     }
 
-    pub(super) fn skips(&self) -> impl Iterator<Item = &str> {
-        self.skipped.iter().map(String::as_str)
+    /// What was skipped, and why.
+    pub(super) fn skips(&self) -> impl Iterator<Item = String> {
+        let ignored = (self.ignored > 0).then(|| format!("{} tests: ignored by their runner", self.ignored));
+        self.skipped.iter().cloned().chain(ignored)
     }
 }
 
 impl fmt::Display for Tally {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(out, "{} passed, {} failed, {} skipped", self.passed, self.failed, self.skipped.len())
+        write!(
+            out,
+            "{} passed, {} failed, {} skipped",
+            self.passed,
+            self.failed,
+            self.skipped.len() + self.ignored
+        )
     }
 }
 
@@ -157,7 +170,7 @@ mod tests {
             ],
             false,
         );
-        assert_eq!(tally.to_string(), "6 passed, 3 failed, 0 skipped");
+        assert_eq!(tally.to_string(), "6 passed, 3 failed, 4 skipped");
         assert_eq!(tally.failures().collect::<Vec<_>>(), ["medes-agent kernel::x"]);
     }
 
