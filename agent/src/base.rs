@@ -14,7 +14,7 @@ use medes_proto::{
 use crate::{
     bases::local::Snapshot,
     criu::{DumpError, Leave},
-    dump::{Dump, DumpSandboxError},
+    dump::{self, Dump, DumpSandboxError},
     memory_file::{MappedFile, MemoryFile},
     page_work,
     registry::RegistryError,
@@ -48,9 +48,9 @@ impl MakeBaseError {
     /// As the controller hears of it.
     pub fn failure(&self, sandbox: SandboxId) -> Failure {
         let kind = match self {
-            Self::Dump(DumpSandboxError::NotDumpable(_) | DumpSandboxError::Criu(DumpError::Refused { .. })) => {
-                FailureKind::DumpRefused
-            }
+            Self::Dump(
+                DumpSandboxError::NotDumpable(_) | DumpSandboxError::Criu(DumpError::Refused { .. }),
+            ) => FailureKind::DumpRefused,
             Self::Dump(DumpSandboxError::Criu(DumpError::NoSpace { .. })) => FailureKind::NoSpace,
             Self::Keep(source) if source.kind() == io::ErrorKind::StorageFull => FailureKind::NoSpace,
             _ => FailureKind::DedupFailed,
@@ -64,12 +64,19 @@ impl MakeBaseError {
 /// Makes base snapshot `id` of a warm sandbox. From the moment this returns other nodes may read it.
 pub async fn make_base(
     roads: &Roads,
+    sandbox: SandboxId,
     warm: &Warm,
     id: SnapshotId,
 ) -> Result<(SnapshotReport, Vec<Phase>), MakeBaseError> {
     let engine = roads.engine()?;
     let mut watch = Stopwatch::start();
-    let dump = Dump::take(roads, warm, Leave::Running).await?;
+    let dump = match Dump::take(roads, warm, Leave::Running).await {
+        Err(error) if error.leaves_doubt() => {
+            dump::end_doubtful(sandbox, warm).await;
+            return Err(error.into());
+        }
+        taken => taken?,
+    };
     watch.step("dump");
     let bytes = blocking(move || copy(&dump)).await.map_err(MakeBaseError::Keep)?;
     let too_large = MakeBaseError::TooLarge { bytes: bytes.len() as u64 };

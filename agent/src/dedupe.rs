@@ -7,7 +7,7 @@
 //!
 //! Until the last step nothing is lost: after any failure the sandbox is resumed and warm as before.
 
-use std::{collections::BTreeMap, io, io::Write, sync::Arc};
+use std::{collections::BTreeMap, fmt, io, io::Write, sync::Arc};
 
 use medes_dedup::{
     candidate::{self, FanOut},
@@ -27,7 +27,7 @@ use crate::{
     criu::{DumpError, Leave, tree},
     digest::{DigestError, digest},
     driver::Deduped,
-    dump::{Dump, DumpSandboxError},
+    dump::{self, Dump, DumpSandboxError},
     engine::Engine,
     faults::{Injected, Step},
     memory_file::{MappedFile, MemoryFile},
@@ -79,9 +79,9 @@ impl DedupError {
     /// As the controller hears of it.
     pub fn failure(&self, sandbox: SandboxId) -> Failure {
         let kind = match self {
-            Self::Dump(DumpSandboxError::NotDumpable(_) | DumpSandboxError::Criu(DumpError::Refused { .. })) => {
-                FailureKind::DumpRefused
-            }
+            Self::Dump(
+                DumpSandboxError::NotDumpable(_) | DumpSandboxError::Criu(DumpError::Refused { .. }),
+            ) => FailureKind::DumpRefused,
             Self::Dump(DumpSandboxError::Criu(DumpError::NoSpace { .. })) => FailureKind::NoSpace,
             Self::Dump(DumpSandboxError::Folder { source, .. }) | Self::Seal(source)
                 if source.kind() == io::ErrorKind::StorageFull =>
@@ -98,12 +98,17 @@ impl DedupError {
 }
 
 /// A dedup that did not work, and the sandbox as it was.
-#[derive(Debug)]
 pub struct NotDeduped {
     /// Warm, and running again (unless its processes ended meanwhile, which their watcher tells).
     pub warm: Warm,
     /// Why.
     pub error: DedupError,
+}
+
+impl fmt::Debug for NotDeduped {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_struct("NotDeduped").field("error", &self.error).finish_non_exhaustive()
+    }
 }
 
 /// Takes the memory of an idle sandbox.
@@ -119,11 +124,18 @@ pub async fn dedup(
     match make_image(roads, sandbox, &warm, digest_memory).await {
         Ok(made) => Ok(give_back(warm, made).await),
         Err(error) => {
-            if let Err(error) = tree::resume(warm.tree.pid()) {
-                tracing::warn!(%sandbox, error = &error as &dyn std::error::Error, "resume after a failed dedup");
+            match &error {
+                DedupError::Dump(dump) if dump.leaves_doubt() => dump::end_doubtful(sandbox, &warm).await,
+                _ => resume(sandbox, &warm),
             }
             Err(Box::new(NotDeduped { warm, error }))
         }
+    }
+}
+
+fn resume(sandbox: SandboxId, warm: &Warm) {
+    if let Err(error) = tree::resume(warm.tree.pid()) {
+        tracing::warn!(%sandbox, error = &error as &dyn std::error::Error, "resume after a failed dedup");
     }
 }
 

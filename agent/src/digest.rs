@@ -4,12 +4,7 @@
 //! zero pages of anonymous memory are left out; private file mappings are read whole, copied-on-write or not.
 //! Left out because the kernel writes them: vvar and vdso, and each thread's rseq area (cpu numbers).
 
-use std::{
-    fs::File,
-    io,
-    ops::Range,
-    os::unix::fs::FileExt,
-};
+use std::{fs::File, io, ops::Range, os::unix::fs::FileExt};
 
 use medes_dedup::page::{PAGE_BYTES, ZERO_PAGE};
 use procfs::process::{MMPermissions, MMapPath, MemoryMap, Process};
@@ -72,12 +67,19 @@ pub fn digest(pids: &[i32], masks: &[Mask]) -> Result<[u8; 32], DigestError> {
     Ok(*hasher.finalize().as_bytes())
 }
 
-fn hash_process(process: &Process, masks: &[Range<u64>], hasher: &mut blake3::Hasher) -> Result<(), DigestError> {
+fn hash_process(
+    process: &Process,
+    masks: &[Range<u64>],
+    hasher: &mut blake3::Hasher,
+) -> Result<(), DigestError> {
     let pid = process.pid;
     let look = |source: procfs::ProcError| DigestError::Process { pid, source };
     let open = |name: &str| {
-        File::open(format!("/proc/{pid}/{name}"))
-            .map_err(|source| DigestError::Read { pid, address: 0, source })
+        File::open(format!("/proc/{pid}/{name}")).map_err(|source| DigestError::Read {
+            pid,
+            address: 0,
+            source,
+        })
     };
     let (memory, pagemap) = (open("mem")?, open("pagemap")?);
     for map in process.maps().map_err(look)? {
@@ -113,19 +115,26 @@ fn hash_mapping(
     for block in (start..end).step_by(bytes.len()) {
         let length = usize::try_from(block_bytes.min(end - block)).unwrap_or(bytes.len());
         if let Some(pagemap) = pagemap
-            && !any_present(pagemap, block, length / PAGE_BYTES)
-                .map_err(|source| DigestError::Read { pid, address: block, source })?
+            && !any_present(pagemap, block, length / PAGE_BYTES).map_err(|source| DigestError::Read {
+                pid,
+                address: block,
+                source,
+            })?
         {
             continue;
         }
         let bytes = &mut bytes[..length];
-        let read = read_block(memory, block, bytes)
-            .map_err(|source| DigestError::Read { pid, address: block, source })?;
+        let read = read_block(memory, block, bytes).map_err(|source| DigestError::Read {
+            pid,
+            address: block,
+            source,
+        })?;
         for mask in masks {
             let clip = |at: u64| usize::try_from(at.saturating_sub(block)).unwrap_or(read).min(read);
             bytes[clip(mask.start)..clip(mask.end)].fill(0);
         }
-        for (page, at) in bytes[..read].as_chunks::<PAGE_BYTES>().0.iter().zip((block..).step_by(PAGE_BYTES)) {
+        for (page, at) in bytes[..read].as_chunks::<PAGE_BYTES>().0.iter().zip((block..).step_by(PAGE_BYTES))
+        {
             if pagemap.is_none() || *page != ZERO_PAGE {
                 hasher.update(&at.to_le_bytes());
                 hasher.update(&map.perms.bits().to_le_bytes());

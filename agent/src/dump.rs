@@ -3,16 +3,19 @@
 //! First step of both roads that begin at a warm sandbox, [`crate::dedupe`] and [`crate::base`].
 
 use std::{
-    fs,
-    io,
+    fs, io,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use medes_dedup::page::{PAGE_BYTES, Page};
+use medes_proto::ids::SandboxId;
+use nix::unistd::Pid;
+use tokio::time::Instant;
 
 use crate::{
     criu::{
-        self, DumpError, ExternalMount, DumpRequest, Leave, StartWorkerError, Worker,
+        self, DumpError, DumpRequest, Leave, StartWorkerError, Worker,
         images::{ImageSet, PagesFile, ReadImagesError},
         preflight::{self, NotDumpable},
     },
@@ -20,7 +23,6 @@ use crate::{
     faults::{Injected, Step},
     memory_file::MappedFile,
     roads::{Roads, Warm},
-    sandbox::Housing,
 };
 
 /// A folder for the images of one dump or restore; removed with all that is in it.
@@ -52,10 +54,30 @@ impl Drop for Folder {
     }
 }
 
-/// The mounts that CRIU leaves out of a dump and binds again at a restore.
-pub fn mounts(housing: &Housing) -> Vec<ExternalMount> {
-    let mounts = housing.external_mounts().iter().cloned();
-    mounts.map(|mount| ExternalMount { key: mount.key, inside: mount.inside, outside: mount.outside }).collect()
+/// How long a connection may take to close after the answer to the last request.
+const SETTLE: Duration = Duration::from_millis(250);
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
+
+/// Checks that CRIU will not refuse. A server closes its end of the last connection a moment after the client has
+/// its answer: that moment is waited for.
+async fn settle(pid: Pid) -> Result<(), NotDumpable> {
+    let deadline = Instant::now() + SETTLE;
+    loop {
+        match preflight::check_dumpable(pid) {
+            Err(NotDumpable::OpenConnection { .. }) if Instant::now() < deadline => {
+                tokio::time::sleep(LOOK_AGAIN).await;
+            }
+            checked => return checked,
+        }
+    }
+}
+
+/// Ends a sandbox that CRIU may have left in the middle of something. Its next request finds another one.
+pub async fn end_doubtful(sandbox: SandboxId, warm: &Warm) {
+    tracing::error!(%sandbox, "CRIU was gone before it had put everything back; ending the sandbox");
+    if let Err(error) = warm.tree.kill().await {
+        tracing::error!(%sandbox, error = &error as &dyn std::error::Error, "and it does not end");
+    }
 }
 
 /// The pages and the skeleton of a dumped sandbox.
@@ -107,13 +129,20 @@ pub enum DumpSandboxError {
     Injected(#[from] Injected),
 }
 
+impl DumpSandboxError {
+    /// Whether nobody can promise that the sandbox is as it was.
+    pub fn leaves_doubt(&self) -> bool {
+        matches!(self, Self::Criu(error) if error.leaves_doubt())
+    }
+}
+
 impl Dump {
     /// Dumps a warm sandbox. With [`Leave::Stopped`] it stands still afterwards, also after some errors: the
     /// caller resumes it.
     pub async fn take(roads: &Roads, warm: &Warm, leave: Leave) -> Result<Self, DumpSandboxError> {
         let pid = warm.tree.pid();
         roads.faults.pass(Step::Preflight)?;
-        preflight::check_dumpable(pid)?;
+        settle(pid).await?;
         let path = warm.housing.work_dir().join("dump");
         let folder =
             Folder::create(path.clone()).map_err(|source| DumpSandboxError::Folder { path, source })?;
@@ -121,7 +150,7 @@ impl Dump {
         let request = DumpRequest {
             pid,
             images: folder.path(),
-            mounts: &mounts(&warm.housing),
+            mounts: warm.housing.external_mounts(),
             leave,
             timeout: roads.limits.criu,
             verbose: false,
@@ -146,9 +175,10 @@ impl Dump {
         self.files.iter().flat_map(|file| file.as_ref().as_chunks::<PAGE_BYTES>().0).collect()
     }
 
-    /// The pages files: name and number of pages, in the order of [`Dump::pages`].
+    /// The pages files: name and number of pages, in the order of [`Dump::pages`]. Some are empty, and CRIU wants
+    /// these back as well.
     pub fn pages_files(&self) -> impl Iterator<Item = (&str, u64)> {
-        self.images.pages.iter().filter(|file| file.pages > 0).map(|file| (file.name.as_str(), file.pages))
+        self.images.pages.iter().map(|file| (file.name.as_str(), file.pages))
     }
 
     /// The bytes of all pages files, one after the other.

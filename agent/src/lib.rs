@@ -14,6 +14,7 @@ pub mod driver;
 pub mod dump;
 pub mod engine;
 pub mod faults;
+pub mod heap;
 pub mod keeper;
 pub mod link;
 pub mod memory_file;

@@ -7,7 +7,12 @@ use medes_agent::{config::Config, keeper, run, sandbox, stage};
 
 /// The agent of one Medes node: runs sandboxes, takes their memory away while they are idle, gives it back
 #[derive(Parser)]
-#[command(name = "medes-agent", version, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+#[command(
+    name = "medes-agent",
+    version,
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true
+)]
 struct Cli {
     #[command(flatten)]
     config: Option<Config>,

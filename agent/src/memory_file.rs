@@ -47,7 +47,8 @@ impl MemoryFile {
 
     /// No more changes: seals the file and maps it.
     pub fn seal(self) -> io::Result<MappedFile> {
-        let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_SEAL;
+        let seals =
+            SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_SEAL;
         fcntl(self.file.as_fd(), FcntlArg::F_ADD_SEALS(seals))?;
         MappedFile::map(self.file)
     }
@@ -78,7 +79,8 @@ unsafe impl Sync for Mapping {}
 
 impl Mapping {
     fn new(file: &File, bytes: u64, protection: ProtFlags) -> io::Result<Self> {
-        let bytes = usize::try_from(bytes).map_err(|large| io::Error::new(io::ErrorKind::FileTooLarge, large))?;
+        let bytes =
+            usize::try_from(bytes).map_err(|large| io::Error::new(io::ErrorKind::FileTooLarge, large))?;
         let start = match NonZeroUsize::new(bytes) {
             None => None,
             Some(length) => {
@@ -161,7 +163,8 @@ impl NewFile {
     pub fn create(path: &Path, bytes: u64) -> io::Result<Self> {
         let file = File::options().read(true).write(true).create_new(true).open(path)?;
         if bytes > 0 {
-            let length = i64::try_from(bytes).map_err(|large| io::Error::new(io::ErrorKind::FileTooLarge, large))?;
+            let length =
+                i64::try_from(bytes).map_err(|large| io::Error::new(io::ErrorKind::FileTooLarge, large))?;
             fallocate(&file, FallocateFlags::empty(), 0, length)?;
         }
         Ok(Self { mapping: Mapping::new(&file, bytes, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE)? })

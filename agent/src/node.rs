@@ -28,6 +28,7 @@ use self::{door::Asked, measure::Measured, work::Worked};
 use crate::{
     driver::{Action, Driver, Event, Ticket},
     engine::Engine,
+    heap,
     link::FromLink,
     roads::{Roads, Stored, Warm},
     sandbox::{Host, Housing},
@@ -131,7 +132,12 @@ impl Node {
     }
 
     /// Runs until `stop`, then ends every sandbox.
-    pub async fn run(mut self, inbox: NodeInbox, mut link: mpsc::Receiver<FromLink>, stop: CancellationToken) {
+    pub async fn run(
+        mut self,
+        inbox: NodeInbox,
+        mut link: mpsc::Receiver<FromLink>,
+        stop: CancellationToken,
+    ) {
         let NodeInbox(mut inputs) = inbox;
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
@@ -300,7 +306,9 @@ impl Node {
     fn dedup(&mut self, sandbox: SandboxId, digest_memory: bool) {
         match (self.take_warm(sandbox), &self.tools.roads) {
             (Some(warm), Some(roads)) => self.work(work::dedup(roads.clone(), sandbox, warm, digest_memory)),
-            (warm, _) => self.worked(Worked::Deduped { sandbox, result: Err((warm, no_criu("dedup", sandbox))) }),
+            (warm, _) => {
+                self.worked(Worked::Deduped { sandbox, result: Err((warm, no_criu("dedup", sandbox))) })
+            }
         }
     }
 
@@ -362,6 +370,9 @@ impl Node {
 
     /// Puts what came back where it belongs, then tells the driver.
     fn worked(&mut self, worked: Worked) {
+        if worked.was_large() {
+            self.tools.tasks.spawn_blocking(heap::trim);
+        }
         let event = match worked {
             Worked::Launched { sandbox, result: Ok((warm, phases)) } => {
                 self.keep_warm(sandbox, warm);

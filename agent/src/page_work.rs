@@ -28,10 +28,13 @@ fn finish<T>(worker: thread::ScopedJoinHandle<'_, T>) -> T {
 }
 
 /// The fingerprints of all pages, in order.
-pub fn fingerprint(pages: &[&Page], fingerprinter: &Fingerprinter, threads: NonZeroUsize) -> Vec<Fingerprint> {
-    let work = |pages: &[&Page]| -> Vec<_> {
-        pages.iter().map(|page| fingerprinter.fingerprint(page)).collect()
-    };
+pub fn fingerprint(
+    pages: &[&Page],
+    fingerprinter: &Fingerprinter,
+    threads: NonZeroUsize,
+) -> Vec<Fingerprint> {
+    let work =
+        |pages: &[&Page]| -> Vec<_> { pages.iter().map(|page| fingerprinter.fingerprint(page)).collect() };
     thread::scope(|scope| {
         let workers: Vec<_> =
             pages.chunks(share(pages.len(), threads)).map(|pages| scope.spawn(move || work(pages))).collect();
@@ -65,7 +68,10 @@ pub fn encode(
         }
         if encoder.distrusted() > 0 {
             let pages = encoder.distrusted();
-            tracing::error!(pages, "stored bytes did not give a page back; kept raw: codec or memory is defective");
+            tracing::error!(
+                pages,
+                "stored bytes did not give a page back; kept raw: codec or memory is defective"
+            );
         }
         Ok(run)
     };

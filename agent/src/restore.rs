@@ -8,7 +8,7 @@
 //! Eager, as the paper has it: every page is in place before the first instruction runs. After a failure there
 //! is no sandbox: half of one is killed, and what is left is removed by the caller.
 
-use std::io;
+use std::{fmt, io};
 
 use medes_dedup::{
     image::{DedupImage, OpenImageError, ReadSectionsError},
@@ -25,7 +25,7 @@ use crate::{
     criu::{self, RestoreRequest, TakeWorkerError, tree},
     digest::{DigestError, Mask, digest},
     driver::Restored,
-    dump::{Folder, mounts},
+    dump::Folder,
     engine::Engine,
     faults::{Injected, Step},
     memory_file::MappedFile,
@@ -102,12 +102,17 @@ impl RestoreError {
 }
 
 /// A restore that did not work. What is left of the sandbox is only good for removal.
-#[derive(Debug)]
 pub struct NotRestored {
     /// Its housing; a process of half a restore may still be in it.
     pub housing: Housing,
     /// Why.
     pub error: RestoreError,
+}
+
+impl fmt::Debug for NotRestored {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_struct("NotRestored").field("error", &self.error).finish_non_exhaustive()
+    }
 }
 
 /// Gives a sandbox its memory and its processes back.
@@ -182,7 +187,7 @@ async fn revive(
     let request = RestoreRequest {
         images: folder.path(),
         root: housing.root(),
-        mounts: &mounts(housing),
+        mounts: housing.external_mounts(),
         cgroup_procs: &housing.cgroup().procs_files(),
         inherited: &inherited,
         leave_stopped: digest_memory,

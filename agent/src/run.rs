@@ -3,10 +3,7 @@
 use std::{io, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
-use medes_proto::{
-    limits::MESSAGE_BYTES_MAX,
-    wire::node_server::NodeServer,
-};
+use medes_proto::{limits::MESSAGE_BYTES_MAX, wire::node_server::NodeServer};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
@@ -53,7 +50,8 @@ pub async fn run(config: Config) -> Result<()> {
         program: std::env::current_exe().context("find this program")?,
     };
     let host = Host::start(host_config, reaper.clone(), tasks.clone()).await.context("set the node up")?;
-    let listener = TcpListener::bind(config.listen).await.with_context(|| format!("listen on {}", config.listen))?;
+    let listener =
+        TcpListener::bind(config.listen).await.with_context(|| format!("listen on {}", config.listen))?;
     let address = listener.local_addr().context("learn the port")?.to_string();
     let channel = channel(&config.controller)?;
     let bases = Arc::new(Bases::new(config.node.clone(), READ_DEADLINE));
@@ -104,7 +102,10 @@ pub async fn run(config: Config) -> Result<()> {
 fn channel(controller: &str) -> Result<Channel> {
     let endpoint = Endpoint::from_shared(format!("http://{controller}"))
         .with_context(|| format!("understand the controller's address {controller:?}"))?;
-    Ok(endpoint.connect_timeout(Duration::from_secs(5)).http2_keep_alive_interval(Duration::from_secs(5)).connect_lazy())
+    Ok(endpoint
+        .connect_timeout(Duration::from_secs(5))
+        .http2_keep_alive_interval(Duration::from_secs(5))
+        .connect_lazy())
 }
 
 /// Finds and tries CRIU, and starts the workers that wait for restores.

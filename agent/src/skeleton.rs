@@ -1,7 +1,10 @@
 //! What a dedup image keeps besides pages: CRIU's other files, which pages belong to which file, and the memory
 //! that a digest leaves out. All of it in the image's named sections.
 
-use std::{fs, io, path::{Path, PathBuf}};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
 
 use medes_dedup::{
     image::{BuildImageError, ImageBuilder, Sections},
@@ -89,10 +92,8 @@ pub struct Laid {
 
 /// Writes CRIU's files into `folder` and makes pages files for `pages` pages in all.
 pub fn unpack(sections: &Sections, pages: u32, folder: &Path) -> Result<Laid, UnpackError> {
-    let table: Table = sections
-        .get(TABLE)
-        .and_then(|bytes| serde_json::from_slice(bytes).ok())
-        .ok_or(UnpackError::Table)?;
+    let table: Table =
+        sections.get(TABLE).and_then(|bytes| serde_json::from_slice(bytes).ok()).ok_or(UnpackError::Table)?;
     let total = table.pages.iter().try_fold(0u64, |sum, (_, pages)| sum.checked_add(*pages));
     if total != Some(pages.into()) {
         return Err(UnpackError::Table);
@@ -112,9 +113,10 @@ pub fn unpack(sections: &Sections, pages: u32, folder: &Path) -> Result<Laid, Un
         NewFile::create(&path, pages * PAGE_BYTES as u64)
             .map_err(|source| UnpackError::Write { path, source })
     };
-    let masks = table.masks.iter().filter_map(|&(pid, start, length)| {
-        Some(Mask { pid, range: start..start.checked_add(length)? })
-    });
+    let masks = table
+        .masks
+        .iter()
+        .filter_map(|&(pid, start, length)| Some(Mask { pid, range: start..start.checked_add(length)? }));
     Ok(Laid { pages: table.pages.iter().map(create).collect::<Result<_, _>>()?, masks: masks.collect() })
 }
 

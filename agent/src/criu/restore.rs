@@ -217,6 +217,9 @@ fn options(request: &RestoreRequest<'_>, folder: &File) -> rpc::Options {
         network_lock: Some(rpc::NetworkLock::Skip.into()),
         file_locks: Some(true),
         link_remap: Some(true),
+        // A dump refuses live connections; what is left are sockets that were closed on both sides and are still
+        // held open (by a child that inherited one, say). They come back closed.
+        tcp_close: Some(true),
         // The root process becomes a child of the agent, not of the worker.
         rst_sibling: Some(true),
         // For the root's pid, see `HalfMade`.

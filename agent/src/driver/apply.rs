@@ -254,7 +254,10 @@ impl Driver {
         let working = entry.command.is_some();
         let already = entry.doomed.is_some();
         entry.doomed.get_or_insert_with(|| {
-            Failure::new(FailureKind::NotFound, format!("{sandbox} was purged while work on it was under way"))
+            Failure::new(
+                FailureKind::NotFound,
+                format!("{sandbox} was purged while work on it was under way"),
+            )
         });
         if let Some(command) = command
             && let Some(waiting) = entry.purge.replace(command)

@@ -199,7 +199,10 @@ impl World {
                     self.alive.insert(sandbox);
                 }
                 let restored = Restored { phases: Vec::new(), memory_digest: None };
-                self.apply(Event::Restored { sandbox, result: if good { Ok(restored) } else { Err(failure()) } });
+                self.apply(Event::Restored {
+                    sandbox,
+                    result: if good { Ok(restored) } else { Err(failure()) },
+                });
             }
             Work::Remove => {
                 self.alive.remove(&sandbox);
@@ -215,7 +218,9 @@ impl World {
                 let function = Box::new(FunctionSpec::from_toml(FUNCTION).unwrap());
                 self.command(Command::Start { sandbox: id(sandbox), function, revision: 1 });
             }
-            Step::Dedup(sandbox) => self.command(Command::Dedup { sandbox: id(sandbox), digest_memory: false }),
+            Step::Dedup(sandbox) => {
+                self.command(Command::Dedup { sandbox: id(sandbox), digest_memory: false })
+            }
             Step::Restore(sandbox) => {
                 self.command(Command::Restore { sandbox: id(sandbox), digest_memory: false });
             }

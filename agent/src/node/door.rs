@@ -171,7 +171,8 @@ async fn explain(sandbox: SandboxId, door: &Entrance, error: &RequestError) -> F
 }
 
 fn to_sandbox(request: Request, deadline: Duration) -> Result<sandbox::Request, Failure> {
-    let invalid = |what: &str| Failure::new(FailureKind::Invalid, format!("the request's {what} cannot be sent"));
+    let invalid =
+        |what: &str| Failure::new(FailureKind::Invalid, format!("the request's {what} cannot be sent"));
     let Request { method, path, headers, body } = request;
     let mut map = HeaderMap::with_capacity(headers.len());
     for (name, value) in headers {

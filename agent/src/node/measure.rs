@@ -43,10 +43,8 @@ impl Measured {
             .collect();
         let host = tools.host.clone();
         let (sandboxes, node, agent) = blocking(move || {
-            let sandboxes: Vec<_> = warm
-                .into_iter()
-                .map(|(id, cgroup)| (id, cgroup.usage().anon_bytes))
-                .collect();
+            let sandboxes: Vec<_> =
+                warm.into_iter().map(|(id, cgroup)| (id, cgroup.usage().anon_bytes)).collect();
             (sandboxes, host.usage(), host.cgroup().agent_usage())
         })
         .await;

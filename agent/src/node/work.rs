@@ -49,13 +49,20 @@ pub(crate) enum Worked {
 }
 
 impl Worked {
+    /// Whether it handled all pages of a sandbox.
+    pub(super) const fn was_large(&self) -> bool {
+        matches!(self, Self::Deduped { .. } | Self::BaseMade { .. } | Self::Restored { .. })
+    }
+
     /// What is to be removed when the node closes.
     pub(super) fn into_remains(self) -> (SandboxId, Option<Box<Housing>>) {
         match self {
             Self::Launched { sandbox, result: Ok((warm, _)) }
             | Self::Restored { sandbox, result: Ok((warm, _)) }
             | Self::BaseMade { sandbox, warm: Some(warm), .. }
-            | Self::Deduped { sandbox, result: Err((Some(warm), _)) } => (sandbox, Some(Box::new(warm.housing))),
+            | Self::Deduped { sandbox, result: Err((Some(warm), _)) } => {
+                (sandbox, Some(Box::new(warm.housing)))
+            }
             Self::Launched { sandbox, result: Err((ruin, _)) } => (sandbox, ruin),
             Self::Restored { sandbox, result: Err((ruin, _)) } => (sandbox, Some(ruin)),
             Self::Deduped { sandbox, result: Ok((stored, _)) } => (sandbox, Some(Box::new(stored.housing))),
@@ -98,7 +105,8 @@ pub(super) async fn launch(
     spec: Box<FunctionSpec>,
 ) -> Worked {
     let began = Instant::now();
-    let doing = |failure: Failure| Failure { message: format!("start {sandbox}: {}", failure.message), ..failure };
+    let doing =
+        |failure: Failure| Failure { message: format!("start {sandbox}: {}", failure.message), ..failure };
     let created = async {
         let id = sandbox::SandboxId::new(sandbox.to_string()).map_err(CreateError::Spec)?;
         Housing::create(&tools.host, &id, &launch_spec(&spec, sandbox, &node)).await
@@ -118,8 +126,12 @@ pub(super) async fn launch(
         }
         Err(error) => {
             let kind = match &error {
-                LaunchError::CommandNotFound { .. } | LaunchError::CommandNotExecutable { .. } => FailureKind::CommandNotFound,
-                LaunchError::NeverReady { .. } | LaunchError::EndedBeforeReady { .. } => FailureKind::NeverReady,
+                LaunchError::CommandNotFound { .. } | LaunchError::CommandNotExecutable { .. } => {
+                    FailureKind::CommandNotFound
+                }
+                LaunchError::NeverReady { .. } | LaunchError::EndedBeforeReady { .. } => {
+                    FailureKind::NeverReady
+                }
                 LaunchError::OutOfMemory { .. } => FailureKind::OutOfMemory,
                 _ => FailureKind::Internal,
             };
@@ -159,7 +171,8 @@ pub(super) async fn make_base(
     warm: Box<Warm>,
     snapshot: SnapshotId,
 ) -> Worked {
-    let result = base::make_base(&roads, &warm, snapshot).await.map_err(|error| error.failure(sandbox));
+    let result =
+        base::make_base(&roads, sandbox, &warm, snapshot).await.map_err(|error| error.failure(sandbox));
     Worked::BaseMade { sandbox, warm: Some(warm), result }
 }
 

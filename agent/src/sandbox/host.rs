@@ -14,6 +14,7 @@ use nix::sched::{CloneFlags, unshare};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::criu::run_dir;
 use crate::keeper::{Keeper, KeeperError, KeeperOrder};
 use crate::reaper::{ExitStatus, Reaper};
 
@@ -54,6 +55,9 @@ pub enum HostError {
         /// What the system said.
         source: io::Error,
     },
+    /// CRIU's notes would not survive a run.
+    #[error(transparent)]
+    Run(#[from] run_dir::PrivateRunError),
     /// The file systems could not be prepared.
     #[error(transparent)]
     Mount(#[from] MountError),
@@ -81,12 +85,7 @@ pub fn enter_private_mounts() -> Result<(), HostError> {
     let flags = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
     mount(None::<&str>, "/", None::<&str>, flags, None::<&str>)
         .map_err(|errno| HostError::io("make all mounts private")(errno.into()))?;
-    // CRIU keeps what it finds out about the kernel in /run, if that is a tmpfs; else it asks again in every run.
-    let run =
-        nix::sys::statfs::statfs("/run").map_err(|errno| HostError::io("look at /run")(errno.into()))?;
-    if run.filesystem_type() != nix::sys::statfs::TMPFS_MAGIC {
-        mounts::mount_tmpfs(Path::new("/run"), 16 << 20, 0o755, MsFlags::MS_NOSUID)?;
-    }
+    run_dir::ensure()?;
     nix::sys::prctl::set_child_subreaper(true)
         .map_err(|errno| HostError::io("become the parent of orphans")(errno.into()))?;
     PRIVATE_MOUNTS.store(true, Ordering::Release);

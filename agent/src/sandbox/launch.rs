@@ -96,7 +96,7 @@ pub enum LaunchError {
     #[error(transparent)]
     Adopt(#[from] AdoptError),
     /// It ended before it was ready.
-    #[error("the function ended before it was ready: {ended}; its last words:\n{log}")]
+    #[error("the function ended before it was ready: {ended}")]
     EndedBeforeReady {
         /// How.
         ended: Ended,
@@ -104,9 +104,7 @@ pub enum LaunchError {
         log: LogTail,
     },
     /// It needed more memory than it may have.
-    #[error(
-        "the function ran out of memory before it was ready (limit {bytes_max} bytes); its last words:\n{log}"
-    )]
+    #[error("the function ran out of memory before it was ready (limit {bytes_max} bytes)")]
     OutOfMemory {
         /// The limit.
         bytes_max: u64,
@@ -114,7 +112,7 @@ pub enum LaunchError {
         log: LogTail,
     },
     /// It runs but does not answer.
-    #[error("the function was not ready after {} ms ({last}); its last words:\n{log}", .after.as_millis())]
+    #[error("the function was not ready after {} ms ({last})", .after.as_millis())]
     NeverReady {
         /// The timeout.
         after: Duration,

@@ -174,7 +174,8 @@ impl Log {
         let Pipe { source, sink } = pipe;
         let reading = self.stop.child_token();
         let ready = sys::wait_readable(source.try_clone()?)?;
-        while self.pump() {}
+        // The old processes are gone: a pipe holds no more than one turn.
+        self.pump();
         {
             let mut shared = self.lock();
             shared.reading.cancel();

@@ -119,7 +119,7 @@ fn in_private_mounts(criu: Criu) -> Result<Bench, String> {
     unshare(CloneFlags::CLONE_NEWNS).map_err(|e| text(&e))?;
     let none: Option<&str> = None;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).map_err(|e| text(&e))?;
-    run_dir::make_private().map_err(|e| text(&e))?;
+    run_dir::ensure().map_err(|e| text(&e))?;
     nix::sys::prctl::set_child_subreaper(true).map_err(|e| text(&e))?;
     let scratch = TempDir::new().map_err(|e| text(&e))?.keep();
     mount(Some("scratch"), &scratch, Some("tmpfs"), MsFlags::empty(), Some("size=1g"))

@@ -1,0 +1,16 @@
+//! Gives heap memory that is free back to the kernel.
+//!
+//! One dedup holds base pages and encoded pages for a moment, some of it in small pieces. The allocator would keep
+//! the room for the next one; on a node that exists to save memory it goes back at once.
+#![allow(unsafe_code, reason = "malloc_trim has no safe wrapper")]
+
+/// Returns free heap pages to the kernel. Takes a few milliseconds: call it from a blocking thread, after large work.
+pub fn trim() {
+    #[cfg(target_env = "gnu")]
+    {
+        // SAFETY: malloc_trim takes the allocator's own locks and frees only what no one holds; it has no other
+        // demands on its caller.
+        let released = unsafe { libc::malloc_trim(0) };
+        tracing::trace!(released, "heap trimmed");
+    }
+}

@@ -1,0 +1,20 @@
+//! Both roads on real processes: away into a dedup image and back, with every step failing once.
+//!
+//! Needs root and a working CRIU; skips itself loudly otherwise.
+
+#[path = "../kernel_sandbox/node.rs"]
+#[allow(dead_code, reason = "shared with the sandbox tests, which need more of it")]
+mod node;
+mod registry;
+#[path = "../kernel_sandbox/runner.rs"]
+mod runner;
+mod station;
+mod there_and_back;
+mod trouble;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let tests: Vec<runner::Test> = [there_and_back::TESTS, trouble::TESTS].concat();
+    runner::main(&tests, &[])
+}

@@ -1,0 +1,120 @@
+//! A node with roads: everything the agent has but the link to a controller.
+
+use std::{num::NonZeroUsize, path::Path, sync::Arc, time::Duration};
+
+use medes_agent::{
+    base,
+    bases::Bases,
+    criu::{Criu, Pool},
+    dedupe::{self, NotDeduped},
+    driver::{Deduped, Restored},
+    engine::Engine,
+    faults::{Faults, Step},
+    reaper::Reaper,
+    registry::Registry,
+    restore::{self, NotRestored},
+    roads::{Roads, Stored, Warm},
+    sandbox::{self, Host, HostConfig, enter_private_mounts},
+};
+use medes_dedup::key::DomainKey;
+use medes_proto::{
+    fleet::{EngineSettings, SnapshotReport},
+    function::FunctionSpec,
+    ids::{NodeId, SandboxId, SnapshotId},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{node, registry::TestRegistry};
+
+/// A node and its roads.
+pub(crate) struct Station {
+    pub(crate) host: Host,
+    pub(crate) roads: Roads,
+    next: u32,
+}
+
+/// Runs a test on a station; says so and does nothing where there is no CRIU.
+pub(crate) fn at_station<F: Future<Output = ()>>(scratch_bytes: u64, test: impl FnOnce(Station) -> F) {
+    enter_private_mounts().expect("private mounts");
+    let copy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/criu");
+    let copy = Some(copy).filter(|path| path.exists() && std::env::var_os("MEDES_CRIU").is_none());
+    let criu = match Criu::find(copy.as_deref()) {
+        Ok(criu) => criu,
+        Err(error) => {
+            println!("SKIPPED {}: {error}", std::env::var(crate::runner::ONE).unwrap_or_default());
+            return;
+        }
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("runtime");
+    runtime.block_on(async {
+        test(Station::open(criu, scratch_bytes).await).await;
+    });
+}
+
+impl Station {
+    async fn open(criu: Criu, scratch_bytes: u64) -> Self {
+        let tasks = TaskTracker::new();
+        let stop = CancellationToken::new();
+        let reaper = Reaper::start(&tasks, stop.clone()).expect("reaper");
+        let name: NodeId = format!("roads-{}", std::process::id()).parse().expect("a name");
+        let config = HostConfig { run_bytes_max: scratch_bytes, ..node::config(name.as_str()) };
+        let host = Host::start(config, reaper.clone(), tasks.clone()).await.expect("host");
+        let (_registry, channel) = TestRegistry::start(&name).await;
+        let pool = Pool::start(criu.clone(), reaper.clone(), 1, &tasks, stop, sandbox::seat);
+        let bases = Arc::new(Bases::new(name, Duration::from_secs(20)));
+        let registry = Registry::new(channel, Duration::from_secs(20));
+        let roads = Roads::new((criu, pool), reaper, bases, registry, Faults::default());
+        let threads = NonZeroUsize::MIN.saturating_add(1);
+        roads.set_engine(Engine::new(DomainKey::from_bytes([7; 32]), EngineSettings::default(), threads));
+        Self { host, roads, next: 1 }
+    }
+
+    /// From now on this step fails, once.
+    pub(crate) fn fail_once(&mut self, step: Step) {
+        self.roads.faults = Faults::new(Some(step), 1);
+    }
+
+    /// A warm sandbox of the test function.
+    pub(crate) async fn start(&mut self) -> (SandboxId, Warm) {
+        let id = SandboxId::of(1, self.next).expect("an id");
+        self.next += 1;
+        let (housing, tree) = node::launch(&self.host, &id.to_string(), &node::function()).await;
+        let spec = FunctionSpec::from_toml("name = 'probe'\ncommand = ['x']").expect("a function");
+        (id, Warm { spec: Arc::new(spec), housing, tree })
+    }
+
+    /// A base snapshot of a new sandbox, which is then ended.
+    pub(crate) async fn base(&mut self) -> SnapshotReport {
+        let (sandbox, warm) = self.start().await;
+        let id = SnapshotId::new(u64::from(self.next)).expect("an id");
+        let (report, _) = base::make_base(&self.roads, sandbox, &warm, id).await.expect("a base snapshot");
+        assert_eq!(value(&warm, "1 + 1").await, "2", "a base's sandbox runs on");
+        warm.housing.remove().await.expect("removed");
+        report
+    }
+
+    pub(crate) async fn dedup(
+        &self,
+        id: SandboxId,
+        warm: Warm,
+    ) -> Result<(Stored, Deduped), Box<NotDeduped>> {
+        dedupe::dedup(&self.roads, id, warm, true).await
+    }
+
+    pub(crate) async fn restore(&self, stored: Stored) -> Result<(Warm, Restored), Box<NotRestored>> {
+        restore::restore(&self.roads, stored, true).await
+    }
+}
+
+/// What code may use; `kept` is state that lives as long as the process.
+const PRELUDE: &str = "import builtins as kept, os, socket, threading, time\n";
+
+/// Runs code in the test function.
+pub(crate) async fn run(warm: &Warm, code: &str) {
+    node::result(&warm.housing, &format!("{PRELUDE}{code}")).await;
+}
+
+/// What an expression is in the test function, as text.
+pub(crate) async fn value(warm: &Warm, expression: &str) -> String {
+    node::result(&warm.housing, &format!("{PRELUDE}result = {expression}")).await
+}

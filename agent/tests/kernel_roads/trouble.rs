@@ -1,0 +1,185 @@
+//! What does not work leaves nothing behind, and never wrong bytes: after a failed dedup the sandbox is warm, after
+//! a failed restore there is none.
+
+use std::{io::Write, sync::Arc};
+
+use medes_agent::{
+    bases::local::Snapshot,
+    faults::Step,
+    memory_file::{MappedFile, MemoryFile},
+    roads::{Stored, Warm},
+};
+use medes_dedup::page::{Page, SnapshotId};
+use medes_proto::{failure::FailureKind, ids::SandboxId};
+
+use crate::{
+    runner::Test,
+    station::{Station, at_station, run, value},
+};
+
+pub(crate) const TESTS: &[Test] = &[
+    (
+        "a_dedup_that_fails_at_any_step_leaves_the_sandbox_warm",
+        a_dedup_that_fails_at_any_step_leaves_the_sandbox_warm,
+    ),
+    ("a_restore_that_fails_at_any_step_leaves_nothing", a_restore_that_fails_at_any_step_leaves_nothing),
+    ("a_flipped_bit_anywhere_in_an_image_is_seen", a_flipped_bit_anywhere_in_an_image_is_seen),
+    ("a_flipped_bit_in_a_base_page_is_seen", a_flipped_bit_in_a_base_page_is_seen),
+    ("a_base_that_is_gone_is_told", a_base_that_is_gone_is_told),
+    ("a_full_scratch_leaves_the_sandbox_warm", a_full_scratch_leaves_the_sandbox_warm),
+    (
+        "an_open_connection_is_refused_before_anything_is_touched",
+        an_open_connection_is_refused_before_anything_is_touched,
+    ),
+];
+
+const SCRATCH: u64 = 512 << 20;
+
+async fn works(warm: &Warm) {
+    assert_eq!(value(warm, "6 * 7").await, "42");
+}
+
+fn a_dedup_that_fails_at_any_step_leaves_the_sandbox_warm() {
+    at_station(SCRATCH, async |mut station: Station| {
+        station.base().await;
+        let (id, mut warm) = station.start().await;
+        let pid = warm.tree.pid();
+        for step in [
+            Step::Preflight,
+            Step::Dump,
+            Step::Lookup,
+            Step::ReadBases,
+            Step::Encode,
+            Step::Seal,
+            Step::Acquire,
+        ] {
+            station.fail_once(step);
+            let Err(not) = station.dedup(id, warm).await else { panic!("no failure at {step:?}") };
+            let failure = not.error.failure(id);
+            assert!(failure.message.contains(&format!("{step:?}")), "{failure:?}");
+            warm = not.warm;
+            assert_eq!(warm.tree.pid(), pid, "the same processes");
+            works(&warm).await;
+            assert_eq!(std::fs::read_dir(warm.housing.work_dir()).expect("work folder").count(), 0);
+        }
+        // And after all that it can still go and come back.
+        let (stored, _) = station.dedup(id, warm).await.expect("a dedup image");
+        let (warm, _) = station.restore(stored).await.expect("a sandbox");
+        works(&warm).await;
+        warm.housing.remove().await.expect("removed");
+    });
+}
+
+fn a_restore_that_fails_at_any_step_leaves_nothing() {
+    at_station(SCRATCH, async |mut station: Station| {
+        station.base().await;
+        for step in [Step::Open, Step::ReadBack, Step::Rebuild, Step::CriuRestore, Step::Resume] {
+            let (id, warm) = station.start().await;
+            let (stored, _) = station.dedup(id, warm).await.expect("a dedup image");
+            station.fail_once(step);
+            let Err(not) = station.restore(stored).await else { panic!("no failure at {step:?}") };
+            let failure = not.error.failure(id);
+            assert!(failure.message.contains(&format!("{step:?}")), "{failure:?}");
+            let cgroup = not.housing.cgroup().clone();
+            not.housing.remove().await.expect("removed");
+            assert!(cgroup.pids().map_or(true, |pids| pids.is_empty()), "processes stay after {step:?}");
+        }
+    });
+}
+
+async fn stored(station: &mut Station) -> (SandboxId, Stored) {
+    let (id, warm) = station.start().await;
+    let (stored, _) = station.dedup(id, warm).await.expect("a dedup image");
+    (id, stored)
+}
+
+fn sealed(bytes: &[u8]) -> MappedFile {
+    let mut file = MemoryFile::create("test").expect("a memory file");
+    file.write_all(bytes).expect("room");
+    file.seal().expect("sealed")
+}
+
+fn a_flipped_bit_anywhere_in_an_image_is_seen() {
+    at_station(SCRATCH, async |mut station: Station| {
+        station.base().await;
+        for part in 0..8 {
+            let (id, mut stored) = stored(&mut station).await;
+            let mut bytes = stored.image.as_ref().to_vec();
+            // Header, arena, recipes, sections, checksum: spread over the whole file.
+            let at = (bytes.len() - 1) * part / 7;
+            bytes[at] ^= 1 << (part % 8);
+            stored.image = sealed(&bytes);
+            let Err(not) = station.restore(stored).await else { panic!("bit {at} of the image went unseen") };
+            let failure = not.error.failure(id);
+            assert_eq!(failure.kind, FailureKind::Corrupt, "{failure:?}");
+            not.housing.remove().await.expect("removed");
+        }
+    });
+}
+
+fn a_flipped_bit_in_a_base_page_is_seen() {
+    at_station(SCRATCH, async |mut station: Station| {
+        let base = station.base().await;
+        let (id, stored) = stored(&mut station).await;
+        let bases = &station.roads.bases.local;
+        let good = bases.get(base.id).expect("the base");
+        // One bit in every page: whichever pages the image uses, one of them is wrong.
+        let bytes: Vec<u8> = good.pages().flat_map(flipped).collect();
+        let bad = Snapshot::new(base.id, good.function.clone(), good.tenant.clone(), sealed(&bytes));
+        bases.insert(Arc::new(bad.expect("whole pages")));
+        let Err(not) = station.restore(stored).await else { panic!("wrong base pages went unseen") };
+        let failure = not.error.failure(id);
+        assert_eq!(failure.kind, FailureKind::Corrupt, "{failure:?}");
+        not.housing.remove().await.expect("removed");
+    });
+}
+
+fn flipped(page: &Page) -> Page {
+    let mut page = *page;
+    page[100] ^= 4;
+    page
+}
+
+fn a_base_that_is_gone_is_told() {
+    at_station(SCRATCH, async |mut station: Station| {
+        let base: SnapshotId = station.base().await.id;
+        let (id, stored) = stored(&mut station).await;
+        station.roads.bases.local.remove(base);
+        let Err(not) = station.restore(stored).await else { panic!("restored without its base") };
+        assert_eq!(not.error.failure(id).kind, FailureKind::BaseLost);
+        not.housing.remove().await.expect("removed");
+    });
+}
+
+fn a_full_scratch_leaves_the_sandbox_warm() {
+    // Enough for the node's own folders, not for the pages of a Python process.
+    at_station(3 << 20, async |mut station: Station| {
+        let (id, warm) = station.start().await;
+        let Err(not) = station.dedup(id, warm).await else { panic!("a dump fitted into 3 MiB") };
+        let failure = not.error.failure(id);
+        assert_eq!(failure.kind, FailureKind::NoSpace, "{failure:?}");
+        works(&not.warm).await;
+        not.warm.housing.remove().await.expect("removed");
+    });
+}
+
+fn an_open_connection_is_refused_before_anything_is_touched() {
+    at_station(SCRATCH, async |mut station: Station| {
+        let (id, warm) = station.start().await;
+        let open = "
+kept.listener = socket.create_server(('127.0.0.1', 9999))
+kept.here = socket.create_connection(('127.0.0.1', 9999))
+kept.there, _ = kept.listener.accept()
+";
+        run(&warm, open).await;
+        let Err(not) = station.dedup(id, warm).await else { panic!("dumped with an open connection") };
+        let failure = not.error.failure(id);
+        assert_eq!(failure.kind, FailureKind::DumpRefused, "{failure:?}");
+        assert!(failure.message.contains("connection"), "{failure:?}");
+        works(&not.warm).await;
+        // Once it is closed, nothing stands in the way.
+        run(&not.warm, "kept.here.close(); kept.there.close()").await;
+        let (stored, _) = station.dedup(id, not.warm).await.expect("a dedup image");
+        stored.housing.remove().await.expect("removed");
+    });
+}
