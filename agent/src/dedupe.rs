@@ -13,6 +13,7 @@ use medes_dedup::{
     candidate::{self, FanOut},
     fingerprint::Fingerprint,
     image::{BuildImageError, DedupImage, ImageBuilder, OpenImageError},
+    key::DomainKey,
     page::{BasePage, SnapshotId},
 };
 use medes_proto::{
@@ -23,7 +24,7 @@ use medes_proto::{
 };
 
 use crate::{
-    bases::ReadBasesError,
+    bases::{BasePages, ReadBasesError},
     criu::{DumpError, Leave, tree},
     digest::{DigestError, digest},
     driver::Deduped,
@@ -176,22 +177,7 @@ async fn make_image(
     roads.faults.pass(Step::ReadBases)?;
     let bases = roads.bases.read(&wanted, &hints.places).await?;
     watch.step("read_bases");
-    let key = engine.key(&warm.spec.tenant);
-    let built = blocking(move || {
-        let runs = page_work::encode(
-            &dump.pages(),
-            &choices,
-            &bases,
-            (&key, engine.encode_rules()),
-            engine.threads,
-        )?;
-        let mut image = ImageBuilder::new(&key);
-        runs.iter().try_for_each(|run| image.append(run))?;
-        skeleton::pack(&dump, &mut image)?;
-        let bytes = image.finish()?;
-        Ok::<_, DedupError>((key, bytes))
-    });
-    let (key, bytes) = built.await?;
+    let (key, bytes) = encode(dump, engine, &warm.spec.tenant, choices, bases).await?;
     roads.faults.pass(Step::Encode)?;
     watch.step("encode");
     let image = seal(&bytes).map_err(DedupError::Seal)?;
@@ -272,6 +258,27 @@ fn choose(hints: &Hints, local: &NodeId, engine: &Engine) -> Vec<Vec<BasePage>> 
         chosen
     };
     pages.iter().map(choose).collect()
+}
+
+/// Encodes all pages and builds the image file; gives the tenant's key along, to open it with.
+async fn encode(
+    dump: Arc<Dump>,
+    engine: Engine,
+    tenant: &TenantName,
+    choices: Vec<Vec<BasePage>>,
+    bases: BasePages,
+) -> Result<(DomainKey, Vec<u8>), DedupError> {
+    let key = engine.key(tenant);
+    blocking(move || {
+        let rules = (&key, engine.encode_rules());
+        let runs = page_work::encode(&dump.pages(), &choices, &bases, rules, engine.threads)?;
+        let mut image = ImageBuilder::new(&key);
+        runs.iter().try_for_each(|run| image.append(run))?;
+        skeleton::pack(&dump, &mut image)?;
+        let bytes = image.finish()?;
+        Ok((key, bytes))
+    })
+    .await
 }
 
 fn seal(bytes: &[u8]) -> io::Result<MappedFile> {

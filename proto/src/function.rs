@@ -214,10 +214,7 @@ fn normalise(path: &Path) -> PathBuf {
     plain
 }
 
-fn substitute(
-    text: &str,
-    variable: impl Fn(&str) -> Option<String>,
-) -> Result<String, FunctionFileError> {
+fn substitute(text: &str, variable: impl Fn(&str) -> Option<String>) -> Result<String, FunctionFileError> {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(start) = rest.find("${") {

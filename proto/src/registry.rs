@@ -167,10 +167,11 @@ impl TryFrom<wire::LookupReply> for LookupReply {
         if [snapshots.len(), pages.len(), votes.len()] != [total; 3] {
             return Err(WireError::invalid("reply", "candidates do not match counts"));
         }
-        let mut flat = snapshots.into_iter().zip(pages).zip(votes.iter()).map(|((snapshot, page), &votes)| {
-            let snapshot = snapshot_from_wire(snapshot, "reply.snapshots")?;
-            Ok(Hint { base: BasePage { snapshot, page: PageIndex(page) }, votes })
-        });
+        let mut flat =
+            snapshots.into_iter().zip(pages).zip(votes.iter()).map(|((snapshot, page), &votes)| {
+                let snapshot = snapshot_from_wire(snapshot, "reply.snapshots")?;
+                Ok(Hint { base: BasePage { snapshot, page: PageIndex(page) }, votes })
+            });
         let hints = counts.iter().map(|&count| flat.by_ref().take(usize::from(count)).collect());
         Ok(Self {
             hints: hints.collect::<Result<_, WireError>>()?,

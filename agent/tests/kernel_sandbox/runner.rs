@@ -22,13 +22,18 @@ pub(crate) fn main(tests: &[Test], helpers: &[Test]) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    if arguments.iter().any(|it| it == "--list") {
-        tests.iter().for_each(|(name, _)| println!("{name}: test"));
+    let told = |flag: &str| arguments.iter().any(|it| it == flag);
+    if told("--list") {
+        // None of them is ignored: asked for those alone, there is nothing to tell.
+        if !told("--ignored") {
+            tests.iter().for_each(|(name, _)| println!("{name}: test"));
+        }
         return ExitCode::SUCCESS;
     }
     let words: Vec<_> = arguments.iter().filter(|it| !it.starts_with('-')).collect();
+    let fits = |name: &str, word: &str| if told("--exact") { name == word } else { name.contains(word) };
     let chosen =
-        tests.iter().filter(|(name, _)| words.is_empty() || words.iter().any(|it| name.contains(*it)));
+        tests.iter().filter(|(name, _)| words.is_empty() || words.iter().any(|word| fits(name, word)));
     let mut failed = Vec::new();
     for (name, _) in chosen {
         if !geteuid().is_root() {
