@@ -128,7 +128,7 @@ impl Driver {
                 self.command_done(now, connection, command, *result, out);
             }
             Event::Idle { connection, sandbox, idle } => self.said_idle(now, connection, sandbox, idle, out),
-            Event::Gone { connection, sandbox, why } => self.sandbox_gone(now, connection, sandbox, why, out),
+            Event::Gone { connection, sandbox, why } => self.sandbox_gone(connection, sandbox, why, out),
             Event::Requested { request, function, prefer, deadline } => {
                 self.requested(now, request, function, prefer, deadline, out);
             }

@@ -68,7 +68,7 @@ impl Driver {
             Kind::Start | Kind::Restore => self.start_done(now, &pending, result, out),
             Kind::Dedup => self.dedup_done(now, &pending, result, out),
             Kind::MakeBase(snapshot) => self.base_done(now, &pending, snapshot, result, out),
-            Kind::Purge => self.purge_done(now, &pending, result, out),
+            Kind::Purge => self.purge_done(&pending, result, out),
             Kind::DropSnapshot(snapshot) => self.drop_done(now, snapshot, result),
         }
         if let Some(sandbox) = pending.sandbox {
@@ -152,7 +152,7 @@ impl Driver {
             }
             self.stop_waiting_for(&name, id, Some(StartKind::Restore));
         } else {
-            self.remove_sandbox(now, id, None, out);
+            self.remove_sandbox(id, None, out);
             if pending.ticket.is_none() && !nodes_fault {
                 self.fail_waiting(&name, &why, out);
             } else if pending.ticket.is_none() {
@@ -176,7 +176,7 @@ impl Driver {
     /// Purges a sandbox whose agent may or may not still have it.
     pub(super) fn end_broken(&mut self, now: Now, id: SandboxId, kind: FailureKind, out: &mut Vec<Action>) {
         if kind == FailureKind::NotFound {
-            return self.remove_sandbox(now, id, None, out);
+            return self.remove_sandbox(id, None, out);
         }
         if let Some(sandbox) = self.sandboxes.get_mut(&id) {
             sandbox.enter(Life::Purging, now);
@@ -239,23 +239,18 @@ impl Driver {
         pause
     }
 
-    fn purge_done(
-        &mut self,
-        now: Now,
-        pending: &Pending,
-        result: Result<Success, Failure>,
-        out: &mut Vec<Action>,
-    ) {
+    fn purge_done(&mut self, pending: &Pending, result: Result<Success, Failure>, out: &mut Vec<Action>) {
         let Some(id) = pending.sandbox else { return };
         match result {
-            Err(why) if why.kind != FailureKind::NotFound => {
-                // Still `Purging`: told again when a report shows that it is still there.
-            }
-            _ => {
+            Ok(_) => {
                 let freed = self.footprint(id);
                 self.drift(&pending.node, freed.saturating_neg());
-                self.remove_sandbox(now, id, None, out);
+                self.remove_sandbox(id, None, out);
             }
+            // It ended earlier; the last report may show that already, so nothing is credited.
+            Err(why) if why.kind == FailureKind::NotFound => self.remove_sandbox(id, None, out),
+            // Still `Purging`: told again when a report shows that it is still there.
+            Err(_) => {}
         }
     }
 
@@ -379,13 +374,7 @@ impl Driver {
     }
 
     /// Forgets a sandbox that is no more. Requests in it, a command about it and its leases end with it.
-    pub(super) fn remove_sandbox(
-        &mut self,
-        now: Now,
-        id: SandboxId,
-        why: Option<&Failure>,
-        out: &mut Vec<Action>,
-    ) {
+    pub(super) fn remove_sandbox(&mut self, id: SandboxId, why: Option<&Failure>, out: &mut Vec<Action>) {
         let Some(sandbox) = self.forget_sandbox(id) else { return };
         for request in &sandbox.open {
             if self.requests.remove(request).is_some() {
@@ -412,7 +401,6 @@ impl Driver {
         }
         self.stop_waiting_for(&sandbox.function, id, None);
         self.check_bases = true;
-        let _ = now;
         self.dirty.insert(sandbox.function);
     }
 

@@ -165,7 +165,7 @@ impl Driver {
             }
             self.touch(now, id, out);
         }
-        self.notice_missing(now, node, &seen, sure, out);
+        self.notice_missing(node, &seen, sure, out);
         strangers
     }
 
@@ -227,7 +227,6 @@ impl Driver {
     /// Sandboxes that should be there and are not.
     fn notice_missing(
         &mut self,
-        now: Now,
         node: &NodeId,
         seen: &BTreeSet<SandboxId>,
         sure: bool,
@@ -240,7 +239,7 @@ impl Driver {
             sandbox.contradicted = sandbox.contradicted.saturating_add(1);
             if sure || sandbox.contradicted >= CONTRADICTIONS {
                 let why = failure(FailureKind::Crashed, format!("{id} is no longer on node {node}"));
-                self.remove_sandbox(now, id, Some(&why), out);
+                self.remove_sandbox(id, Some(&why), out);
             }
         }
     }
@@ -260,7 +259,6 @@ impl Driver {
 
     pub(super) fn sandbox_gone(
         &mut self,
-        now: Now,
         connection: ConnectionId,
         id: SandboxId,
         why: Failure,
@@ -268,10 +266,10 @@ impl Driver {
     ) {
         let Some(node) = self.connections.get(&connection) else { return };
         // With a command under way, its answer says the same and more.
-        let Some(sandbox) = self.sandboxes.get(&id).filter(|s| s.node == *node && !s.busy) else { return };
-        let (node, held) = (sandbox.node.clone(), self.footprint(sandbox.id));
-        self.drift(&node, held.saturating_neg());
-        self.remove_sandbox(now, id, Some(&why), out);
+        if self.sandboxes.get(&id).is_none_or(|sandbox| sandbox.node != *node || sandbox.busy) {
+            return;
+        }
+        self.remove_sandbox(id, Some(&why), out);
         out.push(Action::Tell(Decision::SandboxGone { sandbox: id, why }));
     }
 
@@ -308,7 +306,7 @@ impl Driver {
             if cut_off {
                 self.remember_references(name, id, until);
             }
-            self.remove_sandbox(now, id, None, out);
+            self.remove_sandbox(id, None, out);
         }
         if cut_off {
             self.hide_snapshots(name, Some(until), out);

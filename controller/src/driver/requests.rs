@@ -75,10 +75,10 @@ impl Driver {
         };
         let Some(node) = self.nodes.get(&sandbox.node) else { return };
         request.stage = Stage::Sent { sandbox: sandbox_id };
+        let (start, phases) = wait_phases(request, sandbox, now);
         sandbox.open.insert(id);
         sandbox.last_used = now;
         sandbox.quiet = false;
-        let (start, phases) = wait_phases(request, sandbox.last_start.as_ref(), now);
         let target = Target {
             sandbox: sandbox_id,
             node: sandbox.node.clone(),
@@ -138,7 +138,7 @@ impl Driver {
                 return self.put_back(now, id, failure, out);
             }
             FailureKind::NotFound => {
-                self.remove_sandbox(now, sandbox, None, out);
+                self.remove_sandbox(sandbox, None, out);
                 return self.put_back(now, id, failure, out);
             }
             FailureKind::Deadline => {

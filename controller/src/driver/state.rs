@@ -282,9 +282,11 @@ pub(super) enum Timer {
     Nodes,
 }
 
-/// Wait so far of a request that is about to be sent: in the queue, and for its sandbox's start.
-pub(super) fn wait_phases(request: &Request, start: Option<&LastStart>, now: Now) -> (StartKind, Vec<Phase>) {
-    match start.filter(|start| request.arrived < start.ready) {
+/// Wait so far of a request that is about to be sent: in the queue, and for its sandbox's start if nobody was served
+/// by the sandbox since.
+pub(super) fn wait_phases(request: &Request, sandbox: &Sandbox, now: Now) -> (StartKind, Vec<Phase>) {
+    let waited_for = |start: &&LastStart| request.arrived < start.ready && sandbox.last_used <= start.ready;
+    match sandbox.last_start.as_ref().filter(waited_for) {
         None => (StartKind::Warm, vec![Phase::new("queue", now.since(request.arrived))]),
         Some(start) => {
             let began = start.commanded.max(request.arrived);

@@ -229,6 +229,11 @@ impl World {
             }
             Action::PlaceSnapshot(place) => drop(self.placed.insert(place.snapshot)),
             Action::HideSnapshot(id) | Action::ForgetSnapshot(id) => drop(self.placed.remove(&id)),
+            Action::Tell(Decision::CommandOverdue { command, .. }) => {
+                self.under_way.retain(|_, id| *id != command);
+                self.agents.iter_mut().for_each(|agent| agent.starting.retain(|id| *id != command));
+                self.saw("overdue");
+            }
             Action::ExpectSnapshot(_) | Action::Tell(_) => {}
         }
     }
@@ -260,7 +265,13 @@ impl World {
         if matches!(command, Command::Start { .. } | Command::Restore { .. }) {
             agent.starting.insert(id);
             let will_use = agent.ledger + agent.starting.len() as u64 * WARM;
-            assert!(will_use <= CAP, "a start over the cap: {} MiB", will_use / MIB);
+            let tail = self.log.len().saturating_sub(60);
+            assert!(
+                will_use <= CAP,
+                "a start over the cap: {} MiB\n{}",
+                will_use / MIB,
+                self.log[tail..].join("\n")
+            );
         }
         agent.inbox.push_back((id, command));
     }
@@ -600,6 +611,7 @@ impl World {
         let all: Vec<_> = self.agents[at].sandboxes.keys().copied().collect();
         if let Some(sandbox) = self.dice.pick(&all) {
             self.end_sandbox(at, sandbox);
+            self.agents[at].ledger = self.agents[at].used();
             let why = crash(FailureKind::Crashed);
             self.tell(Event::Gone { connection, sandbox, why });
         }

@@ -1,0 +1,86 @@
+//! The program as others start it: its first line, its signals, its exit codes.
+
+use std::{
+    io::{BufRead, BufReader, Read},
+    net::{SocketAddr, TcpStream},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+const LONG: Duration = Duration::from_secs(20);
+
+fn program() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_medes-controller"))
+}
+
+/// Waits for the end of a process, and ends it if it takes too long.
+fn exit_code(mut child: Child) -> Option<i32> {
+    let started = Instant::now();
+    while started.elapsed() < LONG {
+        if let Some(status) = child.try_wait().unwrap() {
+            return status.code();
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    child.kill().unwrap();
+    panic!("the controller does not end");
+}
+
+#[test]
+fn the_first_line_says_where_it_listens_and_a_signal_ends_it() {
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+        let folder = tempfile::tempdir().unwrap();
+        let state = folder.path().join("made/when/missing");
+        let mut child = program()
+            .arg("--state-dir")
+            .arg(&state)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let ready: serde_json::Value = serde_json::from_str(&line).unwrap();
+        for name in ["control", "gateway"] {
+            let address: SocketAddr = ready[name].as_str().unwrap().parse().unwrap();
+            TcpStream::connect(address).unwrap();
+        }
+        kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), signal).unwrap();
+        assert_eq!(exit_code(child), Some(0), "{signal}");
+    }
+}
+
+#[test]
+fn what_it_cannot_use_it_says_and_ends() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("controller.toml");
+    std::fs::write(&file, "[policy]\nidel = '1s'\n").unwrap();
+    let nowhere = folder.path().join("missing.toml");
+    for (config, expected) in [(&file, "idel"), (&nowhere, "missing.toml")] {
+        let mut child = program()
+            .arg("--state-dir")
+            .arg(folder.path())
+            .arg("--config")
+            .arg(config)
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut said = String::new();
+        child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+        assert!(said.contains(expected), "{said}");
+        assert_eq!(exit_code(child), Some(1));
+    }
+}
+
+#[test]
+fn the_printed_configuration_is_one_it_takes() {
+    let printed = program().arg("--print-config").output().unwrap();
+    assert!(printed.status.success());
+    let text = String::from_utf8(printed.stdout).unwrap();
+    medes_controller::config::Config::read(&text, &[]).unwrap();
+}
