@@ -18,7 +18,7 @@ use std::{
 
 use medes_proto::{
     failure::{Failure, FailureKind},
-    fleet::{AgentMessage, ControllerMessage, Hello, Inventory, Welcome},
+    fleet::{AgentMessage, ControllerMessage, Hello, Inventory, Success, Welcome},
     ids::{NodeId, SandboxId},
 };
 use tokio::{sync::mpsc, time::MissedTickBehavior};
@@ -269,7 +269,7 @@ impl Node {
                 }
             }
             Action::Reply { command, result } => {
-                let result = result.map(|success| *success);
+                let result = result.map(|success| self.with_memory(*success));
                 if let Err(failure) = &result {
                     tracing::info!(?command, kind = ?failure.kind, %failure, "command failed");
                 }
@@ -281,6 +281,16 @@ impl Node {
                 self.send(AgentMessage::Gone { sandbox, why });
             }
         }
+    }
+
+    /// The driver knows no memory: what the sandbox has right now is looked up here.
+    fn with_memory(&self, mut success: Success) -> Success {
+        if let Some(report) = &mut success.sandbox
+            && let Some(Body::Warm(warm, _)) = self.bodies.get(&report.id)
+        {
+            report.private_bytes = warm.housing.usage().anon_bytes;
+        }
+        success
     }
 
     fn send(&mut self, message: AgentMessage) {

@@ -35,7 +35,7 @@ fn ps_as_json_has_exact_numbers_and_filters() {
     assert_eq!(dedup["sandbox"], "sb-1-2");
     assert_eq!((&dedup["state"], &dedup["node"]), (&"dedup".into(), &"node-0".into()));
     assert_eq!(dedup["stored_bytes"], 1 << 20);
-    assert_eq!(dedup["bases"][0], "base-9");
+    assert_eq!(dedup["bases"][0], "base-0-9");
     assert_eq!(dedup["base_snapshot"], serde_json::Value::Null);
     assert_eq!(dedup["pages"]["delta"], 1_000);
     assert_eq!(dedup["last_phases"][0]["ms"], 31.5);
@@ -58,7 +58,7 @@ fn nodes_are_listed_with_memory_and_what_they_lack() {
     assert!(table.find("node-0").unwrap() < table.find("node-1").unwrap(), "{table}");
     let value = json(&controller.medes(&["nodes", "--json"]));
     assert_eq!(value["nodes"][0]["cap_bytes"], 4_294_967_296_u64);
-    assert_eq!(value["nodes"][0]["snapshots"][0]["snapshot"], "base-9");
+    assert_eq!(value["nodes"][0]["snapshots"][0]["snapshot"], "base-0-9");
     assert_eq!(value["registry"]["entries"], 1280);
 }
 
@@ -154,7 +154,7 @@ fn operations_say_what_became_of_the_sandbox() {
     );
     assert!(text.contains("9000 same") && text.contains("dump 31.5 ms, dedup 88.0 ms"), "{text}");
     let text = stdout(&controller.medes(&["base", "sb-1-1"]));
-    assert_eq!(text, "base-1f made of sb-1-1: 512 pages, 2.0 MiB\n");
+    assert_eq!(text, "base-0-31 made of sb-1-1: 512 pages, 2.0 MiB\n");
     let text = stdout(&controller.medes(&["restore", "sb-1-2", "--digest"]));
     assert!(text.contains("sb-1-2 of html is warm, 41.2 MiB private"), "{text}");
     assert!(text.contains(&format!("memory digest {}", "ab".repeat(32))), "{text}");

@@ -35,9 +35,10 @@ impl SnapshotId {
     }
 }
 
+/// As people read it: both halves of the number, whoever chose them.
 impl fmt::Display for SnapshotId {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(out, "base-{:x}", self.0)
+        write!(out, "base-{}-{}", self.get() >> 32, self.get() & u64::from(u32::MAX))
     }
 }
 
