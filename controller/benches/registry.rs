@@ -22,11 +22,11 @@ fn hash(number: u64) -> ChunkHash {
     ChunkHash::new(mixed ^ (mixed >> 31))
 }
 
-/// Fingerprints of `BATCH_PAGES` pages from `first` on.
-fn batch(first: u64, stride: u64) -> Fingerprints {
+/// Fingerprints of these pages.
+fn batch(pages: impl Iterator<Item = u64>) -> Fingerprints {
     let mut batch = Fingerprints::default();
-    for page in 0..BATCH_PAGES {
-        let from = (first + page * stride) * HASHES_PER_PAGE;
+    for page in pages {
+        let from = page * HASHES_PER_PAGE;
         let hashes: Vec<_> = (from..from + HASHES_PER_PAGE).map(hash).collect();
         batch.push(&hashes);
     }
@@ -38,7 +38,7 @@ fn filled(pages: u64) -> Table {
     for first in (0..pages).step_by(BATCH_PAGES as usize) {
         let snapshot = SnapshotId::new(1 + first / SNAPSHOT_PAGES).expect("not zero");
         let page = PageIndex((first % SNAPSHOT_PAGES) as u32);
-        table.register(snapshot, page, &batch(first, 1));
+        table.register(snapshot, page, &batch(first..first + BATCH_PAGES));
     }
     table
 }
@@ -53,9 +53,11 @@ fn main() {
     let mut criterion = Criterion::default().configure_from_args();
     let mut group = criterion.benchmark_group("registry");
     group.throughput(Throughput::Elements(BATCH_PAGES * HASHES_PER_PAGE));
-    // Pages far from each other: every hash is a miss of the processor's caches.
-    let hits: Vec<_> = (0..64).map(|n| batch(n * 7_919 % pages.max(1), pages / BATCH_PAGES)).collect();
-    let misses: Vec<_> = (0..64).map(|n| batch((1 << 40) + n * 7_919, 1)).collect();
+    // Pages anywhere, and too many of them for the processor's caches.
+    let anywhere =
+        |n: u64| (n * BATCH_PAGES..(n + 1) * BATCH_PAGES).map(move |page| hash(page).get() % pages);
+    let hits: Vec<_> = (0..256).map(|n| batch(anywhere(n))).collect();
+    let misses: Vec<_> = (0..256).map(|n| batch(anywhere(n).map(|page| page + (1 << 40)))).collect();
     for (name, batches) in [("lookup_hit", &hits), ("lookup_miss", &misses)] {
         let mut next = 0;
         group.bench_function(name, |bench| {
@@ -71,7 +73,7 @@ fn main() {
         bench.iter_batched(
             || {
                 first += BATCH_PAGES;
-                batch(first, 1)
+                batch(first..first + BATCH_PAGES)
             },
             |batch| table.register(snapshot, PageIndex(0), &batch),
             criterion::BatchSize::LargeInput,

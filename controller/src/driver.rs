@@ -4,14 +4,17 @@
 //! | room | idea |
 //! |---|---|
 //! | `event` | what comes in and what goes out |
+//! | `decision` | what is logged and counted |
 //! | `requests` | a request's way: queue, sent, answered or refused |
 //! | `schedule` | which sandbox serves, which is started, where |
 //! | `evict` | a node's memory: what it will use, and who makes room |
-//! | `commands` | what agents are told, and what came of it |
+//! | `commands` | what agents are told; answered, overdue or cut off |
+//! | `outcomes` | what the end of a start, restore, dedup or purge changes |
 //! | `reports` | nodes: attach, heartbeat, silence, loss |
 //! | `bases` | base snapshots: leases, references, dropping |
 //! | `idle` | reviews by the policy |
 //! | `operations` | what people ask for |
+//! | `rows` | what people are shown |
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -26,10 +29,12 @@ use crate::{now::Now, policy::Policy};
 
 mod bases;
 mod commands;
+mod decision;
 mod event;
 mod evict;
 mod idle;
 mod operations;
+mod outcomes;
 mod reports;
 mod requests;
 mod rows;
@@ -39,9 +44,9 @@ mod state;
 #[cfg(test)]
 mod tests;
 
+pub use decision::{Decision, PurgeReason};
 pub use event::{
-    Action, CloseReason, ConnectionId, Decision, Event, Operation, PurgeReason, Refusal, RequestEnd,
-    RequestId, Target, Ticket,
+    Action, CloseReason, ConnectionId, Event, Operation, Refusal, RequestEnd, RequestId, Target, Ticket,
 };
 pub use rows::{FunctionRow, NodeRow, SandboxRow};
 pub use settings::Settings;

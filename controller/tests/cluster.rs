@@ -1,4 +1,5 @@
 //! A controller with fake agents over loopback: requests, failures, restart, registry.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod support;
 

@@ -1,4 +1,5 @@
 //! The program as others start it: its first line, its signals, its exit codes.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::{
     io::{BufRead, BufReader, Read},

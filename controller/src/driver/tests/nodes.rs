@@ -7,11 +7,11 @@ fn holding(sandboxes: Vec<SandboxReport>) -> Inventory {
 }
 
 fn purged_by_welcome(bench: &Bench) -> Vec<SandboxId> {
-    let welcomes = bench.actions.iter().filter_map(|action| match action {
+    let mut welcomes = bench.actions.iter().filter_map(|action| match action {
         Action::Welcome { purge, .. } => Some(purge.clone()),
         _ => None,
     });
-    welcomes.last().unwrap()
+    welcomes.next_back().unwrap()
 }
 
 #[test]

@@ -1,0 +1,206 @@
+//! What the end of a start, a restore, a dedup or a purge changes.
+
+use std::time::Duration;
+
+use medes_proto::{
+    failure::{Failure, FailureKind},
+    fleet::Success,
+    ids::{NodeId, SandboxId},
+    sandbox::StartKind,
+};
+
+use super::{
+    Action, Decision, Driver, PurgeReason,
+    state::{Kind, LastStart, Life, Pending, Timer},
+};
+use crate::now::Now;
+
+impl Driver {
+    pub(super) fn start_done(
+        &mut self,
+        now: Now,
+        pending: &Pending,
+        result: Result<Success, Failure>,
+        out: &mut Vec<Action>,
+    ) {
+        let Some(id) = pending.sandbox else { return };
+        let start = if pending.kind == Kind::Start { StartKind::Cold } else { StartKind::Restore };
+        let success = match result {
+            Ok(success) => success,
+            Err(why) => return self.start_failed(now, pending, id, start, why, out),
+        };
+        let took = now.since(pending.issued);
+        let before = self.footprint(id);
+        let reserved_bytes = pending.reserved_bytes;
+        let Some(sandbox) = self.sandboxes.get_mut(&id) else { return };
+        sandbox.enter(Life::Warm, now);
+        sandbox.last_used = now;
+        sandbox.quiet = false;
+        sandbox.last_start = Some(LastStart { kind: start, commanded: pending.issued, ready: now });
+        if let Some(report) = success.sandbox {
+            sandbox.report = report;
+        }
+        // The dedup image and its references end with the restore.
+        self.check_bases |= start == StartKind::Restore;
+        let (name, private_bytes) = (sandbox.function.clone(), sandbox.report.private_bytes);
+        if private_bytes == 0 {
+            // Not measured yet: what was reserved stays reserved, under another name, until it is.
+            sandbox.report.private_bytes = reserved_bytes;
+        }
+        self.drift(&pending.node, self.footprint(id).saturating_sub(before));
+        if let Some(function) = self.functions.get_mut(&name) {
+            match start {
+                StartKind::Cold => function.cold_start.add_time(took),
+                _ => function.restore.add_time(took),
+            }
+            if private_bytes > 0 {
+                function.warm_bytes.add(private_bytes as f64);
+            }
+        }
+        self.stop_waiting_for(&name, id, None);
+        out.push(Action::Tell(Decision::Started { sandbox: id, start, took }));
+    }
+
+    fn start_failed(
+        &mut self,
+        now: Now,
+        pending: &Pending,
+        id: SandboxId,
+        start: StartKind,
+        why: Failure,
+        out: &mut Vec<Action>,
+    ) {
+        out.push(Action::Tell(Decision::StartFailed { sandbox: id, start, why: why.clone() }));
+        let Some(sandbox) = self.sandboxes.get_mut(&id) else { return };
+        let name = sandbox.function.clone();
+        let nodes_fault = is_nodes_fault(why.kind);
+        if start == StartKind::Restore {
+            // Invariant: a failed restore never yields a running sandbox. The image is given up, unless the
+            // node only had no room for it.
+            if nodes_fault {
+                sandbox.enter(Life::Dedup, now);
+            } else {
+                self.end_broken(now, id, why.kind, out);
+            }
+            self.stop_waiting_for(&name, id, Some(StartKind::Restore));
+        } else {
+            self.remove_sandbox(id, None, out);
+            if pending.ticket.is_none() && !nodes_fault {
+                self.fail_waiting(&name, &why, out);
+            } else if pending.ticket.is_none() {
+                self.count_attempt(now, &name, why, out);
+            }
+        }
+        if nodes_fault {
+            self.avoid(now, &pending.node);
+        }
+        self.dirty.insert(name);
+    }
+
+    pub(super) fn avoid(&mut self, now: Now, node: &NodeId) {
+        let until = now.after(self.settings.avoid);
+        if let Some(node) = self.nodes.get_mut(node) {
+            node.avoid_until = Some(until);
+        }
+        self.arm(until, Timer::Nodes);
+    }
+
+    /// Purges a sandbox whose agent may or may not still have it.
+    pub(super) fn end_broken(&mut self, now: Now, id: SandboxId, kind: FailureKind, out: &mut Vec<Action>) {
+        if kind == FailureKind::NotFound {
+            return self.remove_sandbox(id, None, out);
+        }
+        if let Some(sandbox) = self.sandboxes.get_mut(&id) {
+            sandbox.enter(Life::Purging, now);
+        }
+        self.purge(now, id, PurgeReason::Broken, None, out);
+    }
+
+    pub(super) fn dedup_done(
+        &mut self,
+        now: Now,
+        pending: &Pending,
+        result: Result<Success, Failure>,
+        out: &mut Vec<Action>,
+    ) {
+        let Some(id) = pending.sandbox else { return };
+        // From here the report's references count.
+        self.leases.remove(&id);
+        self.check_bases = true;
+        let before = self.footprint(id);
+        let Some(sandbox) = self.sandboxes.get_mut(&id) else { return };
+        match result {
+            Ok(success) => {
+                let private_bytes = sandbox.report.private_bytes;
+                sandbox.enter(Life::Dedup, now);
+                sandbox.dump_failures = 0;
+                sandbox.dump_blocked_until = None;
+                if let Some(report) = success.sandbox {
+                    sandbox.report = report;
+                }
+                let stored_bytes = sandbox.report.stored_bytes;
+                if let Some(function) = self.functions.get_mut(&sandbox.function) {
+                    function.dedup_bytes.add(stored_bytes as f64);
+                }
+                self.drift(&pending.node, self.footprint(id).saturating_sub(before));
+                out.push(Action::Tell(Decision::Deduplicated { sandbox: id, private_bytes, stored_bytes }));
+            }
+            Err(why) => {
+                if matches!(why.kind, FailureKind::NotFound | FailureKind::Crashed | FailureKind::OutOfMemory)
+                {
+                    return self.end_broken(now, id, why.kind, out);
+                }
+                // Invariant: a failed dedup leaves the sandbox warm.
+                sandbox.enter(Life::Warm, now);
+                let pause = self.block_dumps(now, id, &why);
+                out.push(Action::Tell(Decision::DedupFailed { sandbox: id, why, pause }));
+            }
+        }
+    }
+
+    /// A dump failed: not again for a while, each time twice as long.
+    pub(super) fn block_dumps(&mut self, now: Now, id: SandboxId, why: &Failure) -> Duration {
+        let Some(sandbox) = self.sandboxes.get_mut(&id) else { return Duration::ZERO };
+        let doublings = sandbox.dump_failures.min(16);
+        let pause = self.settings.dump_pause.saturating_mul(1 << doublings).min(self.settings.dump_pause_max);
+        sandbox.dump_failures = sandbox.dump_failures.saturating_add(1);
+        sandbox.dump_blocked_until = Some(now.after(pause));
+        if why.kind == FailureKind::DumpRefused {
+            sandbox.report.undumpable = Some(why.message.clone());
+        }
+        pause
+    }
+
+    pub(super) fn purge_done(
+        &mut self,
+        pending: &Pending,
+        result: Result<Success, Failure>,
+        out: &mut Vec<Action>,
+    ) {
+        let Some(id) = pending.sandbox else { return };
+        match result {
+            Ok(_) => {
+                let freed = self.footprint(id);
+                self.drift(&pending.node, freed.saturating_neg());
+                self.remove_sandbox(id, None, out);
+            }
+            // It ended earlier; the last report may show that already, so nothing is credited.
+            Err(why) if why.kind == FailureKind::NotFound => self.remove_sandbox(id, None, out),
+            // Still `Purging`: told again when a report shows that it is still there.
+            Err(_) => {}
+        }
+    }
+}
+
+/// Another node, or the same one later, may do better.
+const fn is_nodes_fault(kind: FailureKind) -> bool {
+    matches!(
+        kind,
+        FailureKind::NoSpace
+            | FailureKind::ShuttingDown
+            | FailureKind::Busy
+            | FailureKind::Unsupported
+            | FailureKind::Internal
+            | FailureKind::Deadline
+    )
+}
