@@ -144,7 +144,7 @@ fn a_wrong_base_page_is_an_error_and_gives_no_bytes() {
 #[test]
 fn errors_say_what_was_being_done() {
     let hash = RebuildError::Hash { page: PageIndex(3), base: Some(base(5, 9)) };
-    assert_eq!(hash.to_string(), "page 3 on base-5/9 does not have its hash");
+    assert_eq!(hash.to_string(), "page 3 on base-0-5/9 does not have its hash");
     let decode =
         RebuildError::Decode { page: PageIndex(3), base: None, source: DecodeDeltaError::Short { bytes: 7 } };
     assert_eq!(decode.to_string(), "decode page 3");
