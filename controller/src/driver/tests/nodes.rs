@@ -181,3 +181,30 @@ fn a_command_that_is_not_answered_ends() {
     assert!(matches!(bench.refused()[..], [(_, Refusal::Failed(why))] if why.kind == FailureKind::Deadline));
     assert!(bench.actions.iter().any(|a| matches!(a, Action::Tell(Decision::CommandOverdue { .. }))));
 }
+
+#[test]
+fn a_sandbox_still_busy_with_a_request_nobody_here_knows_is_left_alone() {
+    let mut bench = Bench::new(Settings::default(), &[function("f")]);
+    let id = SandboxId::of(1, 1).unwrap();
+    let mut running = report(id, "f", SandboxState::Running);
+    running.open_requests = 1;
+    let node = bench.attach("n1", 1, holding(vec![running]));
+    bench.clear();
+    bench.request(1);
+    assert!(bench.sent().is_empty());
+    assert!(matches!(bench.command().1, Command::Start { .. }));
+    bench.beat(node, holding(vec![report(id, "f", SandboxState::Warm)]));
+    assert_eq!(bench.sent()[0].1.sandbox, id, "its agent says that it has ended");
+}
+
+#[test]
+fn a_sandbox_that_said_busy_is_not_asked_again_before_its_next_report() {
+    let (mut bench, node) = Bench::with_node(Settings { avoid: Duration::ZERO, ..Settings::default() });
+    let sandbox = bench.warm(node);
+    bench.request(1);
+    bench.end(1, RequestEnd::Failed(crash(FailureKind::Busy)));
+    assert_eq!(bench.sent().len(), 1);
+    assert!(matches!(bench.command().1, Command::Start { .. }));
+    bench.beat(node, holding(vec![report(sandbox, "f", SandboxState::Warm)]));
+    assert_eq!(bench.sent().len(), 2);
+}
