@@ -2,7 +2,6 @@
 
 #[cfg(test)]
 mod fake;
-mod functions;
 mod report;
 mod story;
 
@@ -15,13 +14,14 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::{
     cluster::{Addresses, Cluster},
     control::Control,
+    functions::{self, Candidate, Function, Places},
+    record::write_json,
     scratch::Scratch,
 };
-use functions::{Candidate, Function};
 use report::{Report, Row};
 use story::Stage;
 
-/// Where things are comes from the environment, set by `cargo xtask demo`, so that nothing here knows the repository.
+/// What to show, and where to leave the figures.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
     /// Only these functions, by name and separated by commas
@@ -33,12 +33,8 @@ pub(crate) struct Options {
     /// Agents to start
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=16))]
     nodes: u32,
-    /// Folder with one folder per function
-    #[arg(long, env = "MEDES_FUNCTIONS_DIR", default_value = "bench/functions")]
-    functions_dir: PathBuf,
-    /// Folder of the `medes` program; that of this program if absent
-    #[arg(long, env = "MEDES_BIN_DIR")]
-    bin_dir: Option<PathBuf>,
+    #[command(flatten)]
+    places: Places,
     /// Folder for report.json and the cluster's log
     #[arg(long, default_value = "target/demo")]
     out: PathBuf,
@@ -46,11 +42,8 @@ pub(crate) struct Options {
 
 /// Runs the demo. The exit code is a failure if anything that was compared differed, or a function failed.
 pub(crate) async fn run(options: Options) -> Result<ExitCode> {
-    let candidates = functions::find(&options.functions_dir, &options.functions)?;
-    let bin_dir = match &options.bin_dir {
-        Some(dir) => dir.clone(),
-        None => std::env::current_exe().context("find this program")?.with_file_name(""),
-    };
+    let candidates = functions::find(&options.places.functions_dir, &options.functions)?;
+    let medes = options.places.program("medes")?;
     std::fs::create_dir_all(&options.out).with_context(|| format!("create {}", options.out.display()))?;
     let log = options.out.join("cluster.log");
     let scratch = Scratch::make()?;
@@ -62,7 +55,6 @@ pub(crate) async fn run(options: Options) -> Result<ExitCode> {
         scratch.path().display()
     );
     let mut interrupted = pin!(interrupted());
-    let medes = bin_dir.join("medes");
     let cluster = tokio::select! {
         started = Cluster::start(&medes, options.nodes, scratch.path(), &log) => started?,
         error = &mut interrupted => return Err(error),
@@ -75,9 +67,9 @@ pub(crate) async fn run(options: Options) -> Result<ExitCode> {
     let stopped = cluster.stop().await;
 
     // What was measured is kept, even if the end was a bad one.
-    report.write(&options.out.join("report.json"))?;
+    write_json(&options.out.join("report.json"), &report)?;
     if let Some(path) = &options.json {
-        report.write(path)?;
+        write_json(path, &report)?;
     }
     if !report.functions.is_empty() {
         println!("{}", report.table());

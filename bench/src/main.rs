@@ -3,11 +3,17 @@
 mod cluster;
 mod control;
 mod demo;
+mod functions;
 mod gateway;
+mod record;
+mod restore;
 mod scratch;
+mod show;
+mod stats;
 
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::{Parser, Subcommand};
 
 #[derive(Parser)]
@@ -21,12 +27,18 @@ struct Arguments {
 enum Experiment {
     /// Takes each function through cold start, dedup and restore on a small cluster of this machine
     Demo(demo::Options),
+    /// Times every way to a first answer: cold start, plain CRIU restore, Medes restore, warm sandbox
+    Restore(restore::Options),
 }
 
-#[tokio::main]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
+    // No runtime yet: an experiment that has a node in this process must leave the mount namespace before any
+    // thread exists.
     let done = match Arguments::parse().experiment {
-        Experiment::Demo(options) => demo::run(options).await,
+        Experiment::Demo(options) => tokio::runtime::Runtime::new()
+            .context("start the runtime")
+            .and_then(|runtime| runtime.block_on(demo::run(options))),
+        Experiment::Restore(options) => restore::main(&options),
     };
     match done {
         Ok(code) => code,

@@ -1,20 +1,21 @@
 //! The demo's outcome: report.json for programs, a table for people, and whether it was good.
 
-use std::{collections::BTreeMap, fs, path::Path, process::Command};
+use std::collections::BTreeMap;
 
-use anyhow::{Context, Result};
 use comfy_table::{CellAlignment, Table, presets::NOTHING};
 use medes_proto::wire::PageClasses;
 use serde::Serialize;
 
+use crate::{
+    record::Record,
+    show::{mib, ms},
+};
+
 /// Everything the demo found, with the machine it was found on.
 #[derive(Debug, Serialize)]
 pub(super) struct Report {
-    name: &'static str,
-    /// Empty when this is not a git checkout.
-    commit: String,
-    cpu: String,
-    kernel: String,
+    #[serde(flatten)]
+    record: Record,
     nodes: u32,
     pub(super) functions: Vec<Row>,
 }
@@ -107,26 +108,12 @@ impl Row {
 impl Report {
     /// An empty report about this machine.
     pub(super) fn new(nodes: u32) -> Self {
-        let kernel = nix::sys::utsname::uname()
-            .map_or_else(|_| String::new(), |name| name.release().to_string_lossy().into_owned());
-        Self { name: "demo", commit: commit(), cpu: cpu(), kernel, nodes, functions: Vec::new() }
+        Self { record: Record::here("demo"), nodes, functions: Vec::new() }
     }
 
     /// Whether all that was compared was equal, and nothing failed. False when nothing was measured at all.
     pub(super) fn is_good(&self) -> bool {
         !self.functions.is_empty() && self.functions.iter().all(Row::is_good)
-    }
-
-    /// Writes the report whole or not at all.
-    pub(super) fn write(&self, path: &Path) -> Result<()> {
-        let mut text = serde_json::to_string_pretty(self).context("write the report as JSON")?;
-        text.push('\n');
-        let mut name =
-            path.file_name().with_context(|| format!("{} is not a file", path.display()))?.to_owned();
-        name.push(".new");
-        let new = path.with_file_name(name);
-        fs::write(&new, text).with_context(|| format!("write {}", new.display()))?;
-        fs::rename(&new, path).with_context(|| format!("write {}", path.display()))
     }
 
     /// The table for people. Figures are right-aligned, sizes in MiB, times in ms.
@@ -161,8 +148,6 @@ impl Report {
 }
 
 fn cells(function: &str, figures: &Figures) -> Vec<String> {
-    let mib = |bytes: f64| format!("{:.1} MiB", bytes / f64::from(1 << 20));
-    let ms = |ms: f64| if ms < 10.0 { format!("{ms:.1} ms") } else { format!("{ms:.0} ms") };
     let same = |same: bool| if same { "same" } else { "DIFFER" }.to_owned();
     vec![
         function.to_owned(),
@@ -178,26 +163,6 @@ fn cells(function: &str, figures: &Figures) -> Vec<String> {
         same(figures.answers_match),
         same(figures.memory_match),
     ]
-}
-
-/// What is checked out; `+` at the end when files were changed since.
-fn commit() -> String {
-    let git = |arguments: &[&str]| {
-        let output =
-            Command::new("git").args(arguments).output().ok().filter(|output| output.status.success())?;
-        String::from_utf8(output.stdout).ok()
-    };
-    let Some(head) = git(&["rev-parse", "--short=12", "HEAD"]) else { return String::new() };
-    let changed = git(&["status", "--porcelain"]).is_some_and(|text| !text.is_empty());
-    format!("{}{}", head.trim(), if changed { "+" } else { "" })
-}
-
-fn cpu() -> String {
-    let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let values = |key: &'static str| {
-        text.lines().filter_map(move |line| Some(line.strip_prefix(key)?.split_once(':')?.1.trim()))
-    };
-    format!("{} x {}", values("processor").count(), values("model name").next().unwrap_or("unknown"))
 }
 
 #[cfg(test)]
@@ -246,14 +211,12 @@ mod tests {
 
     #[test]
     fn the_report_has_the_figures_beside_the_function() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("report.json");
-        report(vec![measured(figures())]).write(&path).unwrap();
-        let value: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        let value = serde_json::to_value(report(vec![measured(figures())])).unwrap();
+        assert_eq!(value["name"], "demo");
+        assert!(value["command"].is_string() && value["kernel"].is_string());
         let row = &value["functions"][0];
         assert_eq!((&row["function"], &row["outcome"]), (&"html".into(), &"measured".into()));
         assert_eq!((&row["stored_bytes"], &row["memory_match"]), (&(1 << 20).into(), &true.into()));
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "no other file is left");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The function files of the demo: which there are, which were asked for, and which this machine can run.
+//! The benchmark functions: which there are, which were asked for, and which this machine can run.
 
 use std::{
     fs,
@@ -7,9 +7,10 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use clap::Args;
 use medes_proto::function::{self, FunctionSpec};
 
-/// The order of the paper's table. A folder that is not named here is not part of the demo.
+/// The order of the paper's table. A folder that is not named here is no benchmark function.
 const NAMES: [&str; 10] = [
     "vanilla",
     "linalg",
@@ -26,17 +27,39 @@ const NAMES: [&str; 10] = [
 /// Python modules that `cargo xtask setup` cannot put into the virtual environment, so that a machine may lack them.
 const MODULES: [(&str, &str, &str); 1] = [("model-serve", "torch", "Debian's package python3-torch has it")];
 
-/// A function that can be applied.
-#[derive(Debug)]
-pub(super) struct Function {
-    pub(super) name: String,
-    /// Its resolved function file.
-    pub(super) toml: String,
+/// Where things are. `cargo xtask` sets the environment, so that nothing here knows the repository.
+#[derive(Debug, Args)]
+pub(crate) struct Places {
+    /// Folder with one folder per function
+    #[arg(long, env = "MEDES_FUNCTIONS_DIR", default_value = "bench/functions")]
+    pub(crate) functions_dir: PathBuf,
+    /// Folder of the programs of Medes; that of this program if absent
+    #[arg(long, env = "MEDES_BIN_DIR")]
+    bin_dir: Option<PathBuf>,
 }
 
-/// A function of the demo.
+impl Places {
+    /// One of the programs of Medes, by an absolute path.
+    pub(crate) fn program(&self, name: &str) -> Result<PathBuf> {
+        let path = match &self.bin_dir {
+            Some(dir) => dir.join(name),
+            None => std::env::current_exe().context("find this program")?.with_file_name(name),
+        };
+        path.canonicalize().with_context(|| format!("find the program {}", path.display()))
+    }
+}
+
+/// A function that can be applied.
 #[derive(Debug)]
-pub(super) enum Candidate {
+pub(crate) struct Function {
+    pub(crate) name: String,
+    /// Its resolved function file.
+    pub(crate) toml: String,
+}
+
+/// A benchmark function.
+#[derive(Debug)]
+pub(crate) enum Candidate {
     Ready(Function),
     /// This machine cannot run it.
     Skipped {
@@ -46,7 +69,7 @@ pub(super) enum Candidate {
 }
 
 impl Candidate {
-    pub(super) fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         match self {
             Self::Ready(Function { name, .. }) | Self::Skipped { name, .. } => name,
         }
@@ -54,9 +77,9 @@ impl Candidate {
 }
 
 /// Reads the function files in `dir`: those named in `wanted`, or all if it is empty.
-pub(super) fn find(dir: &Path, wanted: &[String]) -> Result<Vec<Candidate>> {
+pub(crate) fn find(dir: &Path, wanted: &[String]) -> Result<Vec<Candidate>> {
     if let Some(unknown) = wanted.iter().find(|name| !NAMES.contains(&name.as_str())) {
-        bail!("{unknown:?} is not a function of the demo; there are {}", NAMES.join(", "));
+        bail!("{unknown:?} is not a benchmark function; there are {}", NAMES.join(", "));
     }
     let dir = dir.canonicalize().with_context(|| format!("find the functions in {}", dir.display()))?;
     NAMES

@@ -1,0 +1,109 @@
+//! Every way to a first answer, in one run: cold start, plain `criu restore`, Medes restore, warm sandbox.
+//!
+//! The node is in this process, made of the agent's own library, so that what is compared differs in nothing but
+//! the way back: same CRIU, same namespaces, same cgroups, same request.
+
+mod compare;
+mod registry;
+mod report;
+mod round;
+mod station;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use anyhow::{Context, Result};
+use clap::Args;
+use medes_agent::sandbox::enter_private_mounts;
+use medes_proto::function::FunctionSpec;
+
+use crate::{
+    functions::{self, Candidate, Function, Places},
+    record::write_json,
+};
+use report::{Report, Row};
+use round::{Round, Series};
+use station::Station;
+
+/// What to measure, how often, and where to leave it.
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    /// Only these functions, by name and separated by commas
+    #[arg(long, value_delimiter = ',', value_name = "NAMES")]
+    functions: Vec<String>,
+    /// How often each function goes through everything, each time as a new sandbox
+    #[arg(long, default_value_t = 11, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    rounds: u32,
+    /// Folder for restore.json
+    #[arg(long, default_value = "target/bench", value_name = "DIR")]
+    out: PathBuf,
+    #[command(flatten)]
+    places: Places,
+}
+
+/// Call it before any thread exists.
+pub(crate) fn main(options: &Options) -> Result<ExitCode> {
+    let candidates = functions::find(&options.places.functions_dir, &options.functions)?;
+    let agent = options.places.program("medes-agent")?;
+    std::fs::create_dir_all(&options.out).with_context(|| format!("create {}", options.out.display()))?;
+    if cfg!(debug_assertions) {
+        eprintln!("this is a debug build: its times say little; use `cargo xtask bench restore`");
+    }
+    enter_private_mounts()?;
+    let runtime = tokio::runtime::Runtime::new().context("start the runtime")?;
+    let mut report = Report::new();
+    let measured = runtime.block_on(async {
+        let mut station = Station::open(agent).await?;
+        let measured = measure(&mut station, candidates, options.rounds, &mut report).await;
+        // The first error is the one to tell.
+        let closed = station.close().await;
+        measured.and(closed)
+    });
+    report.judge();
+    // What was measured is kept, even if the end was a bad one.
+    write_json(&options.out.join("restore.json"), &report)?;
+    if !report.rows.is_empty() {
+        println!("{}", report.tables());
+    }
+    measured?;
+    Ok(if report.is_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+async fn measure(
+    station: &mut Station,
+    candidates: Vec<Candidate>,
+    rounds: u32,
+    report: &mut Report,
+) -> Result<()> {
+    let count = candidates.len();
+    for (at, candidate) in candidates.into_iter().enumerate() {
+        let function = candidate.name().to_owned();
+        eprintln!("[{}/{count}] {function}", at + 1);
+        let row = match candidate {
+            Candidate::Skipped { reason, .. } => Row::Skipped { function, reason },
+            Candidate::Ready(ready) => match measure_one(station, &ready, rounds).await {
+                Ok(done) => Row::measured(function, &done),
+                Err(error) => Row::Failed { function, reason: format!("{error:#}") },
+            },
+        };
+        if let Row::Skipped { reason, .. } | Row::Failed { reason, .. } = &row {
+            eprintln!("    {}: {reason}", row.outcome());
+        }
+        report.rows.push(row);
+        // A failed function may leave a sandbox; the next one must not find its memory taken.
+        station.clear().await?;
+    }
+    Ok(())
+}
+
+/// All rounds of one function, against one base snapshot of another sandbox.
+async fn measure_one(station: &mut Station, function: &Function, rounds: u32) -> Result<Vec<Round>> {
+    let spec = FunctionSpec::from_toml(&function.toml).context("read its function file")?;
+    let mut series = Series::begin(station, spec).await.context("make a base snapshot")?;
+    let mut done = Vec::new();
+    for number in 1..=rounds {
+        let round = series.round().await.with_context(|| format!("round {number}"))?;
+        eprintln!("    {number:>3}: {round}");
+        done.push(round);
+    }
+    Ok(done)
+}

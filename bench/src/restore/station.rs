@@ -1,0 +1,154 @@
+//! A node in this process: everything an agent has but the link to a controller.
+
+use std::{collections::BTreeMap, num::NonZeroUsize, path::PathBuf, sync::Arc, time::Duration};
+
+use anyhow::{Context, Result};
+use medes_agent::{
+    bases::Bases,
+    criu::{Criu, Pool},
+    engine::Engine,
+    faults::Faults,
+    reaper::Reaper,
+    registry::Registry,
+    roads::{Roads, Warm},
+    sandbox::{self, Host, HostConfig, Housing, LaunchSpec, cgroup::SandboxCgroup},
+};
+use medes_controller::registry::{Registry as _, Table, TableSettings};
+use medes_dedup::{key::DomainKey, page::SnapshotId};
+use medes_proto::{
+    fleet::EngineSettings,
+    function::FunctionSpec,
+    ids::{NodeId, SandboxId},
+};
+use nix::mount::{MntFlags, umount2};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::registry;
+use crate::scratch::Scratch;
+
+/// As the agent has them by default.
+const IMAGES_BYTES_MAX: u64 = 4 << 30;
+const RESTORE_WORKERS: usize = 2;
+const THREADS_MAX: usize = 8;
+/// A call to the registry that takes longer has failed.
+const REGISTRY_MAX: Duration = Duration::from_secs(20);
+const STOP_MAX: Duration = Duration::from_secs(15);
+
+/// The cluster's key; any will do.
+pub(super) const KEY: DomainKey = DomainKey::from_bytes([0x42; 32]);
+
+/// A node and its roads.
+pub(super) struct Station {
+    pub(super) host: Host,
+    pub(super) roads: Arc<Roads>,
+    table: Arc<Table>,
+    scratch: Scratch,
+    /// Control groups of the sandboxes of this function, in case something of them is left.
+    cgroups: BTreeMap<SandboxId, SandboxCgroup>,
+    next: u32,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+/// Threads for the work on one sandbox's pages.
+pub(super) fn threads() -> NonZeroUsize {
+    let most = NonZeroUsize::new(THREADS_MAX).unwrap_or(NonZeroUsize::MIN);
+    std::thread::available_parallelism().map_or(NonZeroUsize::MIN, |found| found.min(most))
+}
+
+impl Station {
+    /// Sets the node up. `program` is the agent's: the first step of a sandbox is a process of it.
+    pub(super) async fn open(program: PathBuf) -> Result<Self> {
+        let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+        let reaper = Reaper::start(&tasks, stop.clone()).context("start the reaper")?;
+        let node: NodeId = format!("bench-{}", std::process::id()).parse().context("name the node")?;
+        let scratch = Scratch::make()?;
+        let config = HostConfig {
+            node: node.to_string(),
+            run_dir: scratch.path().join("run"),
+            run_bytes_max: IMAGES_BYTES_MAX,
+            program,
+        };
+        let host = Host::start(config, reaper.clone(), tasks.clone()).await.context("set a node up")?;
+        let criu = Criu::find(None)?;
+        criu.check(&reaper, host.run_dir()).await.context("try CRIU")?;
+        let pool =
+            Pool::start(criu.clone(), reaper.clone(), RESTORE_WORKERS, &tasks, stop.clone(), sandbox::seat);
+        let table = Arc::new(Table::new(TableSettings::default()));
+        let channel = registry::serve(table.clone(), node.clone(), &tasks, stop.clone())?;
+        let bases = Arc::new(Bases::new(node, REGISTRY_MAX));
+        let registry = Registry::new(channel, REGISTRY_MAX);
+        let roads = Roads::new((criu, pool), reaper, bases, registry, Faults::default());
+        roads.set_engine(Engine::new(KEY, EngineSettings::default(), threads()));
+        let roads = Arc::new(roads);
+        Ok(Self { host, roads, table, scratch, cgroups: BTreeMap::new(), next: 1, stop, tasks })
+    }
+
+    /// A number no sandbox and no snapshot had before.
+    pub(super) fn number(&mut self) -> Result<(SandboxId, SnapshotId)> {
+        let number = self.next;
+        self.next += 1;
+        let (sandbox, snapshot) = (SandboxId::of(1, number), SnapshotId::new(number.into()));
+        sandbox.zip(snapshot).context("numbers start at one")
+    }
+
+    /// A cold start, until the function says it is ready.
+    pub(super) async fn start(&mut self, sandbox: SandboxId, spec: &Arc<FunctionSpec>) -> Result<Warm> {
+        let id = sandbox::SandboxId::new(sandbox.to_string())?;
+        let housing =
+            Housing::create(&self.host, &id, &launch_spec(spec)).await.context("house a sandbox")?;
+        self.cgroups.insert(sandbox, housing.cgroup().clone());
+        let tree = housing.launch().await.context("start a sandbox")?;
+        Ok(Warm { spec: spec.clone(), housing, tree })
+    }
+
+    /// Ends a sandbox and frees all that is left of it.
+    pub(super) async fn remove(&mut self, sandbox: SandboxId, housing: &Housing) -> Result<()> {
+        housing.remove().await.with_context(|| format!("remove {sandbox}"))?;
+        self.cgroups.remove(&sandbox);
+        Ok(())
+    }
+
+    /// Ends what a failure left running, and forgets every base snapshot.
+    pub(super) async fn clear(&mut self) -> Result<()> {
+        while let Some((sandbox, cgroup)) = self.cgroups.pop_first() {
+            cgroup.kill().await.with_context(|| format!("end {sandbox}"))?;
+        }
+        for snapshot in (1..self.next).filter_map(|number| SnapshotId::new(number.into())) {
+            self.roads.bases.local.remove(snapshot);
+            self.table.forget(snapshot);
+        }
+        Ok(())
+    }
+
+    /// Ends the node. What it leaves behind after an error goes with this process.
+    pub(super) async fn close(mut self) -> Result<()> {
+        self.clear().await?;
+        let run_dir = self.host.run_dir().to_owned();
+        self.stop.cancel();
+        drop((self.host, self.roads));
+        self.tasks.close();
+        if tokio::time::timeout(STOP_MAX, self.tasks.wait()).await.is_err() {
+            eprintln!("{} tasks did not end within {} s", self.tasks.len(), STOP_MAX.as_secs());
+        }
+        umount2(&run_dir, MntFlags::MNT_DETACH).with_context(|| format!("unmount {}", run_dir.display()))?;
+        self.scratch.remove()
+    }
+}
+
+/// As the agent makes it of a function file.
+fn launch_spec(spec: &FunctionSpec) -> LaunchSpec {
+    LaunchSpec {
+        env: spec.env.iter().map(|(name, value)| (name.clone(), value.clone())).collect(),
+        ready_path: spec.ready_path.clone(),
+        ready_timeout: spec.ready_timeout,
+        memory_bytes_max: spec.memory_bytes,
+        tmp_bytes_max: spec.memory_bytes / 2,
+        pids_max: spec.pids_max,
+        root: spec.root.clone(),
+        dir: spec.dir.clone(),
+        mounts: spec.mounts.clone(),
+        requests_max: spec.requests_max,
+        ..LaunchSpec::new(spec.name.as_str(), spec.command.clone(), spec.port)
+    }
+}
