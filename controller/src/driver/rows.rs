@@ -87,12 +87,11 @@ impl Driver {
         let rows = self.sandboxes.values().map(|sandbox| {
             let mut report = sandbox.report.clone();
             report.state = sandbox.life.shown(!sandbox.open.is_empty());
-            let since = if sandbox.open.is_empty() {
-                sandbox.since.max(sandbox.last_used)
-            } else {
-                sandbox.last_used
-            };
+            let running = !sandbox.open.is_empty();
+            let since = if running { sandbox.last_used } else { sandbox.since.max(sandbox.last_used) };
             report.state_age = now.since(since);
+            let reported = self.nodes.get(&sandbox.node).map_or(now, |node| node.heard);
+            report.age = report.age.saturating_add(now.since(reported)).max(report.state_age);
             SandboxRow { report, node: sandbox.node.clone() }
         });
         rows.collect()
