@@ -240,9 +240,6 @@ impl Raw {
         ] {
             within(limit.0, ms(1)..=ms(86_400_000), field, "not 1ms to 24h")?;
         }
-        if policy.name != "fixed" {
-            return Err(ConfigError::Field { field: "policy.name", problem: "not fixed" });
-        }
         let driver = driver::Settings {
             silent_max: heartbeat * missed,
             settle: fleet.settle.0,
@@ -264,13 +261,7 @@ impl Raw {
         };
         Ok(Config {
             driver,
-            policy: FixedSettings {
-                idle: policy.idle.0,
-                keep_alive: policy.keep_alive.0,
-                keep_dedup: policy.keep_dedup.0,
-                dedups_per_base: policy.dedups_per_base,
-                dedup: policy.dedup,
-            },
+            policy: policy.check()?,
             engine: engine.check()?,
             heartbeat,
             registry: TableSettings { entries_max: registry.entries_max, list_max: registry.list_max },
@@ -281,6 +272,21 @@ impl Raw {
                 open_max: requests.open_max,
             },
             stop_grace: stop.grace.0,
+        })
+    }
+}
+
+impl RawPolicy {
+    fn check(self) -> Result<FixedSettings, ConfigError> {
+        if self.name != "fixed" {
+            return Err(ConfigError::Field { field: "policy.name", problem: "not fixed" });
+        }
+        Ok(FixedSettings {
+            idle: self.idle.0,
+            keep_alive: self.keep_alive.0,
+            keep_dedup: self.keep_dedup.0,
+            dedups_per_base: self.dedups_per_base,
+            dedup: self.dedup,
         })
     }
 }
