@@ -105,9 +105,11 @@ impl<'a> Runner<'a> {
         let mut names = Vec::new();
         for package in self.repo.packages()? {
             let Ok(entries) = package.join("tests").read_dir() else { continue };
-            let files = entries.flatten().map(|entry| entry.path());
-            let rust = files.filter(|file| file.extension().is_some_and(|extension| extension == "rs"));
-            names.extend(rust.filter_map(|file| Some(file.file_stem()?.to_string_lossy().into_owned())));
+            // A test is a file, or a folder with a main.rs.
+            let tests = entries.flatten().map(|entry| entry.path()).filter(|path| {
+                path.extension().is_some_and(|extension| extension == "rs") || path.join("main.rs").is_file()
+            });
+            names.extend(tests.filter_map(|path| Some(path.file_stem()?.to_string_lossy().into_owned())));
         }
         names.sort();
         Ok(names)

@@ -1,0 +1,76 @@
+//! What the controller does by itself: idle times, keep-dedup, the memory cap.
+
+use serde_json::json;
+
+use crate::{
+    cluster::{Cluster, QUIET, can_run},
+    program::until,
+};
+
+#[test]
+fn idle_sandboxes_become_a_base_and_dedup_and_a_request_brings_them_back() {
+    if !can_run("idle_sandboxes_become_a_base_and_dedup_and_a_request_brings_them_back") {
+        return;
+    }
+    let config = QUIET.replace("idle = '1h'", "idle = '1s'\ndedups_per_base = 1");
+    let cluster = Cluster::start(&config, &[("a", &[])]);
+    cluster.apply("f");
+    let first = cluster.start_on("a", "f");
+    let base = until("the first idle sandbox becomes the base", || {
+        cluster.row(&first)?["base_snapshot"].as_str().map(str::to_owned)
+    });
+    let second = cluster.start_on("a", "f");
+    assert_eq!(cluster.post_to(&second, "f/count").good()["count"], 1);
+    cluster.until_state(&second, "dedup");
+    assert_eq!(cluster.row(&second).unwrap()["bases"], json!([base]));
+    let back = cluster.post_to(&second, "f/count");
+    assert_eq!((back.start(), &back.good()["count"]), ("restore", &json!(2)));
+    // More of them than one base is good for make another one.
+    until("all are taken and there is a second base", || {
+        let nodes = cluster.ask(&["nodes"]);
+        (cluster.state(&first) == "dedup").then_some(())?;
+        for _missing in cluster.ask(&["ps"]).as_array()?.len()..4 {
+            cluster.start_on("a", "f");
+        }
+        (nodes["nodes"][0]["snapshots"].as_array()?.len() == 2).then_some(())
+    });
+}
+
+#[test]
+fn keep_dedup_ends_a_sandbox() {
+    if !can_run("keep_dedup_ends_a_sandbox") {
+        return;
+    }
+    let cluster = Cluster::start(&QUIET.replace("keep_dedup = '2h'", "keep_dedup = '1s'"), &[("a", &[])]);
+    cluster.apply("f");
+    let sandbox = cluster.start_on("a", "f");
+    cluster.ask(&["dedup", &sandbox]);
+    assert_eq!(cluster.state(&sandbox), "dedup");
+    cluster.until_state(&sandbox, "gone");
+    assert_eq!(cluster.post("f/count").start(), "cold");
+    // Nothing is kept for it.
+    until("its image is gone", || (cluster.ask(&["nodes"])["nodes"][0]["image_bytes"] == 0).then_some(()));
+}
+
+#[test]
+fn the_memory_cap_evicts_the_longest_idle() {
+    if !can_run("the_memory_cap_evicts_the_longest_idle") {
+        return;
+    }
+    let cluster = Cluster::start(QUIET, &[("a", &["--memory-cap", "256MiB"])]);
+    for name in ["f", "g", "h"] {
+        cluster.apply(name);
+    }
+    let old = cluster.start_on("a", "f");
+    cluster.post_to(&old, "f/ballast?mib=80").good();
+    let young = cluster.start_on("a", "g");
+    cluster.post_to(&young, "g/ballast?mib=80").good();
+    until("the node's memory is known", || {
+        (cluster.ask(&["nodes"])["nodes"][0]["used_bytes"].as_u64()? > 160 << 20).then_some(())
+    });
+    // There is no room for a third one.
+    let reply = cluster.post("h/ballast?mib=80");
+    assert_eq!((reply.status, reply.start()), (200, "cold"));
+    cluster.until_state(&old, "gone");
+    assert_eq!((cluster.state(&young), cluster.state(reply.sandbox())), ("warm".into(), "warm".into()));
+}
