@@ -1,7 +1,8 @@
 //! Processes that a dead agent leaves behind: they become children of `medes up`, which ends them.
 //!
 //! Agents are reapers themselves, so what a living agent's processes leave goes to that agent, not to us:
-//! a child that we did not start belongs to an agent that is gone.
+//! a child that we did not start belongs to an agent that is gone. One of them is the agent's keeper, which is
+//! just removing what the agent had; it does not listen to SIGTERM, and it must not be killed before it is done.
 
 use std::time::Duration;
 
@@ -14,7 +15,10 @@ use nix::{
     unistd::{Pid, getpid},
 };
 
-/// Each round ends the children of those that the round before ended. Process trees are not deeper.
+/// Rounds with SIGTERM: 12 s, more than a keeper waits for what it kills.
+const GENTLE_ROUNDS_MAX: usize = 600;
+/// Rounds with SIGKILL after that. Each round ends the children of those that the round before ended. Process
+/// trees are not deeper.
 const ROUNDS_MAX: usize = 200;
 const ROUND: Duration = Duration::from_millis(20);
 
@@ -34,15 +38,16 @@ impl Orphans {
         Self { before }
     }
 
-    /// Kills and reaps every child of this process but `ours`. How many are still there in the end.
+    /// Ends and reaps every child of this process but `ours`. How many are still there in the end.
     pub(super) async fn sweep(&self, mut ours: Vec<Pid>) -> usize {
         ours.extend(&self.before);
         let mut left = 0;
-        for _round in 0..ROUNDS_MAX {
+        for round in 0..GENTLE_ROUNDS_MAX + ROUNDS_MAX {
+            let signal = if round < GENTLE_ROUNDS_MAX { Signal::SIGTERM } else { Signal::SIGKILL };
             left = 0;
             for pid in strangers(&ours) {
                 // Its number cannot be given to another process before we have waited for it.
-                let _already_ended = kill(pid, Signal::SIGKILL);
+                let _already_ended = kill(pid, signal);
                 let gone = !matches!(waitpid(pid, Some(WaitPidFlag::WNOHANG)), Ok(WaitStatus::StillAlive));
                 left += usize::from(!gone);
             }
