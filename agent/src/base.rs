@@ -4,6 +4,7 @@
 
 use std::{io, sync::Arc};
 
+use medes_dedup::fingerprint::Fingerprint;
 use medes_proto::{
     failure::{Failure, FailureKind},
     fleet::SnapshotReport,
@@ -15,6 +16,7 @@ use crate::{
     bases::local::Snapshot,
     criu::{DumpError, Leave},
     dump::{self, Dump, DumpSandboxError},
+    engine::Engine,
     memory_file::{MappedFile, MemoryFile},
     page_work,
     registry::RegistryError,
@@ -81,15 +83,9 @@ pub async fn make_base(
     let bytes = blocking(move || copy(&dump)).await.map_err(MakeBaseError::Keep)?;
     let too_large = MakeBaseError::TooLarge { bytes: bytes.len() as u64 };
     let (function, tenant) = (warm.spec.name.clone(), warm.spec.tenant.clone());
-    let fingerprinter = engine.fingerprinter(&engine.key(&tenant));
     let snapshot = Arc::new(Snapshot::new(id, function.clone(), tenant, bytes).ok_or(too_large)?);
     watch.step("copy");
-    let pages = snapshot.clone();
-    let fingerprints = blocking(move || {
-        let pages: Vec<_> = pages.pages().collect();
-        page_work::fingerprint(&pages, &fingerprinter, engine.threads)
-    });
-    let fingerprints = fingerprints.await;
+    let fingerprints = fingerprint(snapshot.clone(), engine).await;
     watch.step("fingerprint");
     // Here first, there second: whoever hears of it can read it.
     roads.bases.local.insert(snapshot.clone());
@@ -101,6 +97,33 @@ pub async fn make_base(
     let report =
         SnapshotReport { id, function, pages: snapshot.page_count().into(), bytes: snapshot.len_bytes() };
     Ok((report, watch.phases()))
+}
+
+/// Tells the registry of every base of this node once more. It lives in the controller's memory: that of a new
+/// controller is empty, and one that had given this node up has forgotten its bases. What it knows, it passes over.
+///
+/// Cancel-safe. A base that could not be told of is only not found; images that refer to it do not need the registry.
+pub async fn register_again(roads: Arc<Roads>) {
+    for snapshot in roads.bases.local.all() {
+        let Ok(engine) = roads.engine() else { return };
+        let id = snapshot.id;
+        let fingerprints = fingerprint(snapshot, engine).await;
+        match roads.registry.register(id, &fingerprints).await {
+            Ok(()) => tracing::info!(snapshot = %id, pages = fingerprints.len(), "base registered again"),
+            Err(error) => {
+                tracing::warn!(snapshot = %id, error = &error as &dyn std::error::Error, "base not registered again");
+            }
+        }
+    }
+}
+
+async fn fingerprint(snapshot: Arc<Snapshot>, engine: Engine) -> Vec<Fingerprint> {
+    blocking(move || {
+        let fingerprinter = engine.fingerprinter(&engine.key(&snapshot.tenant));
+        let pages: Vec<_> = snapshot.pages().collect();
+        page_work::fingerprint(&pages, &fingerprinter, engine.threads)
+    })
+    .await
 }
 
 fn copy(dump: &Dump) -> io::Result<MappedFile> {

@@ -21,11 +21,12 @@ use medes_proto::{
     fleet::{AgentMessage, ControllerMessage, Hello, Inventory, Success, Welcome},
     ids::{NodeId, SandboxId},
 };
-use tokio::{sync::mpsc, time::MissedTickBehavior};
+use tokio::{sync::mpsc, task::JoinHandle, time::MissedTickBehavior};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{door::Asked, measure::Measured, work::Worked};
 use crate::{
+    base,
     driver::{Action, Driver, Event, Ticket},
     engine::Engine,
     heap,
@@ -99,6 +100,8 @@ pub struct Node {
     outgoing: Option<mpsc::Sender<AgentMessage>>,
     inbox: mpsc::Sender<Input>,
     heartbeat: Duration,
+    /// Tells a controller of the bases that are here; begun anew by each welcome.
+    registering: Option<JoinHandle<()>>,
 }
 
 /// Inputs that may wait for the loop. Work and requests wait for room; nothing is thrown away.
@@ -127,6 +130,7 @@ impl Node {
             outgoing: None,
             inbox,
             heartbeat: HEARTBEAT,
+            registering: None,
         };
         (node, handle, NodeInbox(inputs))
     }
@@ -158,6 +162,9 @@ impl Node {
             }
         }
         inputs.close();
+        if let Some(registering) = self.registering.take() {
+            registering.abort();
+        }
         let closed = tokio::time::timeout(CLOSE_DEADLINE, self.close(inputs)).await;
         if closed.is_err() {
             tracing::warn!(deadline = ?CLOSE_DEADLINE, "sandboxes still there; the keeper ends them");
@@ -224,6 +231,10 @@ impl Node {
         self.heartbeat = heartbeat;
         if let Some(roads) = &self.tools.roads {
             roads.set_engine(Engine::new(domain_key, engine, self.identity.threads));
+            let registering = self.tools.tasks.spawn(base::register_again(roads.clone()));
+            if let Some(earlier) = self.registering.replace(registering) {
+                earlier.abort();
+            }
         }
         self.apply(Event::IdlePeriod(idle));
         self.apply(Event::Unwanted(purge));
@@ -317,7 +328,7 @@ impl Node {
         match (self.take_warm(sandbox), &self.tools.roads) {
             (Some(warm), Some(roads)) => self.work(work::dedup(roads.clone(), sandbox, warm, digest_memory)),
             (warm, _) => {
-                self.worked(Worked::Deduped { sandbox, result: Err((warm, no_criu("dedup", sandbox))) })
+                self.worked(Worked::Deduped { sandbox, result: Err((warm, no_criu("dedup", sandbox))) });
             }
         }
     }

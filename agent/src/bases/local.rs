@@ -78,6 +78,11 @@ impl LocalBases {
         self.snapshots.write().unwrap_or_else(PoisonError::into_inner).remove(&id);
     }
 
+    /// All of them.
+    pub fn all(&self) -> Vec<Arc<Snapshot>> {
+        self.snapshots.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
     /// Bytes of all of them.
     pub fn bytes(&self) -> u64 {
         let all = self.snapshots.read().unwrap_or_else(PoisonError::into_inner);

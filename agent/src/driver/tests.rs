@@ -219,7 +219,7 @@ impl World {
                 self.command(Command::Start { sandbox: id(sandbox), function, revision: 1 });
             }
             Step::Dedup(sandbox) => {
-                self.command(Command::Dedup { sandbox: id(sandbox), digest_memory: false })
+                self.command(Command::Dedup { sandbox: id(sandbox), digest_memory: false });
             }
             Step::Restore(sandbox) => {
                 self.command(Command::Restore { sandbox: id(sandbox), digest_memory: false });
