@@ -1,5 +1,7 @@
 //! What the controller does by itself: idle times, keep-dedup, the memory cap.
 
+use std::{collections::BTreeMap, thread};
+
 use serde_json::json;
 
 use crate::{
@@ -73,4 +75,47 @@ fn the_memory_cap_evicts_the_longest_idle() {
     assert_eq!((reply.status, reply.start()), (200, "cold"));
     cluster.until_state(&old, "gone");
     assert_eq!((cluster.state(&young), cluster.state(reply.sandbox())), ("warm".into(), "warm".into()));
+}
+
+#[test]
+fn bursts_between_dedups_are_all_answered_once_and_no_state_is_lost() {
+    if !can_run("bursts_between_dedups_are_all_answered_once_and_no_state_is_lost") {
+        return;
+    }
+    const ROUNDS: usize = 3;
+    const CALLERS: usize = 6;
+    const REQUESTS: usize = 10;
+    let config = QUIET.replace("idle = '1h'", "idle = '200ms'");
+    let cluster = Cluster::start(&config, &[("a", &[]), ("b", &[])]);
+    cluster.apply("f");
+    // What each sandbox counted last.
+    let mut counts: BTreeMap<String, u64> = BTreeMap::new();
+    for round in 0..ROUNDS {
+        let caller = || {
+            let post = |_| {
+                let reply = cluster.post("f/count");
+                (reply.sandbox().to_owned(), reply.good()["count"].as_u64().unwrap())
+            };
+            (0..REQUESTS).map(post).collect::<Vec<_>>()
+        };
+        let answers: Vec<_> = thread::scope(|scope| {
+            let callers: Vec<_> = (0..CALLERS).map(|_caller| scope.spawn(caller)).collect();
+            callers.into_iter().flat_map(|caller| caller.join().unwrap()).collect()
+        });
+        for (sandbox, count) in answers {
+            let last = counts.entry(sandbox).or_default();
+            *last = count.max(*last);
+        }
+        let answered = (round + 1) * CALLERS * REQUESTS;
+        assert_eq!(counts.values().sum::<u64>(), answered as u64, "round {round}: {counts:?}");
+        // So few that the next burst needs more than what is warm.
+        until("all but two of them are taken", || {
+            let rows = cluster.ask(&["ps"]);
+            let left = rows.as_array()?.iter().filter(|row| row["state"] != "dedup").count();
+            (left <= 2).then_some(())
+        });
+    }
+    let restores = |row: &serde_json::Value| row["starts_from_dedup"].as_u64().unwrap();
+    let total: u64 = cluster.ask(&["ps"]).as_array().unwrap().iter().map(restores).sum();
+    assert!(total >= ROUNDS as u64 - 1, "{total} restores, {counts:?}");
 }

@@ -89,6 +89,8 @@ fn a_killed_controller_comes_back_with_functions_and_sandboxes() {
     cluster.ask(&["dedup", &away]);
     let bases = cluster.row(&away).unwrap()["bases"].clone();
     assert_eq!(bases.as_array().unwrap().len(), 1);
+    let entries = cluster.ask(&["nodes"])["registry"]["entries"].as_u64().unwrap();
+    assert!(entries > 0);
 
     let answer = thread::scope(|scope| {
         let (waiting, busy) = (&cluster, &*busy);
@@ -116,6 +118,9 @@ fn a_killed_controller_comes_back_with_functions_and_sandboxes() {
     cluster.until_state(&busy, "warm");
     assert_eq!(cluster.post_to(&busy, "f/count").start(), "warm");
     // Numbers are not given twice, and the base serves on: other sandboxes find its pages.
+    until("the registry is as it was", || {
+        (cluster.ask(&["nodes"])["registry"]["entries"] == entries).then_some(())
+    });
     let fresh = cluster.start_on("b", "f");
     assert!(![&warm, &away, &busy].contains(&&fresh), "{fresh}");
     cluster.ask(&["dedup", &fresh]);
