@@ -14,7 +14,7 @@ use medes_proto::{
 
 use crate::{
     bases::local::Snapshot,
-    criu::{DumpError, Leave},
+    criu::Leave,
     dump::{self, Dump, DumpSandboxError},
     engine::Engine,
     memory_file::{MappedFile, MemoryFile},
@@ -50,10 +50,7 @@ impl MakeBaseError {
     /// As the controller hears of it.
     pub fn failure(&self, sandbox: SandboxId) -> Failure {
         let kind = match self {
-            Self::Dump(
-                DumpSandboxError::NotDumpable(_) | DumpSandboxError::Criu(DumpError::Refused { .. }),
-            ) => FailureKind::DumpRefused,
-            Self::Dump(DumpSandboxError::Criu(DumpError::NoSpace { .. })) => FailureKind::NoSpace,
+            Self::Dump(error) => error.kind(),
             Self::Keep(source) if source.kind() == io::ErrorKind::StorageFull => FailureKind::NoSpace,
             _ => FailureKind::DedupFailed,
         };

@@ -25,7 +25,7 @@ use medes_proto::{
 
 use crate::{
     bases::{BasePages, ReadBasesError},
-    criu::{DumpError, Leave, tree},
+    criu::{Leave, tree},
     digest::{DigestError, digest},
     driver::Deduped,
     dump::{self, Dump, DumpSandboxError},
@@ -80,15 +80,8 @@ impl DedupError {
     /// As the controller hears of it.
     pub fn failure(&self, sandbox: SandboxId) -> Failure {
         let kind = match self {
-            Self::Dump(
-                DumpSandboxError::NotDumpable(_) | DumpSandboxError::Criu(DumpError::Refused { .. }),
-            ) => FailureKind::DumpRefused,
-            Self::Dump(DumpSandboxError::Criu(DumpError::NoSpace { .. })) => FailureKind::NoSpace,
-            Self::Dump(DumpSandboxError::Folder { source, .. }) | Self::Seal(source)
-                if source.kind() == io::ErrorKind::StorageFull =>
-            {
-                FailureKind::NoSpace
-            }
+            Self::Dump(error) => error.kind(),
+            Self::Seal(source) if source.kind() == io::ErrorKind::StorageFull => FailureKind::NoSpace,
             Self::Bases(_) => FailureKind::BaseLost,
             _ => FailureKind::DedupFailed,
         };

@@ -9,7 +9,7 @@ use std::{
 };
 
 use medes_dedup::page::{PAGE_BYTES, Page};
-use medes_proto::ids::SandboxId;
+use medes_proto::{failure::FailureKind, ids::SandboxId};
 use nix::unistd::Pid;
 use tokio::time::Instant;
 
@@ -133,6 +133,18 @@ impl DumpSandboxError {
     /// Whether nobody can promise that the sandbox is as it was.
     pub fn leaves_doubt(&self) -> bool {
         matches!(self, Self::Criu(error) if error.leaves_doubt())
+    }
+
+    /// What kind of failure it is for the controller.
+    pub fn kind(&self) -> FailureKind {
+        match self {
+            Self::NotDumpable(_) | Self::Criu(DumpError::Refused { .. }) => FailureKind::DumpRefused,
+            Self::Criu(DumpError::NoSpace { .. }) => FailureKind::NoSpace,
+            Self::Folder { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
+                FailureKind::NoSpace
+            }
+            _ => FailureKind::DedupFailed,
+        }
     }
 }
 

@@ -1,4 +1,5 @@
 //! The watch on a real kernel: a busy cgroup is seen, an idle one is not, nothing stays behind.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on stops where it is")]
 
 use std::error::Error;
 use std::fs;
