@@ -29,12 +29,7 @@ fn dump_request<'a>(sandbox: &'a Sandbox, images: &'a Path, leave: Leave) -> Dum
     DumpRequest { pid: sandbox.pid, images, mounts: &sandbox.mounts, leave, timeout: LIMIT, verbose }
 }
 
-async fn dump_to(
-    bench: &Bench,
-    sandbox: &Sandbox,
-    images: &Path,
-    leave: Leave,
-) -> Result<Dumped, DumpError> {
+async fn dump_to(bench: &Bench, sandbox: &Sandbox, images: &Path, leave: Leave) -> Result<Dumped, DumpError> {
     let worker = Worker::start_beside(&bench.criu, &bench.reaper, sandbox.pid).await.unwrap();
     dump(worker, &dump_request(sandbox, images, leave)).await
 }
