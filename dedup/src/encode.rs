@@ -7,8 +7,13 @@ use crate::delta::{CODED_BYTES_MAX, DeltaCodec, Level};
 use crate::image::PageClasses;
 use crate::key::{DomainKey, PageHash, PageHasher};
 use crate::page::{BasePage, PAGE_BYTES, Page, ZERO_PAGE, is_zero};
-use crate::rebuild::unpack;
+use crate::rebuild::{BasePages, unpack};
 use crate::recipe::{Codec, Kind};
+use crate::words::{Translation, WordEncoder};
+
+mod words;
+
+pub use words::{WordRules, WordsOf};
 
 /// What an encoder may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -189,6 +194,7 @@ pub struct Encoder {
     best: Box<Page>,
     rebuilt: Box<Page>,
     classes: PageClasses,
+    words: WordEncoder,
     distrusted: u64,
 }
 
@@ -202,6 +208,7 @@ impl Encoder {
             best: Box::new(ZERO_PAGE),
             rebuilt: Box::new(ZERO_PAGE),
             classes: PageClasses::default(),
+            words: WordEncoder::new(),
             distrusted: 0,
         }
     }
@@ -228,16 +235,8 @@ impl Encoder {
             let form = same.unwrap_or_else(|| self.smallest(page, candidates));
             (self.hasher.hash(page), form)
         };
-        let chosen = self.proven(page, candidates, chosen);
-        self.classes.count(match chosen {
-            Form::Zero => Kind::Zero,
-            Form::Same(base) => Kind::Same { base: 0, page: base.page },
-            Form::Delta { base, codec, bytes } => {
-                Kind::Delta { base: 0, page: base.page, codec, bytes: bytes as u16 }
-            }
-            Form::Whole { codec, bytes } => Kind::Whole { codec, bytes: bytes as u16 },
-        });
-        EncodedPage { hash, form: chosen.map(|length| &self.best[..length]) }
+        let chosen = self.proven(page, (candidates, &Translation::default()), chosen);
+        self.finished(hash, chosen)
     }
 
     /// Fills `best` with the fewest bytes that should give the page back.
@@ -275,14 +274,38 @@ impl Encoder {
     }
 
     /// The form, if unpacking it gives the page; else the page itself.
-    fn proven(&mut self, page: &Page, candidates: &[(BasePage, &Page)], form: Form<usize>) -> Form<usize> {
-        let base = form.base().and_then(|wanted| candidates.iter().find(|(base, _)| *base == wanted));
+    fn proven<P: BasePages + ?Sized>(
+        &mut self,
+        page: &Page,
+        bases: (&P, &Translation),
+        form: Form<usize>,
+    ) -> Form<usize> {
         let stored = form.map(|length| &self.best[..length]);
-        let unpacked = unpack(&mut self.codec, &stored, base.map(|(_, bytes)| *bytes), &mut self.rebuilt);
+        let unpacked = unpack(&mut self.codec, &stored, bases, &mut self.rebuilt);
         if unpacked.is_ok() && *self.rebuilt == *page {
             return form;
         }
         self.distrusted += 1;
         self.raw(page)
+    }
+
+    /// The form as it is handed out.
+    fn finished(&mut self, hash: PageHash, chosen: Form<usize>) -> EncodedPage<'_> {
+        self.classes.count(match chosen {
+            Form::Zero => Kind::Zero,
+            Form::Same(base) => Kind::Same { base: 0, page: base.page },
+            Form::Delta { base, codec, bytes } => {
+                Kind::Delta { base: 0, page: base.page, codec, bytes: bytes as u16 }
+            }
+            Form::Whole { codec, bytes } => Kind::Whole { codec, bytes: bytes as u16 },
+        });
+        EncodedPage { hash, form: chosen.map(|length| &self.best[..length]) }
+    }
+}
+
+/// Candidates as pages to rebuild from.
+impl BasePages for [(BasePage, &Page)] {
+    fn base_page(&self, page: BasePage) -> Option<&Page> {
+        self.iter().find(|(base, _)| *base == page).map(|(_, bytes)| *bytes)
     }
 }

@@ -11,6 +11,8 @@
 //!  ├──────────────────────────────────────────────────────────────┤
 //!  │ base snapshots: 8 bytes each, every number once              │
 //!  ├──────────────────────────────────────────────────────────────┤
+//!  │ pointer tables: one for each base (level 1 only)             │
+//!  ├──────────────────────────────────────────────────────────────┤
 //!  │ sections: named byte strings, compressed together            │
 //!  ├──────────────────────────────────────────────────────────────┤ -48
 //!  │ seal: keyed hash of all the above                            │
@@ -27,14 +29,15 @@
 //! and before anything else is believed; version and limits come next. The last 80 bytes rule holds for every version
 //! to come, so an old reader can tell a newer image from a broken one.
 //!
-//! `version` changes when old readers cannot read the file. `level` says how hard the image was worked on; 0, pages
-//! readable alone, is the only one so far.
+//! `version` changes when old readers cannot read the file. `level` says what it is made of: 0 has pages that each
+//! need one base page at most, 1 also has pages of words and the pointer tables these need. Every page is readable alone.
 
 mod build;
 mod layout;
 mod open;
 mod seal;
 mod section;
+mod tables;
 
 pub use build::{BuildImageError, ImageBuilder};
 pub use open::{DedupImage, OpenImageError, PageClasses};

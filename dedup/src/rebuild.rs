@@ -5,8 +5,9 @@ use thiserror::Error;
 use crate::delta::{DecodeDeltaError, DeltaCodec};
 use crate::encode::Form;
 use crate::image::DedupImage;
-use crate::page::{BasePage, Page, PageIndex};
+use crate::page::{BasePage, Page, PageIndex, SnapshotId};
 use crate::recipe::{Codec, Place, Source};
+use crate::words::{DecodeWordsError, PageSource, Translation, correct, decode_pieces, pages_needed};
 
 /// Why a page could not be rebuilt. In every case the sandbox must not run with it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
@@ -51,6 +52,30 @@ fn on_base(base: &Option<BasePage>) -> String {
     base.map(|base| format!(" on {base}")).unwrap_or_default()
 }
 
+/// Base pages at hand, of any number of snapshots.
+pub trait BasePages {
+    /// The page, if it is at hand.
+    fn base_page(&self, page: BasePage) -> Option<&Page>;
+}
+
+/// The one page that a caller found in a recipe.
+struct Only<'p>(Option<(BasePage, &'p Page)>);
+
+impl BasePages for Only<'_> {
+    fn base_page(&self, page: BasePage) -> Option<&Page> {
+        self.0.filter(|(name, _)| *name == page).map(|(_, bytes)| bytes)
+    }
+}
+
+/// The pages of one snapshot among these.
+struct OfSnapshot<'p, B: ?Sized>(SnapshotId, &'p B);
+
+impl<B: BasePages + ?Sized> PageSource for OfSnapshot<'_, B> {
+    fn page(&self, page: PageIndex) -> Option<&Page> {
+        self.1.base_page(BasePage { snapshot: self.0, page })
+    }
+}
+
 /// Why a form did not unpack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum UnpackError {
@@ -59,13 +84,13 @@ pub(crate) enum UnpackError {
 }
 
 /// Makes the page out of its stored form. The one way back, for restores and for the encoder's proof alike.
-pub(crate) fn unpack(
+pub(crate) fn unpack<P: BasePages + ?Sized>(
     codec: &mut DeltaCodec,
     form: &Form<&[u8]>,
-    base: Option<&Page>,
+    (bases, translation): (&P, &Translation),
     page: &mut Page,
 ) -> Result<(), UnpackError> {
-    let needed = |named: BasePage| base.ok_or(UnpackError::NoBase(named));
+    let needed = |named: BasePage| bases.base_page(named).ok_or(UnpackError::NoBase(named));
     let decoded = match form {
         Form::Zero => {
             page.fill(0);
@@ -76,8 +101,20 @@ pub(crate) fn unpack(
             Ok(())
         }
         Form::Delta { base, codec: Codec::Zstd, bytes } => codec.decode(bytes, needed(*base)?, page),
+        Form::Delta { base, codec: words @ (Codec::Words | Codec::PackedWords), bytes } => {
+            let snapshot = OfSnapshot(base.snapshot, bases);
+            let rest =
+                decode_pieces(bytes, base.page, &snapshot, translation, page).map_err(
+                    |problem| match problem {
+                        DecodeWordsError::NoPage { page } => UnpackError::NoBase(BasePage { page, ..*base }),
+                        other => UnpackError::Decode(other.into()),
+                    },
+                )?;
+            let plain = if *words == Codec::Words { Ok(rest) } else { codec.unpack(rest) };
+            plain.and_then(|plain| Ok(correct(plain, page)?))
+        }
         Form::Whole { codec: Codec::Zstd, bytes } => codec.decode_alone(bytes, page),
-        Form::Delta { codec: Codec::Raw, bytes, .. } | Form::Whole { codec: Codec::Raw, bytes } => {
+        Form::Delta { codec: Codec::Raw, bytes, .. } | Form::Whole { bytes, .. } => {
             match <&Page>::try_from(*bytes) {
                 Ok(stored) => {
                     page.copy_from_slice(stored);
@@ -102,18 +139,32 @@ impl<B: AsRef<[u8]>> DedupImage<B> {
         base: Option<&Page>,
         out: &mut Page,
     ) -> Result<(), RebuildError> {
-        let result = self.try_rebuild(codec, page, base, out);
+        let named = self.recipe(page).and_then(|recipe| recipe.source.base());
+        self.rebuild_from(codec, page, &Only(named.zip(base)), out)
+    }
+
+    /// Rebuilds one page into `out` from whatever base pages it takes: one, or for pages of words a few.
+    ///
+    /// [`Self::reads`] tells beforehand which. Same promises as [`Self::rebuild`].
+    pub fn rebuild_from<P: BasePages + ?Sized>(
+        &self,
+        codec: &mut DeltaCodec,
+        page: PageIndex,
+        bases: &P,
+        out: &mut Page,
+    ) -> Result<(), RebuildError> {
+        let result = self.try_rebuild(codec, page, bases, out);
         if result.is_err() {
             out.fill(0);
         }
         result
     }
 
-    fn try_rebuild(
+    fn try_rebuild<P: BasePages + ?Sized>(
         &self,
         codec: &mut DeltaCodec,
         page: PageIndex,
-        base: Option<&Page>,
+        bases: &P,
         out: &mut Page,
     ) -> Result<(), RebuildError> {
         let recipe = self.recipe(page).ok_or(RebuildError::NoPage { page, pages: self.pages() })?;
@@ -124,7 +175,8 @@ impl<B: AsRef<[u8]>> DedupImage<B> {
             Source::Whole { codec, place } => Form::Whole { codec, bytes: self.stored(place) },
         };
         let named = form.base();
-        unpack(codec, &form, base, out).map_err(|problem| match problem {
+        let translation = self.translation(named);
+        unpack(codec, &form, (bases, translation), out).map_err(|problem| match problem {
             UnpackError::NoBase(base) => RebuildError::NoBase { page, base },
             UnpackError::Decode(source) => RebuildError::Decode { page, base: named, source },
         })?;
@@ -142,10 +194,22 @@ impl<B: AsRef<[u8]>> DedupImage<B> {
 
     /// Everything that must be read to rebuild all pages.
     pub fn reads(&self) -> ReadPlan {
-        let mut uses: Vec<(BasePage, PageIndex)> = (0u32..)
-            .zip(self.recipes())
-            .filter_map(|(page, recipe)| Some((recipe.source.base()?, PageIndex(page))))
-            .collect();
+        let mut uses: Vec<(BasePage, PageIndex)> = Vec::with_capacity(self.pages() as usize);
+        let mut needed = Vec::new();
+        for (page, recipe) in (0u32..).map(PageIndex).zip(self.recipes()) {
+            let Some(base) = recipe.source.base() else { continue };
+            needed.clear();
+            if let Source::Delta { codec: Codec::Words | Codec::PackedWords, place, .. } = recipe.source {
+                // What does not parse will not rebuild either, and says so then.
+                if pages_needed(self.stored(place), base.page, &mut needed).is_err() {
+                    needed.clear();
+                }
+            }
+            if needed.is_empty() {
+                needed.push(base.page);
+            }
+            uses.extend(needed.iter().map(|number| (BasePage { page: *number, ..base }, page)));
+        }
         uses.sort_unstable();
         ReadPlan { uses }
     }

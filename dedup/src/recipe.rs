@@ -5,7 +5,7 @@
 //!  ┌───────────────┬────┬────────┬──────┬──────┐
 //!  │ page hash     │how │ base   │bytes │ page │   little-endian
 //!  └───────────────┴────┴────────┴──────┴──────┘
-//!   how    low half: 0 zero, 1 same, 2 delta, 3 whole; high half: codec (0 none, 1 zstd)
+//!   how    low half: 0 zero, 1 same, 2 delta, 3 whole; high half: codec (0 none, 1 zstd, 2 words, 3 packed words)
 //!   base   position of the base snapshot in the image's table
 //!   bytes  how many bytes of the arena are this page's
 //!   page   the page in the base snapshot
@@ -24,13 +24,17 @@ use crate::page::{BasePage, PAGE_BYTES, PageIndex, SnapshotId};
 /// Bytes of one recipe in an image.
 pub const RECORD_BYTES: usize = 24;
 
-/// What made the stored bytes of a page. Numbers 2 to 15 are free for codecs to come.
+/// What made the stored bytes of a page. Numbers 4 to 15 are free for codecs to come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Codec {
     /// The bytes are the page itself.
     Raw,
     /// zstd, with the base page as dictionary if there is one.
     Zstd,
+    /// Words of the base, not only of the page that is named (see [`crate::words`]).
+    Words,
+    /// The same with its corrections compressed.
+    PackedWords,
 }
 
 impl Codec {
@@ -38,6 +42,8 @@ impl Codec {
         match self {
             Self::Raw => 0,
             Self::Zstd => 1,
+            Self::Words => 2,
+            Self::PackedWords => 3,
         }
     }
 
@@ -45,6 +51,8 @@ impl Codec {
         match number {
             0 => Some(Self::Raw),
             1 => Some(Self::Zstd),
+            2 => Some(Self::Words),
+            3 => Some(Self::PackedWords),
             _ => None,
         }
     }
@@ -211,7 +219,10 @@ impl Record {
         let length_fits = match (kind, codec) {
             (Kind::ZERO | Kind::SAME, Codec::Raw) => bytes == 0,
             (Kind::WHOLE, Codec::Raw) => usize::from(bytes) == PAGE_BYTES,
-            (Kind::DELTA | Kind::WHOLE, Codec::Zstd) => bytes > 0 && usize::from(bytes) <= CODED_BYTES_MAX,
+            (Kind::WHOLE, Codec::Words | Codec::PackedWords) => return Err(bad_codec),
+            (Kind::DELTA, Codec::Zstd | Codec::Words | Codec::PackedWords) | (Kind::WHOLE, Codec::Zstd) => {
+                bytes > 0 && usize::from(bytes) <= CODED_BYTES_MAX
+            }
             (Kind::ZERO | Kind::SAME | Kind::DELTA, _) => return Err(bad_codec),
             _ => return Err(ParseRecipeError::Kind { kind }),
         };
@@ -268,11 +279,8 @@ mod tests {
         prop_oneof![
             Just(Kind::Zero),
             (0u8..10, any::<u32>()).prop_map(|(base, page)| Kind::Same { base, page: PageIndex(page) }),
-            (0u8..10, any::<u32>(), coded.clone()).prop_map(|(base, page, bytes)| Kind::Delta {
-                base,
-                page: PageIndex(page),
-                codec: Codec::Zstd,
-                bytes
+            (0u8..10, any::<u32>(), coded.clone(), 1u8..4).prop_map(|(base, page, bytes, codec)| {
+                Kind::Delta { base, page: PageIndex(page), codec: Codec::from_number(codec).unwrap(), bytes }
             }),
             coded.prop_map(|bytes| Kind::Whole { codec: Codec::Zstd, bytes }),
             Just(Kind::Whole { codec: Codec::Raw, bytes: PAGE_BYTES as u16 }),
@@ -290,7 +298,7 @@ mod tests {
         #[test]
         fn every_record_that_parses_is_the_usual_one(
             hash: [u8; 16],
-            how in 0u8..0x14,
+            how in 0u8..0x44,
             base in 0u8..3,
             bytes in prop_oneof![Just(0u16), Just(PAGE_BYTES as u16), any::<u16>()],
             page in 0u32..3,
@@ -318,7 +326,9 @@ mod tests {
             Record::parse(&record, 1).unwrap_err()
         };
         assert_eq!(record(0x04, 0, 0, 0), ParseRecipeError::Kind { kind: 4 });
-        assert_eq!(record(0x22, 0, 9, 0), ParseRecipeError::Codec { kind: 2, codec: 2 });
+        assert_eq!(record(0x42, 0, 9, 0), ParseRecipeError::Codec { kind: 2, codec: 4 });
+        assert_eq!(record(0x23, 0, 9, 0), ParseRecipeError::Codec { kind: 3, codec: 2 });
+        assert_eq!(record(0x30, 0, 0, 0), ParseRecipeError::Codec { kind: 0, codec: 3 });
         assert_eq!(record(0x02, 0, 9, 0), ParseRecipeError::Codec { kind: 2, codec: 0 });
         assert_eq!(record(0x10, 0, 0, 0), ParseRecipeError::Codec { kind: 0, codec: 1 });
         assert_eq!(record(0x00, 0, 1, 0), ParseRecipeError::Length { kind: 0, bytes: 1 });

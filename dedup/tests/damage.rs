@@ -11,6 +11,7 @@ use medes_dedup::key::{DomainKey, PageHasher};
 use medes_dedup::page::{PAGE_BYTES, Page, PageIndex, SnapshotId, ZERO_PAGE};
 use medes_dedup::rebuild::RebuildError;
 use medes_dedup::recipe::{RECORD_BYTES, Recipe};
+use medes_dedup::words::ReadTranslationError;
 use proptest::prelude::*;
 use proptest::sample::Index;
 
@@ -160,8 +161,11 @@ fn a_header_that_makes_no_sense_is_refused() {
         open(&changed).unwrap_err()
     };
     assert_eq!(with(8, &[2, 0]), OpenImageError::Version { version: 2 });
-    assert_eq!(with(10, &[1]), OpenImageError::Level { level: 1 });
-    for reserved in [11, 14, 20, 23, 40, 47] {
+    assert_eq!(with(10, &[2]), OpenImageError::Level { level: 2 });
+    // Level 1 has pointer tables, and this file has none.
+    let no_table = ReadTranslationError::Length;
+    assert_eq!(with(10, &[1]), OpenImageError::Table { position: 0, source: no_table });
+    for reserved in [11, 14, 20, 23, 40, 43, 44, 47] {
         assert_eq!(with(reserved, &[1]), OpenImageError::Reserved);
     }
     let limit = |what, found, max| OpenImageError::Limit { what, found, max };

@@ -1,16 +1,18 @@
 //! Making a dedup image out of encoded pages.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use thiserror::Error;
 
 use super::layout::{HEADER_BYTES, Header};
 use super::section::pack;
+use super::tables;
 use super::{BASES_MAX, PAGES_MAX, PageClasses, SECTION_NAME_BYTES_MAX, SECTIONS_BYTES_MAX, seal};
 use crate::encode::{EncodedPage, EncodedRun, Form};
 use crate::key::DomainKey;
 use crate::page::{BasePage, SnapshotId};
-use crate::recipe::{Kind, RECORD_BYTES, Record};
+use crate::recipe::{Codec, Kind, RECORD_BYTES, Record};
+use crate::words::Translation;
 
 /// Why an image cannot be made. The sandbox it was meant for stays as it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
@@ -45,6 +47,18 @@ pub enum BuildImageError {
         /// How much.
         bytes: usize,
     },
+    /// Pages of words, and no pointer table for their base.
+    #[error("no pointer table for {snapshot}")]
+    NoTable {
+        /// The base.
+        snapshot: SnapshotId,
+    },
+    /// More pointer tables than an image may carry.
+    #[error("pointer tables of {bytes} bytes in one dedup image")]
+    TablesTooLong {
+        /// How much.
+        bytes: usize,
+    },
     /// zstd could not compress the sections.
     #[error("pack sections: zstd: {problem}")]
     PackSections {
@@ -63,6 +77,9 @@ pub struct ImageBuilder {
     file: Vec<u8>,
     records: Vec<u8>,
     bases: Vec<SnapshotId>,
+    /// Bases of pages of words.
+    word_bases: BTreeSet<SnapshotId>,
+    tables: BTreeMap<SnapshotId, Vec<u8>>,
     sections: BTreeMap<String, Vec<u8>>,
     section_bytes: usize,
     classes: PageClasses,
@@ -76,6 +93,8 @@ impl ImageBuilder {
             file: vec![0; HEADER_BYTES],
             records: Vec::new(),
             bases: Vec::new(),
+            word_bases: BTreeSet::new(),
+            tables: BTreeMap::new(),
             sections: BTreeMap::new(),
             section_bytes: 0,
             classes: PageClasses::default(),
@@ -92,6 +111,9 @@ impl ImageBuilder {
             Form::Same(base) => Kind::Same { base: self.base(base)?, page: base.page },
             Form::Delta { base, codec, bytes } => {
                 let position = self.base(base)?;
+                if matches!(codec, Codec::Words | Codec::PackedWords) {
+                    self.word_bases.insert(base.snapshot);
+                }
                 Kind::Delta { base: position, page: base.page, codec, bytes: self.store(bytes) }
             }
             Form::Whole { codec, bytes } => Kind::Whole { codec, bytes: self.store(bytes) },
@@ -104,6 +126,11 @@ impl ImageBuilder {
     /// Adds the next pages.
     pub fn append(&mut self, run: &EncodedRun) -> Result<(), BuildImageError> {
         run.iter().try_for_each(|page| self.push(&page))
+    }
+
+    /// Adds the pointer table that pages of words of this base were made with.
+    pub fn translation(&mut self, snapshot: SnapshotId, translation: &Translation) {
+        self.tables.insert(snapshot, translation.write());
     }
 
     /// Adds a named section.
@@ -135,25 +162,39 @@ impl ImageBuilder {
     /// The image file. Open it before giving up what it was made from: that checks it once more from the outside.
     pub fn finish(self) -> Result<Vec<u8>, BuildImageError> {
         let (sections, sections_plain_bytes) = pack(&self.sections)?;
+        if let Some(snapshot) = self.word_bases.iter().find(|base| !self.tables.contains_key(base)) {
+            return Err(BuildImageError::NoTable { snapshot: *snapshot });
+        }
+        let tables = match self.word_bases.is_empty() {
+            true => None,
+            false => Some(tables::write(&self.bases, &self.tables)),
+        };
+        let tables_too_long = |tables: &Vec<u8>| BuildImageError::TablesTooLong { bytes: tables.len() };
+        let table_bytes =
+            tables.as_ref().map(|all| u32::try_from(all.len()).map_err(|_error| tables_too_long(all)));
+        let tables = tables.as_deref().unwrap_or_default();
         let too_long = BuildImageError::SectionsTooLong { bytes: sections.len() };
         let header = Header {
             bases: u16::try_from(self.bases.len()).ok().ok_or(BuildImageError::TooManyBases)?,
             pages: self.classes.pages(),
             sections_stored_bytes: u32::try_from(sections.len()).ok().ok_or(too_long)?,
             sections_plain_bytes,
+            table_bytes: table_bytes.transpose()?,
             arena_bytes: (self.file.len() - HEADER_BYTES) as u64,
             key_check: self.key.check_value(),
         };
         let mut file = self.file;
         file[..HEADER_BYTES].copy_from_slice(&header.write());
         // Also gives back what the arena's buffer had in reserve: an image may live for hours.
-        let tables = self.records.len() + self.bases.len() * 8 + sections.len() + seal::TRAILER_BYTES;
-        file.shrink_to(file.len() + tables);
-        file.reserve_exact(tables);
+        let rest =
+            self.records.len() + self.bases.len() * 8 + tables.len() + sections.len() + seal::TRAILER_BYTES;
+        file.shrink_to(file.len() + rest);
+        file.reserve_exact(rest);
         file.extend_from_slice(&self.records);
         for snapshot in &self.bases {
             file.extend_from_slice(&snapshot.get().to_le_bytes());
         }
+        file.extend_from_slice(tables);
         file.extend_from_slice(&sections);
         Ok(seal::seal(file, &self.key))
     }

@@ -1,7 +1,7 @@
 //! The first 64 bytes of an image, and where everything else follows from them.
 //!
 //! ```text
-//!  0  magic, 8 bytes          24  sections stored bytes, 4     40  zero, 8
+//!  0  magic, 8 bytes          24  sections stored bytes, 4     40  table bytes, 4 (0 at level 0); zero, 4
 //!  8  version, 2              28  sections plain bytes, 4      48  key check value, 16
 //! 10  level, 1; zero, 1       32  arena bytes, 8               64
 //! 12  base count, 2; zero, 2
@@ -19,7 +19,10 @@ use crate::recipe::RECORD_BYTES;
 pub(super) const HEADER_BYTES: usize = 64;
 pub(super) const MAGIC: [u8; 8] = *b"MedesImg";
 pub(super) const VERSION: u16 = 1;
-pub(super) const LEVEL_PAGES: u8 = 0;
+/// No pointer tables.
+const LEVEL_PAGES: u8 = 0;
+/// With a pointer table for each base.
+const LEVEL_WORDS: u8 = 1;
 pub(super) const BASE_BYTES: usize = 8;
 
 /// What the header says.
@@ -30,6 +33,8 @@ pub(super) struct Header {
     pub(super) sections_stored_bytes: u32,
     pub(super) sections_plain_bytes: u32,
     pub(super) arena_bytes: u64,
+    /// Bytes of all pointer tables; `None` where there is no such part.
+    pub(super) table_bytes: Option<u32>,
     pub(super) key_check: [u8; 16],
 }
 
@@ -39,6 +44,7 @@ pub(super) struct Layout {
     pub(super) arena: Range<usize>,
     pub(super) recipes: Range<usize>,
     pub(super) bases: Range<usize>,
+    pub(super) tables: Range<usize>,
     pub(super) sections: Range<usize>,
 }
 
@@ -47,12 +53,13 @@ impl Header {
         let mut header = [0; HEADER_BYTES];
         header[..8].copy_from_slice(&MAGIC);
         header[8..10].copy_from_slice(&VERSION.to_le_bytes());
-        header[10] = LEVEL_PAGES;
+        header[10] = if self.table_bytes.is_some() { LEVEL_WORDS } else { LEVEL_PAGES };
         header[12..14].copy_from_slice(&self.bases.to_le_bytes());
         header[16..20].copy_from_slice(&self.pages.to_le_bytes());
         header[24..28].copy_from_slice(&self.sections_stored_bytes.to_le_bytes());
         header[28..32].copy_from_slice(&self.sections_plain_bytes.to_le_bytes());
         header[32..40].copy_from_slice(&self.arena_bytes.to_le_bytes());
+        header[40..44].copy_from_slice(&self.table_bytes.unwrap_or(0).to_le_bytes());
         header[48..64].copy_from_slice(&self.key_check);
         header
     }
@@ -66,16 +73,17 @@ impl Header {
             return Err(OpenImageError::Version { version });
         }
         let [level] = field(header, 10);
-        if level != LEVEL_PAGES {
+        if level > LEVEL_WORDS {
             return Err(OpenImageError::Level { level });
         }
         let unused = [
-            u64::from_le_bytes(field(header, 40)),
+            u32::from_le_bytes(field(header, 44)).into(),
+            if level == LEVEL_PAGES { u32::from_le_bytes(field(header, 40)).into() } else { 0 },
             u32::from_le_bytes(field(header, 20)).into(),
             u16::from_le_bytes(field(header, 14)).into(),
             u8::from_le_bytes(field(header, 11)).into(),
         ];
-        if unused != [0; 4] {
+        if unused != [0u64; 5] {
             return Err(OpenImageError::Reserved);
         }
         let parsed = Self {
@@ -84,6 +92,7 @@ impl Header {
             sections_stored_bytes: u32::from_le_bytes(field(header, 24)),
             sections_plain_bytes: u32::from_le_bytes(field(header, 28)),
             arena_bytes: u64::from_le_bytes(field(header, 32)),
+            table_bytes: (level == LEVEL_WORDS).then(|| u32::from_le_bytes(field(header, 40))),
             key_check: field(header, 48),
         };
         let within = |what, found: u64, max: usize| {
@@ -103,11 +112,12 @@ impl Header {
         let arena = HEADER_BYTES..HEADER_BYTES + self.arena_bytes as usize;
         let recipes = arena.end..arena.end + self.pages as usize * RECORD_BYTES;
         let bases = recipes.end..recipes.end + usize::from(self.bases) * BASE_BYTES;
-        let sections = bases.end..bases.end + self.sections_stored_bytes as usize;
+        let tables = bases.end..bases.end + self.table_bytes.unwrap_or(0) as usize;
+        let sections = tables.end..tables.end + self.sections_stored_bytes as usize;
         if sections.end != body_bytes {
             return Err(OpenImageError::Length { expected: sections.end, found: body_bytes });
         }
-        Ok(Layout { arena, recipes, bases, sections })
+        Ok(Layout { arena, recipes, bases, tables, sections })
     }
 }
 

@@ -7,9 +7,11 @@ use thiserror::Error;
 use super::layout::{BASE_BYTES, Header, Layout, MAGIC};
 use super::seal::{Checked, UnsealError};
 use super::section::{ReadSectionsError, Sections};
+use super::tables;
 use crate::key::{DomainKey, PageHasher};
-use crate::page::{PageIndex, SnapshotId};
+use crate::page::{BasePage, PageIndex, SnapshotId};
 use crate::recipe::{Kind, ParseRecipeError, RECORD_BYTES, Recipe, Record, Source};
+use crate::words::{ReadTranslationError, Translation};
 
 /// Where every how-many-th page's bytes begin is kept. Finding a page adds up fewer lengths than this, and the index
 /// costs an eighth of a byte for each page.
@@ -85,6 +87,14 @@ pub enum OpenImageError {
         /// What the header says.
         arena: u64,
     },
+    /// A pointer table cannot be read.
+    #[error("pointer table of base snapshot {position}")]
+    Table {
+        /// The base's place in the table of bases.
+        position: usize,
+        /// What is wrong with it.
+        source: ReadTranslationError,
+    },
     /// The table of base snapshots holds a zero, a number twice, or a snapshot no page refers to.
     #[error("base snapshot {position} is zero, repeated or unused")]
     BaseTable {
@@ -138,6 +148,9 @@ pub struct DedupImage<B> {
     header: Header,
     layout: Layout,
     bases: Vec<SnapshotId>,
+    /// For each base how its pointers translate; none at all in an image without tables.
+    translations: Vec<Translation>,
+    unchanged: Translation,
     /// Where the bytes of page 0, 64, 128, ... begin in the arena.
     marks: Vec<u64>,
     classes: PageClasses,
@@ -167,7 +180,12 @@ impl<B: AsRef<[u8]>> DedupImage<B> {
         let bases = parse_bases(&checked.body[layout.bases.clone()])?;
         let (records, _) = checked.body[layout.recipes.clone()].as_chunks::<RECORD_BYTES>();
         let (marks, classes) = check_records(records, bases.len(), header.arena_bytes)?;
-        Ok(Self { file, header, layout, bases, marks, classes, hasher: PageHasher::new(key) })
+        let translations = match header.table_bytes {
+            Some(_) => tables::read(&checked.body[layout.tables.clone()], bases.len())?,
+            None => Vec::new(),
+        };
+        let (hasher, unchanged) = (PageHasher::new(key), Translation::default());
+        Ok(Self { file, header, layout, bases, translations, unchanged, marks, classes, hasher })
     }
 
     /// How many pages the image has.
@@ -188,7 +206,8 @@ impl<B: AsRef<[u8]>> DedupImage<B> {
     /// Every byte the image takes: the file with header, tables and checksum, and what was built to read it.
     pub fn stored_bytes(&self) -> u64 {
         let index = self.marks.len() * size_of::<u64>() + self.bases.len() * size_of::<SnapshotId>();
-        (self.file.as_ref().len() + index + size_of::<Self>()) as u64
+        let tables: usize = self.translations.iter().map(|one| size_of_val(one) + one.memory_bytes()).sum();
+        (self.file.as_ref().len() + index + tables + size_of::<Self>()) as u64
     }
 
     /// The recipe of a page. `None` past the last page.
@@ -233,6 +252,12 @@ impl<B: AsRef<[u8]>> DedupImage<B> {
 
     pub(crate) fn hasher(&self) -> &PageHasher {
         &self.hasher
+    }
+
+    /// How pointers of this base translate.
+    pub(crate) fn translation(&self, base: Option<BasePage>) -> &Translation {
+        let position = base.and_then(|base| self.bases.iter().position(|one| *one == base.snapshot));
+        position.and_then(|at| self.translations.get(at)).unwrap_or(&self.unchanged)
     }
 
     pub(crate) fn arena(&self) -> &[u8] {

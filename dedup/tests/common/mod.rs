@@ -3,6 +3,7 @@
 
 use medes_dedup::image::{DedupImage, ImageBuilder};
 use medes_dedup::key::DomainKey;
+use medes_dedup::mapping::{Backing, FileName, Mapping, Mappings};
 use medes_dedup::page::{BasePage, PAGE_BYTES, Page, PageIndex, SnapshotId, ZERO_PAGE};
 use proptest::prelude::*;
 
@@ -97,4 +98,75 @@ pub(crate) fn any_pair() -> impl Strategy<Value = (Page, Page)> {
 /// Closes a builder and opens the result.
 pub(crate) fn finished(builder: ImageBuilder) -> DedupImage<Vec<u8>> {
     DedupImage::open(builder.finish().unwrap(), &KEY).unwrap()
+}
+
+/// The memory of a process that was started from a made-up program.
+#[derive(Debug, Clone)]
+pub(crate) struct Process {
+    pub(crate) mappings: Mappings,
+    pub(crate) addresses: Vec<u64>,
+    pub(crate) pages: Vec<Page>,
+}
+
+impl Process {
+    pub(crate) fn pages(&self) -> Vec<&Page> {
+        self.pages.iter().collect()
+    }
+}
+
+/// Pages of each mapping of [`process`].
+const MAPPING_PAGES: [u64; 6] = [2, 9, 3, 1, 8, 2];
+
+/// Starts the program `program` at random addresses: its pointers point to the same things, wherever these are. Heap and
+/// arena have `gap` words in front of their first object.
+pub(crate) fn process(program: u64, layout: u64, gap: usize) -> Process {
+    let mut places = Numbers(layout);
+    let file = |name: &[u8], offset| Backing::File { name: FileName::of(name), offset };
+    let backings = [
+        file(b"/bin/program", 0x3000),
+        Backing::Heap,
+        file(b"/lib/library.so", 0x1000),
+        file(b"/lib/library.so", 0x9000),
+        Backing::Anonymous,
+        Backing::Stack,
+    ];
+    let low = 0x5500_0000_0000 + ((places.next() & 0xfff_ffff) << 12);
+    let high = 0x7f00_0000_0000 + ((places.next() & 0xff_ffff) << 12);
+    let mut starts = [low, low + 0x10_0000, high, high + 0x8000, 0, 0];
+    starts[4] = high + 0x10_0000 + ((places.next() & 0xff) << 12);
+    starts[5] = 0x7ff0_0000_0000 + ((places.next() & 0xffff) << 12);
+    let mappings = Mappings::new((0..6).map(|at| Mapping {
+        start: starts[at],
+        end: starts[at] + MAPPING_PAGES[at] * PAGE_BYTES as u64,
+        backing: backings[at],
+    }));
+    let mut made = Process { mappings: mappings.unwrap(), addresses: Vec::new(), pages: Vec::new() };
+    for at in 0..6 {
+        let gap = if at == 1 || at == 4 { gap } else { 0 };
+        let mut content = Numbers(program ^ (at as u64) << 32);
+        let mut words = vec![[0; 8]; gap];
+        while words.len() < MAPPING_PAGES[at] as usize * 512 {
+            let number = content.next();
+            words.push(match number % 8 {
+                0..3 => {
+                    let to = content.below(6);
+                    let gap = if to == 1 || to == 4 { gap as u64 * 8 } else { 0 };
+                    let inside = MAPPING_PAGES[to] * PAGE_BYTES as u64 - 2048;
+                    (starts[to] + gap + (number >> 32) % inside / 16 * 16).to_le_bytes()
+                }
+                3..5 => (number >> 58).to_le_bytes(),
+                5 => *b"medes.py",
+                6 => [0; 8],
+                _ => (number >> 20).to_le_bytes(),
+            });
+        }
+        words.truncate(MAPPING_PAGES[at] as usize * 512);
+        for (page, words) in (0u64..).zip(words.as_chunks::<512>().0) {
+            let mut bytes = ZERO_PAGE;
+            bytes.as_chunks_mut::<8>().0.copy_from_slice(words);
+            made.addresses.push(starts[at] + page * PAGE_BYTES as u64);
+            made.pages.push(bytes);
+        }
+    }
+    made
 }

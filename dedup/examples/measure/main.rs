@@ -1,0 +1,103 @@
+//! How small and how fast real memory is stored, one core, everything counted.
+//!
+//! `cargo run -p medes-dedup --release --example measure -- DIR [NAME,NAME...]`: DIR holds dumps in folders
+//! `<program>-<n>` (see `dump`). The first of each program is the base of the others. Prints, in percent of the
+//! target's bytes: identical pages, the paper's method, zstd alone, the default engine, pages of words; and speeds.
+#![allow(clippy::unwrap_used, reason = "a measurement that cannot go on stops")]
+#![allow(clippy::disallowed_methods, reason = "it is here to take the time")]
+
+mod dump;
+mod methods;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use dump::Dump;
+use medes_dedup::encode::EncodeRules;
+use medes_dedup::fingerprint::Sampling;
+use medes_dedup::paper;
+use medes_dedup::words::{BaseIndex, Memory};
+use methods::{Measured, Registry, alone, hinted, planned, same};
+
+fn main() {
+    let mut arguments = std::env::args_os().skip(1);
+    let root: PathBuf = arguments.next().expect("a folder of dumps").into();
+    let only = arguments.next().map(|names| names.into_string().unwrap());
+    let mut names: Vec<String> = fs::read_dir(&root)
+        .unwrap()
+        .filter_map(|entry| Some(entry.unwrap().file_name().to_str()?.strip_suffix("-1")?.to_owned()))
+        .filter(|name| only.as_ref().is_none_or(|only| only.split(',').any(|one| one == name)))
+        .collect();
+    names.sort();
+    let mut total = Vec::new();
+    for name in &names {
+        let measured = program(&root, name);
+        print(name, &measured);
+        if total.is_empty() {
+            total = measured;
+        } else {
+            total.iter_mut().zip(measured).for_each(|(sum, one)| sum.add(&one));
+        }
+    }
+    print("TOTAL", &total);
+}
+
+/// All methods on all targets of one program.
+fn program(root: &Path, name: &str) -> Vec<Measured> {
+    let dump = |n: usize| Some(root.join(format!("{name}-{n}"))).filter(|folder| folder.is_dir());
+    let base = Dump::read(&dump(1).unwrap());
+    let base_pages = base.pages();
+    let memory = Memory::new(&base_pages, &base.addresses, &base.mappings).unwrap();
+    let (index, index_seconds) = methods::timed(|| BaseIndex::new(memory));
+    let registries =
+        [paper::sampling(), Sampling::default()].map(|sampling| Registry::new(&base_pages, sampling));
+    let mut sums: Vec<Measured> = Vec::new();
+    for folder in (2..).map_while(dump) {
+        let target = Dump::read(&folder);
+        let mut all = vec![
+            same(&target, &base_pages),
+            hinted(
+                "paper",
+                &target,
+                &base_pages,
+                &registries[0],
+                (paper::candidate_rules(), paper::encode_rules()),
+            ),
+        ];
+        all.extend(alone(&target));
+        all.push(hinted(
+            "default",
+            &target,
+            &base_pages,
+            &registries[1],
+            (Default::default(), EncodeRules::default()),
+        ));
+        all.extend(planned(&target, &base_pages, &index));
+        if sums.is_empty() {
+            sums = all;
+        } else {
+            sums.iter_mut().zip(all).for_each(|(sum, one)| sum.add(&one));
+        }
+    }
+    println!(
+        "{name}: base {:.1} MB indexed at {:.0} MB/s, index takes {:.2} of it",
+        base.bytes().len() as f64 / 1e6,
+        base.bytes().len() as f64 / 1e6 / index_seconds,
+        index.memory_bytes() as f64 / base.bytes().len() as f64,
+    );
+    sums
+}
+
+fn print(name: &str, measured: &[Measured]) {
+    println!("{name}: {:.1} MB", measured.first().map_or(0.0, |one| one.plain as f64 / 1e6));
+    for one in measured {
+        print!("    {:<14} {:6.2} %", one.method, 100.0 * one.stored as f64 / one.plain as f64);
+        for (step, seconds) in &one.seconds {
+            print!("  {step} {:.0} MB/s", one.plain as f64 / 1e6 / seconds);
+        }
+        if !one.note.is_empty() {
+            print!("  ({})", one.note);
+        }
+        println!();
+    }
+}

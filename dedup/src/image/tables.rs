@@ -1,0 +1,39 @@
+//! The pointer tables of an image: for each base snapshot, in the order of the table of bases, 4 bytes that say how long
+//! its table is, and the table. No bytes: pointers of this base stay what they are.
+
+use std::collections::BTreeMap;
+
+use super::OpenImageError;
+use crate::page::SnapshotId;
+use crate::words::{ReadTranslationError, Translation};
+
+/// The tables of these bases, one after another.
+pub(super) fn write(bases: &[SnapshotId], tables: &BTreeMap<SnapshotId, Vec<u8>>) -> Vec<u8> {
+    let mut out = Vec::new();
+    for base in bases {
+        let table = tables.get(base).map(Vec::as_slice).unwrap_or_default();
+        out.extend_from_slice(&(table.len() as u32).to_le_bytes());
+        out.extend_from_slice(table);
+    }
+    out
+}
+
+/// Reads one table for each base; they must fill `bytes`.
+pub(super) fn read(bytes: &[u8], bases: usize) -> Result<Vec<Translation>, OpenImageError> {
+    let mut rest = bytes;
+    let mut translations = Vec::with_capacity(bases);
+    for position in 0..bases {
+        let short = OpenImageError::Table { position, source: ReadTranslationError::Length };
+        let (length, behind) = rest.split_first_chunk().ok_or(short)?;
+        let (table, behind) = behind.split_at_checked(u32::from_le_bytes(*length) as usize).ok_or(short)?;
+        rest = behind;
+        translations.push(match table {
+            [] => Translation::default(),
+            table => Translation::read(table).map_err(|source| OpenImageError::Table { position, source })?,
+        });
+    }
+    match rest {
+        [] => Ok(translations),
+        _ => Err(OpenImageError::Table { position: bases, source: ReadTranslationError::Length }),
+    }
+}

@@ -1,0 +1,127 @@
+//! Pages made of words of one base, wherever in the base these are: the levels `fast` and `small`.
+//!
+//! Two processes of one program hold the same objects at other addresses and other distances, full of pointers. So a
+//! target is aligned with its base at 8-byte steps (`align`), its pointers are predicted from the base's through a table
+//! that is learned from the alignment (`learn`, `translation`), and what is left is stored word by word (`delta`).
+//! A prediction that is wrong costs a few bytes, never a page.
+//!
+//! ```text
+//! base pages ──► BaseIndex (once for each base)
+//!                   │
+//! target pages ─────┴─► Part, Part, ... (each on a thread) ──► Plan ──► page by page: `encode` ──► bytes
+//! ```
+
+mod align;
+mod delta;
+mod index;
+mod learn;
+mod token;
+mod translation;
+mod varint;
+
+use std::ops::Range;
+
+use align::{Origin, Piece, Walk};
+pub use delta::DecodeWordsError;
+pub(crate) use delta::{PageOfWords, PageSource, WordEncoder, correct, decode_pieces, pages_needed};
+pub use index::{BaseIndex, Memory, MemoryError};
+use learn::Learner;
+use token::PAGE_WORDS;
+pub use translation::{ENTRIES_MAX, ReadTranslationError, TRANSLATION_BYTES_MAX, Translation};
+
+use crate::page::{Page, PageIndex};
+
+/// Aligns a target with a base.
+#[derive(Debug)]
+pub struct Aligner<'a> {
+    memory: Memory<'a>,
+    base: &'a BaseIndex,
+    base_pages: &'a [&'a Page],
+    same: Vec<Option<PageIndex>>,
+}
+
+/// Some pages of a target, aligned: what one worker hands over.
+#[derive(Debug, Clone)]
+pub struct Part {
+    pieces: Vec<Piece>,
+    /// For each page, where its pieces end.
+    ends: Vec<usize>,
+    learner: Learner,
+}
+
+/// How every page of a target is made of the base.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    pieces: Vec<Piece>,
+    ends: Vec<usize>,
+    translation: Translation,
+}
+
+impl<'a> Aligner<'a> {
+    /// For a target and the base it resembles. `base_pages` are the pages the index was made of.
+    pub fn new(memory: Memory<'a>, base: &'a BaseIndex, base_pages: &'a [&'a Page]) -> Self {
+        let same = align::same_places(&memory, base);
+        Self { memory, base, base_pages, same }
+    }
+
+    /// Aligns a range of the target's pages. Parts may be made at the same time.
+    pub fn part(&self, pages: Range<usize>) -> Part {
+        let mut walk = Walk::new(self.base);
+        let mut part = Part { pieces: Vec::new(), ends: Vec::new(), learner: Learner::new() };
+        for at in pages {
+            let (Some(page), Some(same)) = (self.memory.pages().get(at), self.same.get(at)) else { break };
+            let first = part.pieces.len();
+            walk.page(&self.memory, at, same.map(|page| page.0 as usize), &mut part.pieces);
+            part.ends.push(part.pieces.len());
+            walk.pointers(page, &part.pieces[first..], self.base_pages, |seen| part.learner.see(seen));
+        }
+        part
+    }
+
+    /// Puts the parts together, which cover all pages in order, and learns the pointer table.
+    pub fn plan(&self, parts: impl IntoIterator<Item = Part>) -> Plan {
+        let mut plan = Plan { pieces: Vec::new(), ends: Vec::new(), translation: Translation::default() };
+        let mut learner = Learner::new();
+        for part in parts {
+            let before = plan.pieces.len();
+            plan.pieces.extend(part.pieces);
+            plan.ends.extend(part.ends.iter().map(|end| before + end));
+            learner.merge(part.learner);
+        }
+        plan.translation = learner.translation(&self.base.mappings, self.memory.mappings());
+        plan
+    }
+}
+
+impl Plan {
+    /// The pointer table, which an image keeps once for each base.
+    pub const fn translation(&self) -> &Translation {
+        &self.translation
+    }
+
+    /// A page of the target as words of the base.
+    pub(crate) fn encode<'e>(
+        &self,
+        encoder: &'e mut WordEncoder,
+        at: PageIndex,
+        page: &Page,
+        base: &[&Page],
+    ) -> Option<PageOfWords<'e>> {
+        encoder.encode(page, self.pieces(at.0 as usize), base, &self.translation)
+    }
+
+    /// The base page that the page is aligned with from end to end, if it is one.
+    pub(crate) fn only_page(&self, at: PageIndex) -> Option<PageIndex> {
+        match self.pieces(at.0 as usize) {
+            [Piece { from: Origin::Base(start), .. }] if start.rem_euclid(PAGE_WORDS as i64) == 0 => {
+                u32::try_from(start / PAGE_WORDS as i64).ok().map(PageIndex)
+            }
+            _ => None,
+        }
+    }
+
+    fn pieces(&self, page: usize) -> &[Piece] {
+        let start = page.checked_sub(1).and_then(|before| self.ends.get(before)).copied().unwrap_or(0);
+        self.ends.get(page).and_then(|end| self.pieces.get(start..*end)).unwrap_or_default()
+    }
+}

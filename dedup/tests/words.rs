@@ -1,0 +1,289 @@
+//! Pages of words: whatever the base, the mappings and the pages are, every page comes back; and what is moved is found.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on stops")]
+
+mod common;
+
+use std::collections::BTreeSet;
+
+use common::{KEY, Process, any_page, base, changed, noise_page, process};
+use medes_dedup::delta::DeltaCodec;
+use medes_dedup::encode::{EncodeRules, EncodedRun, Encoder, PageClass, WordRules, WordsOf};
+use medes_dedup::image::{BuildImageError, DedupImage, ImageBuilder};
+use medes_dedup::mapping::{Backing, FileName, Mapping, Mappings, MappingsError};
+use medes_dedup::page::{BasePage, Page, PageIndex, ZERO_PAGE};
+use medes_dedup::rebuild::{BasePages, RebuildError};
+use medes_dedup::words::{Aligner, BaseIndex, Memory, MemoryError, Plan, Translation};
+use proptest::prelude::*;
+
+fn index(base: &Process) -> BaseIndex {
+    BaseIndex::new(Memory::new(&base.pages(), &base.addresses, &base.mappings).unwrap())
+}
+
+/// The plan for a target, made in parts of so many pages.
+fn plan(target: &Process, from: &Process, part_pages: usize) -> Plan {
+    let (index, base_pages, pages) = (index(from), from.pages(), target.pages());
+    let memory = Memory::new(&pages, &target.addresses, &target.mappings).unwrap();
+    let aligner = Aligner::new(memory, &index, &base_pages);
+    let starts = (0..pages.len()).step_by(part_pages);
+    aligner.plan(starts.map(|start| aligner.part(start..(start + part_pages).min(pages.len()))))
+}
+
+/// The target as an image on base snapshot 1, and how many bytes its pages took.
+fn image(target: &Process, from: &Process, part_pages: usize) -> DedupImage<Vec<u8>> {
+    let plan = plan(target, from, part_pages);
+    let pages = from.pages();
+    let words = WordsOf { snapshot: base(1, 0).snapshot, pages: &pages, plan: &plan, rules: WordRules::FAST };
+    let mut encoder = Encoder::new(&KEY, EncodeRules::default());
+    let mut run = EncodedRun::new();
+    for (at, page) in (0u32..).map(PageIndex).zip(&target.pages) {
+        run.push(&encoder.encode_planned(page, at, &words));
+    }
+    assert_eq!(encoder.distrusted(), 0);
+    let mut builder = ImageBuilder::new(&KEY);
+    builder.append(&run).unwrap();
+    builder.translation(words.snapshot, plan.translation());
+    builder.section("core-1.img", b"registers".to_vec()).unwrap();
+    DedupImage::open(builder.finish().unwrap(), &KEY).unwrap()
+}
+
+/// The base pages that the read plan of an image names, and no others.
+struct Planned<'b>(&'b Process, BTreeSet<BasePage>);
+
+impl BasePages for Planned<'_> {
+    fn base_page(&self, page: BasePage) -> Option<&Page> {
+        self.1.contains(&page).then(|| self.0.pages.get(page.page.0 as usize))?
+    }
+}
+
+/// Rebuilds every page from what the read plan names for this page alone.
+fn check(image: &DedupImage<Vec<u8>>, target: &Process, from: &Process) {
+    assert_eq!(image.pages() as usize, target.pages.len());
+    let mut codec = DeltaCodec::new();
+    let mut out = ZERO_PAGE;
+    for (at, page) in (0u32..).map(PageIndex).zip(&target.pages) {
+        let reads = image.reads();
+        let needed = reads.iter().filter(|read| read.pages().any(|one| one == at)).map(|read| read.base);
+        image.rebuild_from(&mut codec, at, &Planned(from, needed.collect()), &mut out).unwrap();
+        assert!(out == *page, "page {at}");
+    }
+    assert_eq!(image.sections().unwrap().get("core-1.img"), Some(&b"registers"[..]));
+}
+
+/// Any process at all, related to nothing.
+fn any_process() -> impl Strategy<Value = Process> {
+    let backing = prop_oneof![
+        (0u8..3, 0u64..9)
+            .prop_map(|(name, page)| Backing::File { name: FileName::of(&[name]), offset: page << 12 }),
+        Just(Backing::Heap),
+        Just(Backing::Stack),
+        Just(Backing::Anonymous),
+    ];
+    let mapping = (backing, prop_oneof![0u64..4, any::<u64>().prop_map(|at| at >> 20)], 1u64..5);
+    let pages = proptest::collection::vec(any_page(), 0..24);
+    (proptest::collection::vec(mapping, 0..12), pages, 1u64..4).prop_map(|(raw, pages, distance)| {
+        let mut start = 0x1000u64;
+        let mappings = raw.into_iter().map(|(backing, gap, pages)| {
+            let mapping = Mapping { start: start + (gap << 12), end: start + ((gap + pages) << 12), backing };
+            start = mapping.end;
+            mapping
+        });
+        let mappings = Mappings::new(mappings).unwrap();
+        let first = mappings.as_slice().first().map_or(0, |mapping| mapping.start);
+        let addresses = (0..pages.len() as u64).map(|page| first + ((page * distance) << 12)).collect();
+        Process { mappings, addresses, pages }
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+    /// Any page, any base, any mappings.
+    #[test]
+    fn any_process_comes_back(target in any_process(), from in any_process(), part_pages in 1usize..30) {
+        check(&image(&target, &from, part_pages), &target, &from);
+    }
+
+    /// A second start of the program, with some words of its own and its objects further on.
+    #[test]
+    fn relatives_come_back(
+        program: u64,
+        layouts: (u64, u64),
+        gaps in (0usize..40, 0usize..40),
+        words in 0usize..600,
+        part_pages in 1usize..30,
+    ) {
+        let from = process(program, layouts.0, gaps.0);
+        let mut target = process(program, layouts.1, gaps.1);
+        for (at, page) in (0u64..).zip(&mut target.pages) {
+            *page = changed(page, program ^ at, words);
+        }
+        check(&image(&target, &from, part_pages), &target, &from);
+    }
+
+    /// A pointer table survives being written down: it translates every word as before.
+    #[test]
+    fn tables_come_back(program: u64, layouts: (u64, u64), gap in 0usize..40, words: Vec<u64>) {
+        let (from, target) = (process(program, layouts.0, 0), process(program, layouts.1, gap));
+        let table = plan(&target, &from, 100);
+        let read = Translation::read(&table.translation().write()).unwrap();
+        prop_assert_eq!(read.len(), table.translation().len());
+        let ends = from.mappings.as_slice().iter().flat_map(|mapping| [mapping.start - 1, mapping.start, mapping.end]);
+        for word in from.addresses.iter().copied().chain(ends).chain(words) {
+            prop_assert_eq!(read.translate(word), table.translation().translate(word));
+        }
+    }
+
+    /// Any bytes as a pointer table: an error, or a table that is written the same way again.
+    #[test]
+    fn any_bytes_as_a_table(plain: Vec<u8>, entries in 0u32..40, compressed in any::<bool>()) {
+        let mut bytes = plain.clone();
+        if compressed {
+            bytes = [entries.to_le_bytes(), (plain.len() as u32).to_le_bytes()].concat();
+            bytes.extend(zstd::bulk::compress(&plain, 1).unwrap());
+        }
+        if let Ok(table) = Translation::read(&bytes) {
+            let again = Translation::read(&table.write()).unwrap();
+            prop_assert_eq!(again.len(), table.len());
+        }
+    }
+}
+
+/// Nothing but addresses and distances differ: then next to nothing is stored.
+#[test]
+fn a_moved_process_takes_next_to_nothing() {
+    let (from, target) = (process(1, 2, 0), process(1, 3, 5));
+    let image = image(&target, &from, 100);
+    check(&image, &target, &from);
+    let classes = image.classes();
+    assert_eq!(classes.whole, 0, "{classes:?}");
+    let bytes = (classes.delta_bytes + classes.whole_bytes) as usize;
+    assert!(bytes < target.pages.len() * 100, "{bytes} bytes for {} pages", target.pages.len());
+}
+
+/// How the work was divided may change a few bytes, never a page; and the same division gives the same file.
+#[test]
+fn planning_is_repeatable() {
+    let (from, target) = (process(5, 6, 1), process(5, 7, 9));
+    let files = [3, 3, 100].map(|part_pages| image(&target, &from, part_pages).into_file());
+    assert_eq!(files[0], files[1]);
+    for file in files {
+        check(&DedupImage::open(file, &KEY).unwrap(), &target, &from);
+    }
+}
+
+#[test]
+fn pages_equal_to_their_base_take_no_bytes() {
+    let from = process(1, 2, 0);
+    let image = image(&from, &from, 100);
+    let classes = image.classes();
+    assert_eq!(classes.same as usize, from.pages.len(), "{classes:?}");
+}
+
+#[test]
+fn pages_nobody_can_compress_stay_as_they_are() {
+    let (from, mut target) = (process(1, 2, 0), process(1, 3, 0));
+    target.pages[4] = noise_page(9);
+    let image = image(&target, &from, 100);
+    check(&image, &target, &from);
+    assert_eq!(image.classes().whole, 1);
+}
+
+#[test]
+fn an_image_of_words_needs_their_table() {
+    let (from, target) = (process(1, 2, 0), process(1, 3, 0));
+    let (plan, pages) = (plan(&target, &from, 100), from.pages());
+    let snapshot = base(1, 0).snapshot;
+    let words = WordsOf { snapshot, pages: &pages, plan: &plan, rules: WordRules::FAST };
+    let mut encoder = Encoder::new(&KEY, EncodeRules::default());
+    let page = encoder.encode_planned(&target.pages[3], PageIndex(3), &words);
+    assert_eq!(page.class(), PageClass::Delta);
+    let mut builder = ImageBuilder::new(&KEY);
+    builder.push(&page).unwrap();
+    assert_eq!(builder.finish(), Err(BuildImageError::NoTable { snapshot }));
+}
+
+#[test]
+fn base_pages_that_are_missing_are_named() {
+    let (from, target) = (process(1, 2, 0), process(1, 3, 5));
+    let image = image(&target, &from, 100);
+    let mut codec = DeltaCodec::new();
+    let mut out = noise_page(1);
+    for page in (0..image.pages()).map(PageIndex) {
+        let error =
+            image.rebuild_from(&mut codec, page, &Planned(&from, BTreeSet::new()), &mut out).unwrap_err();
+        let RebuildError::NoBase { page: named, base } = error else { panic!("{error}") };
+        assert_eq!(named, page);
+        assert!(image.reads().iter().any(|read| read.base == base));
+        assert_eq!(out, ZERO_PAGE);
+    }
+}
+
+#[test]
+fn a_wrong_base_is_seen_by_the_hash() {
+    let (from, target) = (process(1, 2, 0), process(1, 3, 5));
+    let image = image(&target, &from, 100);
+    let wrong = process(2, 2, 0);
+    let all = (0..from.pages.len() as u32).map(|page| base(1, page)).collect();
+    let mut codec = DeltaCodec::new();
+    let mut out = noise_page(1);
+    for page in (0..image.pages()).map(PageIndex) {
+        let all = Planned(&wrong, BTreeSet::clone(&all));
+        let error = image.rebuild_from(&mut codec, page, &all, &mut out).unwrap_err();
+        assert!(matches!(error, RebuildError::Hash { .. }), "{error}");
+        assert_eq!(out, ZERO_PAGE);
+    }
+}
+
+#[test]
+fn mappings_and_memories_that_cannot_be_are_refused() {
+    let mapping = |start, end| Mapping { start, end, backing: Backing::Anonymous };
+    let error = |list: &[Mapping]| Mappings::new(list.iter().copied()).unwrap_err();
+    assert_eq!(error(&[mapping(0x1000, 0x1000)]), MappingsError::Bounds { start: 0x1000, end: 0x1000 });
+    assert_eq!(error(&[mapping(0x1000, 0x1800)]), MappingsError::Bounds { start: 0x1000, end: 0x1800 });
+    let overlap = [mapping(0x5000, 0x7000), mapping(0x1000, 0x6000)];
+    assert_eq!(error(&overlap), MappingsError::Overlap { start: 0x5000 });
+    let page = ZERO_PAGE;
+    let mappings = Mappings::default();
+    let memory = |addresses: &[u64]| Memory::new(&[&page, &page], addresses, &mappings).err();
+    assert_eq!(memory(&[0x1000]), Some(MemoryError::Addresses { addresses: 1, pages: 2 }));
+    assert_eq!(memory(&[0x2000, 0x1000]), Some(MemoryError::Order { page: PageIndex(1) }));
+    assert_eq!(memory(&[0x1000, 0x2004]), Some(MemoryError::Order { page: PageIndex(1) }));
+    assert_eq!(memory(&[0x1000, 0x2000]), None);
+}
+
+/// What is paired: the same part of the same file, a stack by its end, memory without a file by size and neighbour.
+#[test]
+fn mappings_are_paired_by_what_stays() {
+    let file = |name: &[u8], offset| Backing::File { name: FileName::of(name), offset };
+    let list = |raw: &[(u64, u64, Backing)]| {
+        Mappings::new(raw.iter().map(|(start, pages, backing)| Mapping {
+            start: start << 12,
+            end: (start + pages) << 12,
+            backing: *backing,
+        }))
+        .unwrap()
+    };
+    let one = list(&[
+        (10, 2, file(b"a", 0)),
+        (20, 7, Backing::Heap),
+        (100, 1, file(b"b", 0)),
+        (101, 4, Backing::Anonymous),
+        (105, 6, Backing::Anonymous),
+        (150, 2, file(b"c", 0)),
+        (200, 3, Backing::Stack),
+    ]);
+    let other = list(&[
+        (1010, 2, file(b"a", 0)),
+        (1020, 9, Backing::Heap),
+        (1090, 6, Backing::Anonymous),
+        (1100, 1, file(b"b", 0)),
+        (1101, 4, Backing::Anonymous),
+        (1160, 5, file(b"c", 0x5000)),
+        (1200, 9, Backing::Stack),
+    ]);
+    let shifts: Vec<Option<i64>> =
+        one.shifts_to(&other).into_iter().map(|shift| Some(shift? as i64 >> 12)).collect();
+    let stack = 1209 - 203;
+    assert_eq!(shifts, [Some(1000), Some(1000), Some(1000), Some(1000), Some(985), Some(1005), Some(stack)]);
+    assert!(one.shifts_to(&Mappings::default()).iter().all(Option::is_none));
+}
