@@ -44,6 +44,14 @@ impl Level {
     /// The lightest, which the paper's prototype used (of xdelta3).
     pub const FASTEST: Self = Self(1);
 
+    /// A level known to be one.
+    pub(crate) const fn constant(level: i32) -> Self {
+        match Self::new(level) {
+            Some(level) => level,
+            None => Self::FASTEST,
+        }
+    }
+
     /// `None` outside 1..=19: above, zstd takes memory for windows that one page never fills.
     pub const fn new(level: i32) -> Option<Self> {
         if level < 1 || level > 19 { None } else { Some(Self(level)) }

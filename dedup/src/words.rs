@@ -19,6 +19,7 @@ mod token;
 mod translation;
 mod varint;
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use align::{Origin, Piece, Walk};
@@ -35,8 +36,10 @@ use crate::page::{Page, PageIndex};
 #[derive(Debug)]
 pub struct Aligner<'a> {
     memory: Memory<'a>,
-    base: &'a BaseIndex,
+    base: Cow<'a, BaseIndex>,
     base_pages: &'a [&'a Page],
+    /// What an earlier pass found, when this one compares words as that one predicts them.
+    before: Option<&'a Plan>,
     same: Vec<Option<PageIndex>>,
 }
 
@@ -61,19 +64,30 @@ impl<'a> Aligner<'a> {
     /// For a target and the base it resembles. `base_pages` are the pages the index was made of.
     pub fn new(memory: Memory<'a>, base: &'a BaseIndex, base_pages: &'a [&'a Page]) -> Self {
         let same = align::same_places(&memory, base);
-        Self { memory, base, base_pages, same }
+        Self { memory, base: Cow::Borrowed(base), base_pages, before: None, same }
+    }
+
+    /// A second look at the same target, for the level `small`: against what the plan predicts, pointers tell objects
+    /// apart that look alike without them. Costs as much time as the first, and once more the index's memory.
+    pub fn refine(&self, plan: &'a Plan) -> Self {
+        let base = self.base.translated(self.base_pages, &plan.translation);
+        Self { base: Cow::Owned(base), before: Some(plan), same: self.same.clone(), ..*self }
     }
 
     /// Aligns a range of the target's pages. Parts may be made at the same time.
     pub fn part(&self, pages: Range<usize>) -> Part {
-        let mut walk = Walk::new(self.base);
+        let mut walk = Walk::new(&self.base, self.before.is_some());
         let mut part = Part { pieces: Vec::new(), ends: Vec::new(), learner: Learner::new() };
         for at in pages {
             let (Some(page), Some(same)) = (self.memory.pages().get(at), self.same.get(at)) else { break };
             let first = part.pieces.len();
-            walk.page(&self.memory, at, same.map(|page| page.0 as usize), &mut part.pieces);
+            let before = self.before.map(|plan| plan.pieces(at)).unwrap_or_default();
+            walk.page(&self.memory, at, same.map(|page| page.0 as usize), before, &mut part.pieces);
             part.ends.push(part.pieces.len());
-            walk.pointers(page, &part.pieces[first..], self.base_pages, |seen| part.learner.see(seen));
+            let found = &part.pieces[first..];
+            walk.pointers((page, self.memory.mappings()), found, self.base_pages, |seen| {
+                part.learner.see(seen);
+            });
         }
         part
     }

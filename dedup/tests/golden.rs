@@ -8,17 +8,23 @@ mod common;
 
 use std::path::PathBuf;
 
-use common::{KEY, base, changed, heap_page, noise_page};
+use common::{KEY, Process, base, changed, heap_page, noise_page, process};
 use medes_dedup::delta::DeltaCodec;
-use medes_dedup::encode::{EncodeRules, Encoder};
+use medes_dedup::encode::{EncodeRules, Encoder, WordRules, WordsOf};
 use medes_dedup::image::{DedupImage, ImageBuilder};
 use medes_dedup::page::{BasePage, PAGE_BYTES, Page, PageIndex, ZERO_PAGE};
-use medes_dedup::recipe::{Recipe, Source};
+use medes_dedup::rebuild::BasePages;
+use medes_dedup::recipe::{Codec, Recipe, Source};
+use medes_dedup::words::{Aligner, BaseIndex, Memory};
 
 const GOLDEN_BYTES_MAX: usize = 8 << 10;
 
 fn golden() -> Vec<u8> {
-    let path: PathBuf = [env!("CARGO_MANIFEST_DIR"), "tests", "golden", "image-v1.medes"].iter().collect();
+    golden_file("image-v1.medes", build)
+}
+
+fn golden_file(name: &str, build: impl Fn() -> Vec<u8>) -> Vec<u8> {
+    let path: PathBuf = [env!("CARGO_MANIFEST_DIR"), "tests", "golden", name].iter().collect();
     if std::env::var_os("MEDES_WRITE_GOLDEN").is_none() {
         return std::fs::read(path).unwrap();
     }
@@ -109,4 +115,65 @@ fn the_same_pages_still_make_the_same_image() {
     // Version and level, counts, key check: where a reader of any age looks for them.
     assert_eq!(golden.file()[..24], fresh.file()[..24]);
     assert_eq!(golden.file()[48..64], fresh.file()[48..64]);
+}
+
+/// A process and a second start of it with a few words and a page of its own, as level 1 stores it.
+fn relatives() -> (Process, Process) {
+    let (from, mut target) = (process(11, 12, 0), process(11, 13, 5));
+    target.pages[3] = changed(&target.pages[3], 14, 200);
+    target.pages[4] = noise_page(15);
+    target.pages[5] = ZERO_PAGE;
+    (from, target)
+}
+
+fn build_words() -> Vec<u8> {
+    let (from, target) = relatives();
+    let (base_pages, pages) = (from.pages(), target.pages());
+    let index = BaseIndex::new(Memory::new(&base_pages, &from.addresses, &from.mappings).unwrap());
+    let memory = Memory::new(&pages, &target.addresses, &target.mappings).unwrap();
+    let aligner = Aligner::new(memory, &index, &base_pages);
+    let plan = aligner.plan([aligner.part(0..pages.len())]);
+    let snapshot = base(1, 0).snapshot;
+    let words = WordsOf { snapshot, pages: &base_pages, plan: &plan, rules: WordRules::FAST };
+    let mut encoder = Encoder::new(&KEY, EncodeRules::default());
+    let mut builder = ImageBuilder::new(&KEY);
+    for (at, page) in (0u32..).map(PageIndex).zip(&pages) {
+        builder.push(&encoder.encode_planned(page, at, &words)).unwrap();
+    }
+    builder.translation(snapshot, plan.translation());
+    builder.finish().unwrap()
+}
+
+/// Every base page of a process.
+struct All(Process);
+
+impl BasePages for All {
+    fn base_page(&self, page: BasePage) -> Option<&Page> {
+        self.0.pages.get(page.page.0 as usize)
+    }
+}
+
+/// What is made today may be smaller than this file, but this file is read for ever.
+#[test]
+fn the_golden_image_of_words_still_opens_and_rebuilds() {
+    let file = golden_file("image-v1-words.medes", build_words);
+    assert!(file.len() < 2 * GOLDEN_BYTES_MAX, "{} bytes", file.len());
+    let image = DedupImage::open(file, &KEY).unwrap();
+    let (from, target) = relatives();
+    let from = All(from);
+    let used: Vec<Codec> = image
+        .recipes()
+        .filter_map(|recipe| match recipe.source {
+            Source::Delta { codec, .. } => Some(codec),
+            _ => None,
+        })
+        .collect();
+    assert!(used.contains(&Codec::Words) && used.contains(&Codec::PackedWords), "{used:?}");
+    let mut codec = DeltaCodec::new();
+    let mut out = ZERO_PAGE;
+    assert_eq!(image.pages() as usize, target.pages.len());
+    for (at, page) in (0u32..).map(PageIndex).zip(&target.pages) {
+        image.rebuild_from(&mut codec, at, &from, &mut out).unwrap();
+        assert!(out == *page, "page {at}");
+    }
 }

@@ -4,11 +4,12 @@
 mod common;
 
 use std::collections::BTreeSet;
+use std::sync::OnceLock;
 
 use common::{KEY, Process, any_page, base, changed, noise_page, process};
 use medes_dedup::delta::DeltaCodec;
 use medes_dedup::encode::{EncodeRules, EncodedRun, Encoder, PageClass, WordRules, WordsOf};
-use medes_dedup::image::{BuildImageError, DedupImage, ImageBuilder};
+use medes_dedup::image::{BuildImageError, DedupImage, ImageBuilder, seal};
 use medes_dedup::mapping::{Backing, FileName, Mapping, Mappings, MappingsError};
 use medes_dedup::page::{BasePage, Page, PageIndex, ZERO_PAGE};
 use medes_dedup::rebuild::{BasePages, RebuildError};
@@ -28,11 +29,24 @@ fn plan(target: &Process, from: &Process, part_pages: usize) -> Plan {
     aligner.plan(starts.map(|start| aligner.part(start..(start + part_pages).min(pages.len()))))
 }
 
-/// The target as an image on base snapshot 1, and how many bytes its pages took.
+/// The plan for a target, refined.
+fn refined(target: &Process, from: &Process) -> Plan {
+    let (index, base_pages, pages) = (index(from), from.pages(), target.pages());
+    let memory = Memory::new(&pages, &target.addresses, &target.mappings).unwrap();
+    let aligner = Aligner::new(memory, &index, &base_pages);
+    let first = aligner.plan([aligner.part(0..pages.len())]);
+    let second = aligner.refine(&first);
+    second.plan([second.part(0..pages.len())])
+}
+
+/// The target as an image on base snapshot 1.
 fn image(target: &Process, from: &Process, part_pages: usize) -> DedupImage<Vec<u8>> {
-    let plan = plan(target, from, part_pages);
+    stored(target, from, &plan(target, from, part_pages), WordRules::FAST)
+}
+
+fn stored(target: &Process, from: &Process, plan: &Plan, rules: WordRules) -> DedupImage<Vec<u8>> {
     let pages = from.pages();
-    let words = WordsOf { snapshot: base(1, 0).snapshot, pages: &pages, plan: &plan, rules: WordRules::FAST };
+    let words = WordsOf { snapshot: base(1, 0).snapshot, pages: &pages, plan, rules };
     let mut encoder = Encoder::new(&KEY, EncodeRules::default());
     let mut run = EncodedRun::new();
     for (at, page) in (0u32..).map(PageIndex).zip(&target.pages) {
@@ -147,6 +161,47 @@ proptest! {
         }
     }
 }
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
+
+    /// Damage that somebody with the key has sealed: whatever still comes out is the page that went in.
+    #[test]
+    fn damage_gives_an_error_or_the_page(at: prop::sample::Index, byte: u8, times in 1usize..4) {
+        let (from, target) = (process(1, 2, 0), process(1, 3, 5));
+        let file = IMAGE.get_or_init(|| image(&target, &from, 100).into_file());
+        let mut body = file[..file.len() - 48].to_vec();
+        for step in 0..times {
+            let at = (at.index(body.len()) + step * 997) % body.len();
+            body[at] = byte.wrapping_add(step as u8);
+        }
+        let Ok(image) = DedupImage::open(seal(body, &KEY), &KEY) else { return Ok(()) };
+        let all = (0..from.pages.len() as u32).map(|page| base(1, page)).collect();
+        let all = Planned(&from, all);
+        let mut codec = DeltaCodec::new();
+        let mut out = noise_page(1);
+        for page in (0..image.pages()).map(PageIndex) {
+            match image.rebuild_from(&mut codec, page, &all, &mut out) {
+                Ok(()) => prop_assert_eq!(out, target.pages[page.0 as usize]),
+                Err(_) => prop_assert_eq!(out, ZERO_PAGE),
+            }
+        }
+        prop_assert!(image.reads().iter().all(|read| image.bases().contains(&read.base.snapshot)));
+    }
+
+    /// A refined plan is a plan like any other.
+    #[test]
+    fn refined_plans_come_back(program: u64, layouts: (u64, u64), gap in 0usize..40, words in 0usize..300) {
+        let (from, mut target) = (process(program, layouts.0, 0), process(program, layouts.1, gap));
+        for (at, page) in (0u64..).zip(&mut target.pages) {
+            *page = changed(page, program ^ at, words);
+        }
+        check(&stored(&target, &from, &refined(&target, &from), WordRules::SMALL), &target, &from);
+    }
+}
+
+/// The file that is damaged, made once.
+static IMAGE: OnceLock<Vec<u8>> = OnceLock::new();
 
 /// Nothing but addresses and distances differ: then next to nothing is stored.
 #[test]

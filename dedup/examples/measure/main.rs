@@ -1,8 +1,8 @@
 //! How small and how fast real memory is stored, one core, everything counted.
 //!
-//! `cargo run -p medes-dedup --release --example measure -- DIR [NAME,NAME...]`: DIR holds dumps in folders
+//! `cargo run -p medes-dedup --release --example measure -- DIR [NAME,NAME...|all] [words]`: DIR holds dumps in folders
 //! `<program>-<n>` (see `dump`). The first of each program is the base of the others. Prints, in percent of the
-//! target's bytes: identical pages, the paper's method, zstd alone, the default engine, pages of words; and speeds.
+//! target's bytes (with `words` only the last of these): identical pages, the paper's method, zstd alone, the default engine, pages of words; and speeds.
 #![allow(clippy::unwrap_used, reason = "a measurement that cannot go on stops")]
 #![allow(clippy::disallowed_methods, reason = "it is here to take the time")]
 
@@ -13,11 +13,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use dump::Dump;
+use medes_dedup::candidate::CandidateRules;
 use medes_dedup::encode::EncodeRules;
 use medes_dedup::fingerprint::Sampling;
+use medes_dedup::page::Page;
 use medes_dedup::paper;
 use medes_dedup::words::{BaseIndex, Memory};
-use methods::{Measured, Registry, alone, hinted, planned, same};
+use methods::{Measured, alone, hinted, planned, same};
 
 fn main() {
     let mut arguments = std::env::args_os().skip(1);
@@ -26,12 +28,15 @@ fn main() {
     let mut names: Vec<String> = fs::read_dir(&root)
         .unwrap()
         .filter_map(|entry| Some(entry.unwrap().file_name().to_str()?.strip_suffix("-1")?.to_owned()))
-        .filter(|name| only.as_ref().is_none_or(|only| only.split(',').any(|one| one == name)))
+        .filter(|name| {
+            only.as_ref().is_none_or(|only| only == "all" || only.split(',').any(|one| one == name))
+        })
         .collect();
     names.sort();
+    let words_only = arguments.next().is_some_and(|which| which == "words");
     let mut total = Vec::new();
     for name in &names {
-        let measured = program(&root, name);
+        let measured = program(&root, name, words_only);
         print(name, &measured);
         if total.is_empty() {
             total = measured;
@@ -43,35 +48,19 @@ fn main() {
 }
 
 /// All methods on all targets of one program.
-fn program(root: &Path, name: &str) -> Vec<Measured> {
+fn program(root: &Path, name: &str, words_only: bool) -> Vec<Measured> {
     let dump = |n: usize| Some(root.join(format!("{name}-{n}"))).filter(|folder| folder.is_dir());
     let base = Dump::read(&dump(1).unwrap());
     let base_pages = base.pages();
     let memory = Memory::new(&base_pages, &base.addresses, &base.mappings).unwrap();
     let (index, index_seconds) = methods::timed(|| BaseIndex::new(memory));
-    let registries =
-        [paper::sampling(), Sampling::default()].map(|sampling| Registry::new(&base_pages, sampling));
     let mut sums: Vec<Measured> = Vec::new();
     for folder in (2..).map_while(dump) {
         let target = Dump::read(&folder);
-        let mut all = vec![
-            same(&target, &base_pages),
-            hinted(
-                "paper",
-                &target,
-                &base_pages,
-                &registries[0],
-                (paper::candidate_rules(), paper::encode_rules()),
-            ),
-        ];
-        all.extend(alone(&target));
-        all.push(hinted(
-            "default",
-            &target,
-            &base_pages,
-            &registries[1],
-            (Default::default(), EncodeRules::default()),
-        ));
+        let mut all = Vec::new();
+        if !words_only {
+            all.extend(others(&target, &base_pages));
+        }
         all.extend(planned(&target, &base_pages, &index));
         if sums.is_empty() {
             sums = all;
@@ -86,6 +75,16 @@ fn program(root: &Path, name: &str) -> Vec<Measured> {
         index.memory_bytes() as f64 / base.bytes().len() as f64,
     );
     sums
+}
+
+/// What there was before.
+fn others(target: &Dump, base: &[&Page]) -> Vec<Measured> {
+    let rules = (paper::candidate_rules(), paper::encode_rules());
+    let mut all = vec![same(target, base), hinted("paper", target, base, paper::sampling(), rules)];
+    all.extend(alone(target));
+    let rules = (CandidateRules::default(), EncodeRules::default());
+    all.push(hinted("default", target, base, Sampling::default(), rules));
+    all
 }
 
 fn print(name: &str, measured: &[Measured]) {

@@ -11,7 +11,7 @@ use medes_dedup::image::{DedupImage, ImageBuilder};
 use medes_dedup::key::DomainKey;
 use medes_dedup::page::{BasePage, PAGE_BYTES, Page, PageIndex, SnapshotId, ZERO_PAGE, is_zero};
 use medes_dedup::rebuild::BasePages;
-use medes_dedup::words::{Aligner, BaseIndex, Memory};
+use medes_dedup::words::{Aligner, BaseIndex, Memory, Plan};
 
 use crate::dump::Dump;
 
@@ -86,7 +86,7 @@ pub(crate) fn alone(target: &Dump) -> Vec<Measured> {
 }
 
 /// The base pages by chunk: a registry with one snapshot.
-pub(crate) struct Registry {
+struct Registry {
     fingerprinter: Fingerprinter,
     chunks: HashMap<ChunkHash, Vec<u32>>,
 }
@@ -95,7 +95,7 @@ impl Registry {
     /// Base pages kept for one chunk.
     const PAGES_MAX: usize = 16;
 
-    pub(crate) fn new(base: &[&Page], sampling: Sampling) -> Self {
+    fn new(base: &[&Page], sampling: Sampling) -> Self {
         let fingerprinter = Fingerprinter::new(&KEY, sampling);
         let mut chunks: HashMap<ChunkHash, Vec<u32>> = HashMap::new();
         for (at, page) in (0u32..).zip(base) {
@@ -130,9 +130,10 @@ pub(crate) fn hinted(
     method: &'static str,
     target: &Dump,
     base: &[&Page],
-    registry: &Registry,
+    sampling: Sampling,
     (candidates, rules): (CandidateRules, EncodeRules),
 ) -> Measured {
+    let registry = Registry::new(base, sampling);
     let mut fan_out = FanOut::new(candidates, NODE);
     let mut encoder = Encoder::new(&KEY, rules);
     let mut builder = ImageBuilder::new(&KEY);
@@ -158,8 +159,12 @@ pub(crate) fn planned(target: &Dump, base: &[&Page], index: &BaseIndex) -> Vec<M
     let aligner = Aligner::new(memory, index, base);
     let (part, align_seconds) = timed(|| aligner.part(0..pages.len()));
     let (plan, learn_seconds) = timed(|| aligner.plan([part]));
-    let measure = |(method, rules)| {
-        let words = WordsOf { snapshot: snapshot(), pages: base, plan: &plan, rules };
+    let (refined, refine_seconds) = timed(|| {
+        let second = aligner.refine(&plan);
+        second.plan([second.part(0..pages.len())])
+    });
+    let measure = |(method, plan, rules, learn_seconds): (_, &Plan, _, f64)| {
+        let words = WordsOf { snapshot: snapshot(), pages: base, plan, rules };
         let mut encoder = Encoder::new(&KEY, EncodeRules::default());
         let mut builder = ImageBuilder::new(&KEY);
         let ((), encode_seconds) = timed(|| {
@@ -178,7 +183,7 @@ pub(crate) fn planned(target: &Dump, base: &[&Page], index: &BaseIndex) -> Vec<M
         measured.seconds = vec![
             ("encode", align_seconds + learn_seconds + encode_seconds),
             ("of it align", align_seconds),
-            ("learn", learn_seconds),
+            ("learn and refine", learn_seconds),
             ("code, hash and prove", encode_seconds),
             ("open", open_seconds),
             ("rebuild", rebuild(&image, target, base)),
@@ -194,7 +199,12 @@ pub(crate) fn planned(target: &Dump, base: &[&Page], index: &BaseIndex) -> Vec<M
         );
         measured
     };
-    [("words fast", WordRules::FAST)].into_iter().map(measure).collect()
+    let ways = [
+        ("words fast", &plan, WordRules::FAST, learn_seconds),
+        ("words packed", &plan, WordRules::SMALL, learn_seconds),
+        ("words small", &refined, WordRules::SMALL, learn_seconds + refine_seconds),
+    ];
+    ways.into_iter().map(measure).collect()
 }
 
 /// The base as a place to read from.

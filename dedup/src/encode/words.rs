@@ -14,11 +14,23 @@ pub struct WordRules {
     pub enough_bytes_max: usize,
     /// How hard to work on corrections.
     pub pack_level: Level,
+    /// How hard to work on pages that are better off without the base.
+    pub whole_level: Level,
 }
 
 impl WordRules {
     /// For a sandbox that is parked just now: most pages stay as the prediction left them.
-    pub const FAST: Self = Self { enough_bytes_max: 384, pack_level: Level::FASTEST };
+    ///
+    /// Measured on Python processes: 384 here makes 0.4 % of the memory less of it and takes a fifth longer.
+    pub const FAST: Self =
+        Self { enough_bytes_max: 768, pack_level: Level::FASTEST, whole_level: Level::FASTEST };
+
+    /// For what stays parked, with a plan that was refined: every correction that is worth it is packed.
+    pub const SMALL: Self = Self {
+        enough_bytes_max: PACK_BYTES_MIN,
+        pack_level: Level::constant(3),
+        whole_level: Level::constant(9),
+    };
 }
 
 /// A base that a target is planned with.
@@ -89,8 +101,7 @@ impl Encoder {
         }
         // A page by itself is rarely shorter than good corrections.
         if limit > WHOLE_TRIED_FROM
-            && let Some(level) = self.rules.whole_level
-            && let Some(coded) = self.codec.encode_alone(page, limit - 1, level)
+            && let Some(coded) = self.codec.encode_alone(page, limit - 1, base.rules.whole_level)
         {
             self.best[..coded.len()].copy_from_slice(coded);
             form = Some(Form::Whole { codec: Codec::Zstd, bytes: coded.len() });

@@ -19,10 +19,13 @@
 use thiserror::Error;
 
 use super::align::{BLOCK_WORDS, Origin, PAGE_BLOCKS, Piece};
-use super::token::{PAGE_WORDS, WORD_BYTES, word};
+use super::token::{PAGE_WORDS, WORD_BYTES};
 use super::translation::Translation;
 use super::varint::{read, unzigzag, write, zigzag};
 use crate::page::{Page, PageIndex};
+
+/// Bytes of a block.
+const BLOCK_BYTES: usize = BLOCK_WORDS * WORD_BYTES;
 
 /// Bytes of the bitmap of blocks.
 const BITMAP_BYTES: usize = PAGE_BLOCKS / 8;
@@ -167,34 +170,36 @@ impl WordEncoder {
         let bitmap_at = self.out.len();
         self.out.extend_from_slice(&[0; BITMAP_BYTES]);
         let mut bitmap = 0u64;
-        for block in 0..PAGE_BLOCKS {
+        let blocks =
+            page.as_chunks::<BLOCK_BYTES>().0.iter().zip(self.predicted.as_chunks::<BLOCK_BYTES>().0);
+        for (block, (is, predicted)) in blocks.enumerate() {
+            if is == predicted {
+                continue;
+            }
             let mut wrong = 0u8;
-            for in_block in 0..BLOCK_WORDS {
-                let at = block * BLOCK_WORDS + in_block;
-                let (is, predicted) = (word(page, at), word(&self.predicted, at));
+            let words = is.as_chunks::<WORD_BYTES>().0.iter().zip(predicted.as_chunks::<WORD_BYTES>().0);
+            for (in_block, (is, predicted)) in words.enumerate() {
                 if is == predicted {
                     continue;
                 }
                 wrong |= 1 << in_block;
-                let change = is.wrapping_sub(predicted) as i64;
+                let change = u64::from_le_bytes(*is).wrapping_sub(u64::from_le_bytes(*predicted)) as i64;
                 if let Ok(small) = i8::try_from(change) {
                     self.masks.push(0);
                     self.differing.push(small as u8);
                     continue;
                 }
                 let mut mask = 0;
-                for (byte, (a, b)) in is.to_le_bytes().into_iter().zip(predicted.to_le_bytes()).enumerate() {
+                for (byte, (a, b)) in is.iter().zip(predicted).enumerate() {
                     if a != b {
                         mask |= 1 << byte;
-                        self.differing.push(a);
+                        self.differing.push(*a);
                     }
                 }
                 self.masks.push(mask);
             }
-            if wrong != 0 {
-                bitmap |= 1 << block;
-                self.out.push(wrong);
-            }
+            bitmap |= 1 << block;
+            self.out.push(wrong);
         }
         self.out[bitmap_at..bitmap_at + BITMAP_BYTES].copy_from_slice(&bitmap.to_le_bytes());
         self.out.extend_from_slice(&self.masks);

@@ -2,7 +2,9 @@
 
 use thiserror::Error;
 
-use super::token::{KINDS, PAGE_WORDS, Token, tokens};
+use super::align::LOOK_WORDS;
+use super::token::{KINDS, PAGE_WORDS, Token, exact, token, tokens};
+use super::translation::Translation;
 use crate::image::PAGES_MAX;
 use crate::mapping::Mappings;
 use crate::page::{PAGE_BYTES, Page, PageIndex};
@@ -12,6 +14,9 @@ pub(super) const ANCHOR_WORDS: usize = 4;
 
 /// Places remembered for anchors of one bucket.
 const WAYS: usize = 4;
+
+/// A token that no word has.
+const NOTHING: Token = *KINDS.end() + 1;
 
 /// No place.
 const NONE: u32 = u32::MAX;
@@ -102,22 +107,40 @@ pub struct BaseIndex {
 impl BaseIndex {
     /// Reads the whole base once.
     pub fn new(memory: Memory<'_>) -> Self {
-        let mut all = Vec::with_capacity(memory.pages.len() * PAGE_WORDS);
+        let Memory { pages, addresses, mappings } = memory;
+        Self::with_tokens(pages, addresses.to_vec(), mappings.clone(), |word| token(word, mappings))
+    }
+
+    /// The same base as a target sees it: its pointers translated, every word compared as it is.
+    pub(super) fn translated(&self, pages: &[&Page], translation: &Translation) -> Self {
+        let see = |word| exact(translation.translate(word));
+        Self::with_tokens(pages, self.addresses.clone(), self.mappings.clone(), see)
+    }
+
+    fn with_tokens(
+        pages: &[&Page],
+        addresses: Vec<u64>,
+        mappings: Mappings,
+        token: impl Fn(u64) -> Token + Copy,
+    ) -> Self {
+        let mut all = Vec::with_capacity(pages.len() * PAGE_WORDS + LOOK_WORDS);
         let mut page_tokens = [0; PAGE_WORDS];
-        for page in memory.pages {
-            tokens(page, memory.mappings, &mut page_tokens);
+        for page in pages {
+            tokens(page, token, &mut page_tokens);
             all.extend_from_slice(&page_tokens);
         }
+        // Behind the end there is nothing that agrees with anything.
+        all.extend_from_slice(&[NOTHING; LOOK_WORDS]);
         // One place in four becomes an anchor, and a bucket has four ways: half of the ways stay free.
         let buckets = (all.len() / 8).next_power_of_two().max(16);
         let mut index = Self {
-            mappings: memory.mappings.clone(),
-            addresses: memory.addresses.to_vec(),
+            mappings,
+            addresses,
             tokens: all,
             anchors: vec![[NONE; WAYS]; buckets],
             shift: 64 - buckets.trailing_zeros(),
         };
-        for at in 0..index.tokens.len().saturating_sub(ANCHOR_WORDS - 1) {
+        for at in 0..index.tokens.len() - LOOK_WORDS {
             if let Some(hash) = index.tokens[at..].first_chunk().and_then(anchor) {
                 let ways = &mut index.anchors[(hash >> index.shift) as usize];
                 // The first ones stay: what comes often, comes early.

@@ -52,10 +52,16 @@ fn hash(word: u64) -> Token {
     ((mixed >> 32) as Token) | FIRST_HASH
 }
 
-/// The tokens of a page.
-pub(crate) fn tokens(page: &Page, mappings: &Mappings, out: &mut [Token; PAGE_WORDS]) {
+/// The token of a word that is compared as it is.
+#[inline]
+pub(crate) fn exact(word: u64) -> Token {
+    if word == 0 { 0 } else { hash(word) }
+}
+
+/// The tokens of a page, into the front of `out`.
+pub(crate) fn tokens(page: &Page, token: impl Fn(u64) -> Token, out: &mut [Token]) {
     let (words, _) = page.as_chunks::<WORD_BYTES>();
     for (token_out, bytes) in out.iter_mut().zip(words) {
-        *token_out = token(u64::from_le_bytes(*bytes), mappings);
+        *token_out = token(u64::from_le_bytes(*bytes));
     }
 }
