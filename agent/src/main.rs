@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use medes_agent::{config::Config, keeper, run, sandbox, stage};
+use medes_agent::{config::Config, heap, keeper, run, sandbox, stage};
 
 /// The agent of one Medes node: runs sandboxes, takes their memory away while they are idle, gives it back
 #[derive(Parser)]
@@ -44,6 +44,7 @@ fn main() -> ExitCode {
 
 fn agent(config: Config) -> ExitCode {
     run::start_logging();
+    heap::configure();
     let ran = || {
         // Before the runtime: only threads started later follow into the new mount namespace.
         sandbox::enter_private_mounts()?;

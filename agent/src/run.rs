@@ -9,9 +9,8 @@ use tokio::{
     signal::unix::{SignalKind, signal},
     sync::mpsc,
 };
-use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::transport::{Channel, Endpoint, Server};
+use tonic::transport::{Channel, Endpoint, Server, server::TcpIncoming};
 
 use crate::{
     bases::Bases,
@@ -77,9 +76,10 @@ pub async fn run(config: Config) -> Result<()> {
     let service = NodeServer::new(NodeService::new(bases, handle))
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
-    let serving = Server::builder()
-        .add_service(service)
-        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop.clone().cancelled_owned());
+    let serving = Server::builder().add_service(service).serve_with_incoming_shutdown(
+        TcpIncoming::from(listener).with_nodelay(Some(true)),
+        stop.clone().cancelled_owned(),
+    );
     tasks.spawn(async move {
         if let Err(error) = serving.await {
             tracing::error!(error = &error as &dyn std::error::Error, "the Node service ended");

@@ -2,13 +2,14 @@
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
+use axum::serve::ListenerExt;
 use medes_proto::{
     limits,
     wire::{control_server::ControlServer, fleet_server::FleetServer, registry_server::RegistryServer},
 };
 use tokio::net::TcpListener;
-use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::transport::server::TcpIncoming;
 
 use crate::{
     agents::Agents,
@@ -182,7 +183,8 @@ fn serve_grpc(
             ControlServer::new(control).max_decoding_message_size(most).max_encoding_message_size(most),
         );
     tracker.spawn(async move {
-        let streams = TcpListenerStream::new(listener);
+        // Small answers must not wait for the caller's delayed acknowledgement (40 ms).
+        let streams = TcpIncoming::from(listener).with_nodelay(Some(true));
         if let Err(error) = router.serve_with_incoming_shutdown(streams, close.cancelled_owned()).await {
             tracing::error!(%error, "gRPC server ended");
         }
@@ -190,6 +192,11 @@ fn serve_grpc(
 }
 
 fn serve_http(listener: TcpListener, invoker: Arc<Invoker>, tracker: &TaskTracker, close: CancellationToken) {
+    let listener = listener.tap_io(|stream| {
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "a caller's connection stays slow");
+        }
+    });
     let server =
         axum::serve(listener, gateway::router(invoker)).with_graceful_shutdown(close.cancelled_owned());
     tracker.spawn(async move {

@@ -93,6 +93,11 @@ fn launch_spec(spec: &FunctionSpec, sandbox: SandboxId, node: &NodeId) -> Launch
     launch.root.clone_from(&spec.root);
     launch.dir.clone_from(&spec.dir);
     launch.mounts = spec.mounts.clone();
+    // A checkout may lie where the sandbox has folders of its own (/tmp). A folder that is not there is told by the
+    // first step inside, which knows its own root.
+    if spec.root.is_none() && spec.dir.is_dir() && spec.dir.parent().is_some() {
+        launch.mounts.push(spec.dir.clone());
+    }
     launch.requests_max = spec.requests_max;
     launch
 }

@@ -13,7 +13,7 @@ pub const ARGUMENT_BYTES_MAX: usize = 96 * 1024;
 /// Most words of a command, and most environment entries.
 pub const ARGUMENTS_MAX: usize = 512;
 /// Most host folders that stay visible in one sandbox.
-pub const MOUNTS_MAX: usize = 16;
+pub const MOUNTS_MAX: usize = 33;
 /// Longest a sandbox may take to become ready.
 pub const READY_TIMEOUT_MAX: Duration = Duration::from_secs(600);
 /// Smallest memory limit that lets any program start.
@@ -160,7 +160,7 @@ impl LaunchSpec {
         field(!(1..=32_768).contains(&self.pids_max), "pids_max", "must be 1 to 32768")?;
         field(self.tmp_bytes_max < 4096, "tmp_bytes_max", "is below one page")?;
         field(!(1..=1024).contains(&self.requests_max), "requests_max", "must be 1 to 1024")?;
-        field(self.mounts.len() > MOUNTS_MAX, "mounts", "has more than 16 entries")?;
+        field(self.mounts.len() > MOUNTS_MAX, "mounts", "has more than 33 entries")?;
         field(
             !self.mounts.iter().all(|path| is_plain(path)),
             "mounts",
