@@ -160,12 +160,14 @@ impl Sandbox {
             fs::create_dir(private.join(dir)).unwrap();
         }
         let sources = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/kernel_criu");
+        // Into the sandbox's own /tmp: a checkout may lie below the host's, which it does not see.
+        fs::copy(format!("{sources}/server.py"), private.join("tmp/server.py")).unwrap();
         let (mut read, write) = io::pipe().unwrap();
         let mut command = Command::new("unshare");
         command
             .args(["--mount", "--pid", "--ipc", "--uts", "--net", "--fork", "sh", "-e"])
             .arg(format!("{sources}/enter.sh"))
-            .args(["/usr/bin/python3", &format!("{sources}/server.py"), &children.to_string()])
+            .args(["/usr/bin/python3", "/tmp/server.py", &children.to_string()])
             .env("ROOT", &root)
             .env("PRIVATE", &private)
             .stdin(Stdio::null())
