@@ -134,6 +134,12 @@ impl DeltaCodec {
         self.decompress(delta, base, page)
     }
 
+    /// Like [`Self::decode`], on the page that lies where the result is wanted.
+    pub(crate) fn decode_over(&mut self, delta: &[u8], page: &mut Page) -> Result<(), DecodeDeltaError> {
+        let base = *page;
+        self.decompress(delta, &base, page)
+    }
+
     /// Undoes [`Self::encode_alone`]. Same promises as [`Self::decode`].
     pub fn decode_alone(&mut self, coded: &[u8], page: &mut Page) -> Result<(), DecodeDeltaError> {
         self.decompress(coded, &[], page)

@@ -101,7 +101,7 @@ pub(crate) fn unpack<P: BasePages + ?Sized>(
             Ok(())
         }
         Form::Delta { base, codec: Codec::Zstd, bytes } => codec.decode(bytes, needed(*base)?, page),
-        Form::Delta { base, codec: words @ (Codec::Words | Codec::PackedWords), bytes } => {
+        Form::Delta { base, codec: words, bytes } if words.is_of_words() => {
             let snapshot = OfSnapshot(base.snapshot, bases);
             let rest =
                 decode_pieces(bytes, base.page, &snapshot, translation, page).map_err(
@@ -110,19 +110,21 @@ pub(crate) fn unpack<P: BasePages + ?Sized>(
                         other => UnpackError::Decode(other.into()),
                     },
                 )?;
-            let plain = if *words == Codec::Words { Ok(rest) } else { codec.unpack(rest) };
-            plain.and_then(|plain| Ok(correct(plain, page)?))
-        }
-        Form::Whole { codec: Codec::Zstd, bytes } => codec.decode_alone(bytes, page),
-        Form::Delta { codec: Codec::Raw, bytes, .. } | Form::Whole { bytes, .. } => {
-            match <&Page>::try_from(*bytes) {
-                Ok(stored) => {
-                    page.copy_from_slice(stored);
-                    Ok(())
-                }
-                Err(_) => Err(DecodeDeltaError::Length { bytes: bytes.len() }),
+            match words {
+                Codec::PackedWords => codec.unpack(rest).and_then(|plain| Ok(correct(plain, page)?)),
+                Codec::Predicted => codec.decode_over(rest, page),
+                _ => correct(rest, page).map_err(DecodeDeltaError::from),
             }
         }
+        Form::Whole { codec: Codec::Zstd, bytes } => codec.decode_alone(bytes, page),
+        // A delta is never raw; a whole page that is not compressed is.
+        Form::Delta { bytes, .. } | Form::Whole { bytes, .. } => match <&Page>::try_from(*bytes) {
+            Ok(stored) => {
+                page.copy_from_slice(stored);
+                Ok(())
+            }
+            Err(_) => Err(DecodeDeltaError::Length { bytes: bytes.len() }),
+        },
     };
     decoded.map_err(UnpackError::Decode)
 }
@@ -199,7 +201,9 @@ impl<B: AsRef<[u8]>> DedupImage<B> {
         for (page, recipe) in (0u32..).map(PageIndex).zip(self.recipes()) {
             let Some(base) = recipe.source.base() else { continue };
             needed.clear();
-            if let Source::Delta { codec: Codec::Words | Codec::PackedWords, place, .. } = recipe.source {
+            if let Source::Delta { codec, place, .. } = recipe.source
+                && codec.is_of_words()
+            {
                 // What does not parse will not rebuild either, and says so then.
                 if pages_needed(self.stored(place), base.page, &mut needed).is_err() {
                     needed.clear();

@@ -5,7 +5,7 @@
 //!  ┌───────────────┬────┬────────┬──────┬──────┐
 //!  │ page hash     │how │ base   │bytes │ page │   little-endian
 //!  └───────────────┴────┴────────┴──────┴──────┘
-//!   how    low half: 0 zero, 1 same, 2 delta, 3 whole; high half: codec (0 none, 1 zstd, 2 words, 3 packed words)
+//!   how    low half: 0 zero, 1 same, 2 delta, 3 whole; high half: codec (0 none, 1 zstd, 2 words, 3 packed words, 4 predicted page)
 //!   base   position of the base snapshot in the image's table
 //!   bytes  how many bytes of the arena are this page's
 //!   page   the page in the base snapshot
@@ -24,7 +24,7 @@ use crate::page::{BasePage, PAGE_BYTES, PageIndex, SnapshotId};
 /// Bytes of one recipe in an image.
 pub const RECORD_BYTES: usize = 24;
 
-/// What made the stored bytes of a page. Numbers 4 to 15 are free for codecs to come.
+/// What made the stored bytes of a page. Numbers 5 to 15 are free for codecs to come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Codec {
     /// The bytes are the page itself.
@@ -35,15 +35,23 @@ pub enum Codec {
     Words,
     /// The same with its corrections compressed.
     PackedWords,
+    /// zstd, with what the words predict as dictionary.
+    Predicted,
 }
 
 impl Codec {
+    /// Does it take a pointer table, and more base pages than the one that is named?
+    pub const fn is_of_words(self) -> bool {
+        matches!(self, Self::Words | Self::PackedWords | Self::Predicted)
+    }
+
     const fn number(self) -> u8 {
         match self {
             Self::Raw => 0,
             Self::Zstd => 1,
             Self::Words => 2,
             Self::PackedWords => 3,
+            Self::Predicted => 4,
         }
     }
 
@@ -53,6 +61,7 @@ impl Codec {
             1 => Some(Self::Zstd),
             2 => Some(Self::Words),
             3 => Some(Self::PackedWords),
+            4 => Some(Self::Predicted),
             _ => None,
         }
     }
@@ -219,10 +228,9 @@ impl Record {
         let length_fits = match (kind, codec) {
             (Kind::ZERO | Kind::SAME, Codec::Raw) => bytes == 0,
             (Kind::WHOLE, Codec::Raw) => usize::from(bytes) == PAGE_BYTES,
-            (Kind::WHOLE, Codec::Words | Codec::PackedWords) => return Err(bad_codec),
-            (Kind::DELTA, Codec::Zstd | Codec::Words | Codec::PackedWords) | (Kind::WHOLE, Codec::Zstd) => {
-                bytes > 0 && usize::from(bytes) <= CODED_BYTES_MAX
-            }
+            (Kind::WHOLE, codec) if codec.is_of_words() => return Err(bad_codec),
+            (Kind::DELTA, Codec::Zstd | Codec::Words | Codec::PackedWords | Codec::Predicted)
+            | (Kind::WHOLE, Codec::Zstd) => bytes > 0 && usize::from(bytes) <= CODED_BYTES_MAX,
             (Kind::ZERO | Kind::SAME | Kind::DELTA, _) => return Err(bad_codec),
             _ => return Err(ParseRecipeError::Kind { kind }),
         };
@@ -279,7 +287,7 @@ mod tests {
         prop_oneof![
             Just(Kind::Zero),
             (0u8..10, any::<u32>()).prop_map(|(base, page)| Kind::Same { base, page: PageIndex(page) }),
-            (0u8..10, any::<u32>(), coded.clone(), 1u8..4).prop_map(|(base, page, bytes, codec)| {
+            (0u8..10, any::<u32>(), coded.clone(), 1u8..5).prop_map(|(base, page, bytes, codec)| {
                 Kind::Delta { base, page: PageIndex(page), codec: Codec::from_number(codec).unwrap(), bytes }
             }),
             coded.prop_map(|bytes| Kind::Whole { codec: Codec::Zstd, bytes }),
@@ -298,7 +306,7 @@ mod tests {
         #[test]
         fn every_record_that_parses_is_the_usual_one(
             hash: [u8; 16],
-            how in 0u8..0x44,
+            how in 0u8..0x54,
             base in 0u8..3,
             bytes in prop_oneof![Just(0u16), Just(PAGE_BYTES as u16), any::<u16>()],
             page in 0u32..3,
@@ -326,7 +334,7 @@ mod tests {
             Record::parse(&record, 1).unwrap_err()
         };
         assert_eq!(record(0x04, 0, 0, 0), ParseRecipeError::Kind { kind: 4 });
-        assert_eq!(record(0x42, 0, 9, 0), ParseRecipeError::Codec { kind: 2, codec: 4 });
+        assert_eq!(record(0x52, 0, 9, 0), ParseRecipeError::Codec { kind: 2, codec: 5 });
         assert_eq!(record(0x23, 0, 9, 0), ParseRecipeError::Codec { kind: 3, codec: 2 });
         assert_eq!(record(0x30, 0, 0, 0), ParseRecipeError::Codec { kind: 0, codec: 3 });
         assert_eq!(record(0x02, 0, 9, 0), ParseRecipeError::Codec { kind: 2, codec: 0 });

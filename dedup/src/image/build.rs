@@ -11,7 +11,7 @@ use super::{BASES_MAX, PAGES_MAX, PageClasses, SECTION_NAME_BYTES_MAX, SECTIONS_
 use crate::encode::{EncodedPage, EncodedRun, Form};
 use crate::key::DomainKey;
 use crate::page::{BasePage, SnapshotId};
-use crate::recipe::{Codec, Kind, RECORD_BYTES, Record};
+use crate::recipe::{Kind, RECORD_BYTES, Record};
 use crate::words::Translation;
 
 /// Why an image cannot be made. The sandbox it was meant for stays as it is.
@@ -111,7 +111,7 @@ impl ImageBuilder {
             Form::Same(base) => Kind::Same { base: self.base(base)?, page: base.page },
             Form::Delta { base, codec, bytes } => {
                 let position = self.base(base)?;
-                if matches!(codec, Codec::Words | Codec::PackedWords) {
+                if codec.is_of_words() {
                     self.word_bases.insert(base.snapshot);
                 }
                 Kind::Delta { base: position, page: base.page, codec, bytes: self.store(bytes) }

@@ -7,7 +7,8 @@
 //!                    1 zeros
 //!                    2 base, the position used before the last one
 //!            positions are words of the base, for word 0 of the page, at first that of the recipe's base page
-//! wrong      nothing more if no word is wrong; else
+//! wrong      (or a zstd frame with the predicted page as dictionary, or all of this compressed: see the recipe's codec)
+//!            nothing more if no word is wrong; else
 //!                8 bytes: for each block of 8 words, is a word wrong?
 //!                for each such block 1 byte: which words
 //!                for each wrong word 1 byte: which of its bytes differ; 0 says that a small number is added
@@ -123,6 +124,8 @@ pub(crate) struct PageOfWords<'e> {
     pub(crate) bytes: &'e [u8],
     /// How many of the bytes are pieces.
     pub(crate) pieces_bytes: usize,
+    /// What the pieces give without corrections.
+    pub(crate) predicted: &'e Page,
 }
 
 /// Writes pages as words. Holds its working memory, so one lives per worker.
@@ -161,7 +164,7 @@ impl WordEncoder {
         if page != &*self.predicted {
             self.corrections(page);
         }
-        Some(PageOfWords { named, bytes: &self.out, pieces_bytes })
+        Some(PageOfWords { named, bytes: &self.out, pieces_bytes, predicted: &self.predicted })
     }
 
     fn corrections(&mut self, page: &Page) {
