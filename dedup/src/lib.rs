@@ -11,6 +11,9 @@
 //!                                                          delta, recipe      rebuild ──► page
 //! ```
 //!
+//! Where the base is at hand as a whole, `words` takes the place of fingerprint and candidates: a sandbox is aligned with
+//! its base through the `mapping`s of both, and its pages become words of the base, pointers predicted.
+//!
 //! `key` is what keeps tenants apart, and `paper` is the set of choices the paper made.
 #![forbid(unsafe_code)]
 

@@ -94,6 +94,9 @@ fn print(name: &str, measured: &[Measured]) {
         for (step, seconds) in &one.seconds {
             print!("  {step} {:.0} MB/s", one.plain as f64 / 1e6 / seconds);
         }
+        for (part, bytes) in &one.parts {
+            print!("  {part} {:.2} %", 100.0 * *bytes as f64 / one.plain as f64);
+        }
         if !one.note.is_empty() {
             print!("  ({})", one.note);
         }

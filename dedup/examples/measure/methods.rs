@@ -28,19 +28,22 @@ pub(crate) struct Measured {
     pub(crate) plain: u64,
     pub(crate) stored: u64,
     pub(crate) seconds: Vec<(&'static str, f64)>,
+    /// What the stored bytes are.
+    pub(crate) parts: Vec<(&'static str, u64)>,
     pub(crate) note: String,
 }
 
 impl Measured {
     fn new(method: &'static str, target: &Dump, stored: u64) -> Self {
         let plain = target.bytes().len() as u64;
-        Self { method, plain, stored, seconds: Vec::new(), note: String::new() }
+        Self { method, plain, stored, seconds: Vec::new(), parts: Vec::new(), note: String::new() }
     }
 
     pub(crate) fn add(&mut self, other: &Self) {
         self.plain += other.plain;
         self.stored += other.stored;
         self.seconds.iter_mut().zip(&other.seconds).for_each(|((_, sum), (_, one))| *sum += one);
+        self.parts.iter_mut().zip(&other.parts).for_each(|((_, sum), (_, one))| *sum += one);
         self.note.clear();
     }
 }
@@ -188,14 +191,21 @@ pub(crate) fn planned(target: &Dump, base: &[&Page], index: &BaseIndex) -> Vec<M
             ("open", open_seconds),
             ("rebuild", rebuild(&image, target, base)),
         ];
+        measured.parts = vec![
+            ("words", classes.delta_bytes),
+            ("pages without base", classes.whole_bytes),
+            ("recipes", 24 * u64::from(classes.pages())),
+            ("pointer table", plan.translation().write().len() as u64),
+        ];
         measured.note = format!(
-            "zero {} same {} words {} whole {}; {} table entries; {:.2} base pages a page",
+            "zero {} same {} words {} whole {}; {} table entries; {:.2} base pages a page; tables {} bytes open",
             classes.zero,
             classes.same,
             classes.delta,
             classes.whole,
             plan.translation().len(),
             pages_read as f64 / f64::from(classes.same + classes.delta).max(1.0),
+            image.table_bytes(),
         );
         measured
     };

@@ -203,11 +203,15 @@ impl<B: AsRef<[u8]>> DedupImage<B> {
         self.classes
     }
 
-    /// Every byte the image takes: the file with header, tables and checksum, and what was built to read it.
+    /// Every byte the image takes while it is kept: the file with header, tables and checksum, and the index of its pages.
     pub fn stored_bytes(&self) -> u64 {
         let index = self.marks.len() * size_of::<u64>() + self.bases.len() * size_of::<SnapshotId>();
-        let tables: usize = self.translations.iter().map(|one| size_of_val(one) + one.memory_bytes()).sum();
-        (self.file.as_ref().len() + index + tables + size_of::<Self>()) as u64
+        (self.file.as_ref().len() + index + size_of::<Self>()) as u64
+    }
+
+    /// Bytes of the unpacked pointer tables, which exist only while the image is open.
+    pub fn table_bytes(&self) -> u64 {
+        self.translations.iter().map(|one| size_of_val(one) + one.memory_bytes()).sum::<usize>() as u64
     }
 
     /// The recipe of a page. `None` past the last page.
