@@ -2,6 +2,7 @@
 //!
 //! Needs root and a working CRIU; skips itself loudly otherwise.
 
+mod holder;
 #[path = "../kernel_sandbox/node.rs"]
 #[allow(dead_code, reason = "shared with the sandbox tests, which need more of it")]
 mod node;

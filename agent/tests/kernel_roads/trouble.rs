@@ -13,6 +13,7 @@ use medes_dedup::page::{Page, SnapshotId};
 use medes_proto::{failure::FailureKind, ids::SandboxId};
 
 use crate::{
+    holder::{self, Wire},
     runner::Test,
     station::{Station, at_station, run, value},
 };
@@ -25,6 +26,10 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_restore_that_fails_at_any_step_leaves_nothing", a_restore_that_fails_at_any_step_leaves_nothing),
     ("a_flipped_bit_anywhere_in_an_image_is_seen", a_flipped_bit_anywhere_in_an_image_is_seen),
     ("a_flipped_bit_in_a_base_page_is_seen", a_flipped_bit_in_a_base_page_is_seen),
+    (
+        "base_pages_from_another_node_are_used_only_if_they_are_right",
+        base_pages_from_another_node_are_used_only_if_they_are_right,
+    ),
     ("a_base_that_is_gone_is_told", a_base_that_is_gone_is_told),
     ("a_full_scratch_leaves_the_sandbox_warm", a_full_scratch_leaves_the_sandbox_warm),
     (
@@ -131,6 +136,35 @@ fn a_flipped_bit_in_a_base_page_is_seen() {
         let failure = not.error.failure(id);
         assert_eq!(failure.kind, FailureKind::Corrupt, "{failure:?}");
         not.housing.remove().await.expect("removed");
+    });
+}
+
+fn base_pages_from_another_node_are_used_only_if_they_are_right() {
+    at_station(SCRATCH, async |mut station: Station| {
+        let base = station.base().await.id;
+        let snapshot = station.roads.bases.local.get(base).expect("the base");
+        for (wire, expected) in [
+            (Wire::Good, None),
+            (Wire::FlippedBit, Some(FailureKind::Corrupt)),
+            (Wire::Short, Some(FailureKind::BaseLost)),
+        ] {
+            station.roads.bases.local.insert(snapshot.clone());
+            let (id, mut stored) = stored(&mut station).await;
+            stored.places.insert(base, holder::serve(snapshot.clone(), wire).await);
+            station.roads.bases.local.remove(base);
+            match (station.restore(stored).await, expected) {
+                (Ok((warm, _)), None) => {
+                    works(&warm).await;
+                    warm.housing.remove().await.expect("removed");
+                }
+                (Err(not), Some(kind)) => {
+                    let failure = not.error.failure(id);
+                    assert_eq!(failure.kind, kind, "{wire:?}: {failure:?}");
+                    not.housing.remove().await.expect("removed");
+                }
+                (result, _) => panic!("{wire:?} gave {result:?}"),
+            }
+        }
     });
 }
 
