@@ -16,6 +16,7 @@ pub mod engine;
 pub mod faults;
 pub mod heap;
 pub mod keeper;
+pub mod launch_spec;
 pub mod link;
 pub mod memory_file;
 pub mod node;

@@ -8,10 +8,11 @@ use medes_agent::{
     criu::{Criu, Pool},
     engine::Engine,
     faults::Faults,
+    launch_spec::launch_spec,
     reaper::Reaper,
     registry::Registry,
     roads::{Roads, Warm},
-    sandbox::{self, Host, HostConfig, Housing, LaunchSpec, cgroup::SandboxCgroup},
+    sandbox::{self, Host, HostConfig, Housing, cgroup::SandboxCgroup},
 };
 use medes_controller::registry::{Registry as _, Table, TableSettings};
 use medes_dedup::{key::DomainKey, page::SnapshotId};
@@ -95,8 +96,9 @@ impl Station {
     /// A cold start, until the function says it is ready.
     pub(super) async fn start(&mut self, sandbox: SandboxId, spec: &Arc<FunctionSpec>) -> Result<Warm> {
         let id = sandbox::SandboxId::new(sandbox.to_string())?;
-        let housing =
-            Housing::create(&self.host, &id, &launch_spec(spec)).await.context("house a sandbox")?;
+        let housing = Housing::create(&self.host, &id, &launch_spec(spec, sandbox, self.roads.bases.node()))
+            .await
+            .context("house a sandbox")?;
         self.cgroups.insert(sandbox, housing.cgroup().clone());
         let tree = housing.launch().await.context("start a sandbox")?;
         Ok(Warm { spec: spec.clone(), housing, tree })
@@ -133,22 +135,5 @@ impl Station {
         }
         umount2(&run_dir, MntFlags::MNT_DETACH).with_context(|| format!("unmount {}", run_dir.display()))?;
         self.scratch.remove()
-    }
-}
-
-/// As the agent makes it of a function file.
-fn launch_spec(spec: &FunctionSpec) -> LaunchSpec {
-    LaunchSpec {
-        env: spec.env.iter().map(|(name, value)| (name.clone(), value.clone())).collect(),
-        ready_path: spec.ready_path.clone(),
-        ready_timeout: spec.ready_timeout,
-        memory_bytes_max: spec.memory_bytes,
-        tmp_bytes_max: spec.memory_bytes / 2,
-        pids_max: spec.pids_max,
-        root: spec.root.clone(),
-        dir: spec.dir.clone(),
-        mounts: spec.mounts.clone(),
-        requests_max: spec.requests_max,
-        ..LaunchSpec::new(spec.name.as_str(), spec.command.clone(), spec.port)
     }
 }
