@@ -34,11 +34,6 @@ impl BasePages {
         let start = self.index.get(&place)? * PAGE_BYTES;
         self.bytes.get(start..start + PAGE_BYTES)?.try_into().ok()
     }
-
-    /// How many pages came from other nodes.
-    pub fn remote_pages(&self) -> usize {
-        self.index.len()
-    }
 }
 
 /// Base pages that could not be read.

@@ -50,6 +50,9 @@ pub enum DedupError {
     /// Its memory could not be hashed as asked.
     #[error("hash its memory")]
     Digest(#[from] DigestError),
+    /// Not all of its processes could be found, so a hash would prove nothing.
+    #[error("find all its processes")]
+    Members(#[from] tree::TreeError),
     /// No candidates, or the bases could not be acquired.
     #[error(transparent)]
     Registry(#[from] RegistryError),
@@ -151,11 +154,9 @@ async fn make_image(
     let mut watch = Stopwatch::start();
     let dump = Arc::new(Dump::take(roads, warm, Leave::Stopped).await?);
     watch.step("dump");
-    let memory_digest = match digest_memory {
-        true => Some(digest_stopped(warm, &dump).await?),
-        false => None,
-    };
+    let mut memory_digest = None;
     if digest_memory {
+        memory_digest = Some(digest_stopped(warm, &dump).await?);
         watch.step("digest");
     }
     let fingerprints = fingerprint(&dump, &engine, &warm.spec.tenant).await;
@@ -215,9 +216,8 @@ async fn give_back(warm: Warm, made: Made) -> (Stored, Deduped) {
 }
 
 async fn digest_stopped(warm: &Warm, dump: &Arc<Dump>) -> Result<[u8; 32], DedupError> {
-    let pids = tree::members(warm.tree.pid()).unwrap_or_else(|_error| vec![warm.tree.pid()]);
+    let pids: Vec<i32> = tree::members(warm.tree.pid())?.into_iter().map(nix::unistd::Pid::as_raw).collect();
     let dump = dump.clone();
-    let pids: Vec<i32> = pids.into_iter().map(nix::unistd::Pid::as_raw).collect();
     Ok(blocking(move || digest(&pids, &dump.masks())).await?)
 }
 

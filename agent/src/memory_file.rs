@@ -40,11 +40,6 @@ impl MemoryFile {
         Ok(Self { file: File::from(fd) })
     }
 
-    /// Copies `source` to the end, inside the kernel where it can. Returns the bytes copied.
-    pub fn append_file(&mut self, source: &mut File) -> io::Result<u64> {
-        io::copy(source, &mut self.file)
-    }
-
     /// No more changes: seals the file and maps it.
     pub fn seal(self) -> io::Result<MappedFile> {
         let seals =

@@ -171,7 +171,7 @@ impl Node {
         }
     }
 
-    /// Removes everything, also what work under way still brings back.
+    /// Removes everything the loop holds, and what work had brought back by then. Later work removes its own.
     async fn close(&mut self, mut inputs: mpsc::Receiver<Input>) {
         let mut removals = Vec::new();
         for (sandbox, body) in std::mem::take(&mut self.bodies) {
@@ -317,9 +317,12 @@ impl Node {
     fn work(&self, work: impl Future<Output = Worked> + Send + 'static) {
         let inbox = self.inbox.clone();
         self.tools.tasks.spawn(async move {
-            let worked = work.await;
-            if inbox.send(Input::Worked(Box::new(worked))).await.is_err() {
-                tracing::debug!("work ended after its node");
+            let worked = Input::Worked(Box::new(work.await));
+            // The node is closing and takes nothing back any more: what the work brings is removed here.
+            if let Err(mpsc::error::SendError(Input::Worked(worked))) = inbox.send(worked).await
+                && let (sandbox, Some(remains)) = worked.into_remains()
+            {
+                work::remove(sandbox, Some(remains)).await;
             }
         });
     }
@@ -424,7 +427,10 @@ impl Node {
                 self.keep_ruin(sandbox, Some(ruin));
                 Event::Restored { sandbox, result: Err(failure) }
             }
-            Worked::Removed { sandbox } => Event::Removed { sandbox },
+            Worked::Removed { sandbox } => {
+                self.measured.forget(sandbox);
+                Event::Removed { sandbox }
+            }
             Worked::Exited { sandbox, why } => Event::Exited { sandbox, why },
             Worked::Answered { sandbox, answered, overdue } => {
                 if let Some(why) = overdue {

@@ -3,11 +3,7 @@
 use std::time::Instant;
 
 use super::{Driver, Entry};
-use medes_proto::{
-    fleet::SnapshotReport,
-    ids::{SandboxId, SnapshotId},
-    sandbox::SandboxReport,
-};
+use medes_proto::{fleet::SnapshotReport, ids::SandboxId, sandbox::SandboxReport};
 
 impl Driver {
     /// All sandboxes; `private_bytes` measures one.
@@ -23,11 +19,6 @@ impl Driver {
     /// Bytes of all dedup images.
     pub fn image_bytes(&self) -> u64 {
         self.sandboxes.values().map(|entry| entry.stored_bytes).sum()
-    }
-
-    /// Whether any dedup image here refers to the snapshot.
-    pub fn refers_to(&self, snapshot: SnapshotId) -> bool {
-        self.sandboxes.values().any(|entry| entry.bases.contains(&snapshot))
     }
 }
 

@@ -27,7 +27,12 @@ impl Measured {
         self.private_bytes.get(&sandbox).copied().unwrap_or(0)
     }
 
-    /// Looks again.
+    /// The sandbox is gone.
+    pub(super) fn forget(&mut self, sandbox: SandboxId) {
+        self.private_bytes.remove(&sandbox);
+    }
+
+    /// Looks again. A sandbox that is being worked on keeps its last figure.
     pub(super) async fn refresh(
         &mut self,
         tools: &Tools,
