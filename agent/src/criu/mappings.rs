@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use medes_dedup::mapping::{Backing, FileName, Mapping, Mappings};
 
@@ -27,8 +28,8 @@ const VVAR: u32 = 1 << 12;
 /// Not a mapping: a part of one that must not be touched.
 const GUARD: u32 = 1 << 16;
 
-/// Regular files by CRIU's number.
-type Names = BTreeMap<u64, FileName>;
+/// Paths of regular files by CRIU's number.
+type Names = BTreeMap<u64, Arc<[u8]>>;
 
 impl ImageSet {
     /// The mappings of each process, by its number. `folder` is the one this set was read from.
@@ -45,6 +46,12 @@ impl ImageSet {
         });
         with_memory.map(read).collect()
     }
+
+    /// Paths of all regular files that are open or mapped, to turn file names back.
+    pub fn file_paths(&self, folder: &Path) -> Result<Vec<Arc<[u8]>>, ImageFileError> {
+        let names = parse_file(&folder.join("files.img"), LARGE_BYTES_MAX, parse_files)?;
+        Ok(names.into_values().collect())
+    }
 }
 
 pub(super) fn parse_files(bytes: &[u8]) -> Result<Names, FormatError> {
@@ -52,7 +59,7 @@ pub(super) fn parse_files(bytes: &[u8]) -> Result<Names, FormatError> {
     for entry in Entries::<wire::FileEntry>::image(bytes, FILES_MAGIC)? {
         let wire::FileEntry { id, reg } = entry?;
         if let Some(file) = reg {
-            names.insert(id.into(), FileName::of(file.name.as_bytes()));
+            names.insert(id.into(), Arc::from(file.name.into_bytes()));
         }
         if names.len() > NAMES_MAX {
             return Err(FormatError::TooMany { what: "files", max: NAMES_MAX });
@@ -83,7 +90,7 @@ fn backing(vma: &wire::VmaEntry, names: &Names) -> Option<Backing> {
         _ if is(STACK) => Backing::Stack,
         _ if is(VDSO) => kernel("[vdso]"),
         _ if is(VVAR) => kernel("[vvar]"),
-        Some(name) if is(FILE) => Backing::File { name: *name, offset: vma.pgoff },
+        Some(name) if is(FILE) => Backing::File { name: FileName::of(name), offset: vma.pgoff },
         _ => Backing::Anonymous,
     })
 }
