@@ -42,6 +42,9 @@ pub struct Config {
     /// Memory for what base snapshots are aligned by
     #[arg(long, default_value_t = ByteSize(Budgets::DEFAULT.index_bytes as u64))]
     pub index_memory: ByteSize,
+    /// Serve metrics (Prometheus) here, at /metrics; default: nowhere
+    #[arg(long, value_name = "ADDRESS")]
+    pub metrics: Option<SocketAddr>,
     /// Make this step fail, for tests
     #[arg(long, hide = true)]
     pub fault: Option<Step>,

@@ -31,6 +31,7 @@ use crate::{
     engine::Engine,
     heap,
     link::FromLink,
+    metrics,
     roads::{Roads, Stored, Warm},
     sandbox::{Host, Housing},
 };
@@ -242,11 +243,13 @@ impl Node {
 
     async fn inventory(&mut self) -> Inventory {
         self.measured.refresh(&self.tools, &self.bodies, self.driver.image_bytes()).await;
-        Inventory {
+        let inventory = Inventory {
             memory: self.measured.node(),
             sandboxes: self.driver.sandboxes(Instant::now(), |id| self.measured.private_bytes(id)),
             snapshots: self.driver.snapshots(),
-        }
+        };
+        metrics::inventory(&inventory);
+        inventory
     }
 
     /// Tells the driver, then does what it says.
@@ -394,6 +397,7 @@ impl Node {
 
     /// Puts what came back where it belongs, then tells the driver.
     fn worked(&mut self, worked: Worked) {
+        worked.count();
         if worked.was_large() {
             self.tools.tasks.spawn_blocking(heap::trim);
         }

@@ -38,6 +38,12 @@ const LINK_MAX: usize = 256;
 pub async fn run(config: Config) -> Result<()> {
     let stop = CancellationToken::new();
     let tasks = TaskTracker::new();
+    if let Some(address) = config.metrics {
+        let served =
+            medes_metrics::serve(medes_metrics::list::Of::Agent, address, &tasks, stop.clone()).await;
+        let address = served.context("serve metrics")?;
+        tracing::info!(%address, "metrics are served");
+    }
     // The reaper outlives everything whose processes it waits for.
     let reaper_stop = CancellationToken::new();
     let reaper_tasks = TaskTracker::new();

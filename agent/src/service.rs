@@ -6,12 +6,13 @@ use bytes::BytesMut;
 use futures::Stream;
 use medes_dedup::page::{PAGE_BYTES, PageIndex};
 use medes_proto::{
+    failure::FailureKind,
     ids::{SandboxId, SnapshotId, snapshot_from_wire},
     limits::PART_PAGES_MAX,
     node::{Invoke, ReadPages, reply_to_wire},
     wire::{
-        InvokeReply, InvokeRequest, LogsReply, LogsRequest, PagesPart, ReadLayoutRequest, ReadPagesRequest,
-        SnapshotLayout, node_server::Node,
+        HeatReply, HeatRequest, InvokeReply, InvokeRequest, LogsReply, LogsRequest, PagesPart,
+        ReadLayoutRequest, ReadPagesRequest, SnapshotLayout, node_server::Node,
     },
 };
 use tonic::{Request, Response, Status};
@@ -105,6 +106,15 @@ impl Node for NodeService {
         match self.node.logs(sandbox).await {
             Some((lines, dropped)) => Ok(Response::new(LogsReply { lines, dropped })),
             None => Err(Status::not_found(format!("{sandbox} is not on this node"))),
+        }
+    }
+
+    async fn heat(&self, request: Request<HeatRequest>) -> Result<Response<HeatReply>, Status> {
+        let sandbox = SandboxId::from_wire(request.into_inner().sandbox, "heat.sandbox")?;
+        match self.node.heat(sandbox).await {
+            Ok(map) => Ok(Response::new(map.into())),
+            Err(why) if why.kind == FailureKind::Busy => Err(Status::failed_precondition(why.message)),
+            Err(why) => Err(Status::internal(why.message)),
         }
     }
 }

@@ -6,11 +6,14 @@ use crate::{
     client::Address,
     completions::CompletionsArgs,
     doctor::DoctorArgs,
+    explain::ExplainArgs,
     function::FunctionVerb,
+    heat::HeatArgs,
     invoke::InvokeArgs,
     logs::LogsArgs,
     operate::{BaseArgs, DigestArgs, PurgeArgs, StartArgs},
     ps::PsArgs,
+    trace::TraceArgs,
     up::UpArgs,
 };
 
@@ -21,6 +24,8 @@ Examples:
   medes invoke html --data @page.json -i      ask it; say how its sandbox came to be ready
   medes ps                                    every sandbox: state, private and stored memory
   medes dedup sb-1-2                          take an idle sandbox's memory
+  medes trace --kind dedup --kind start       follow decisions as they are made
+  medes explain sb-1-2                        why it is where it is
   medes invoke html --json | jq .start        for programs: one JSON value
 
 Exit codes:
@@ -70,6 +75,14 @@ pub(crate) enum Verb {
     Purge(PurgeArgs),
     /// Print what a sandbox wrote to its output
     Logs(LogsArgs),
+    /// Watch the cluster live on one screen
+    Top,
+    /// Follow decisions and state changes as they happen, until Ctrl-C
+    Trace(TraceArgs),
+    /// Say why a sandbox is in its state, and its history
+    Explain(ExplainArgs),
+    /// Show where a warm sandbox's memory is, as a heat map
+    Heat(HeatArgs),
     /// Say what this machine has and lacks to run sandboxes
     Doctor(DoctorArgs),
     /// Print a completion script for a shell
@@ -117,6 +130,10 @@ mod tests {
             "medes ps --controller 127.0.0.1",
             "medes ps --controller 127.0.0.1:port",
             "medes completions tcsh",
+            "medes trace --kind nonsense",
+            "medes trace --record a --replay b",
+            "medes explain html",
+            "medes heat sb-1-1 --out map.gif",
         ];
         for line in lines {
             assert!(parse(line).is_err(), "{line}");
@@ -132,6 +149,6 @@ mod tests {
             parse(&format!("medes {typed}")).unwrap_or_else(|error| panic!("{typed}: {error}"));
             seen += 1;
         }
-        assert_eq!(seen, 6);
+        assert_eq!(seen, 8);
     }
 }

@@ -4,10 +4,11 @@ use std::{fmt, str::FromStr, time::Duration};
 
 use medes_proto::{
     limits::MESSAGE_BYTES_MAX,
+    trace::{Filter, Item},
     wire::{self, control_client::ControlClient},
 };
 use tonic::{
-    Response, Status,
+    Response, Status, Streaming,
     transport::{Channel, Endpoint},
 };
 
@@ -20,6 +21,8 @@ const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 pub(crate) const QUICK: Duration = Duration::from_secs(10);
 /// For calls that wait for a node: starts, dumps, restores.
 pub(crate) const OPERATION: Duration = Duration::from_secs(300);
+
+const FOLLOW: &str = "follow the trace";
 
 /// host:port of a controller.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,6 +78,11 @@ impl Client {
         Ok(Self { address, control })
     }
 
+    /// Where the controller is.
+    pub(crate) const fn address(&self) -> &Address {
+        &self.address
+    }
+
     /// One call. `doing` begins the sentence when it fails: "list nodes".
     ///
     /// Cancelled or late, the controller may still do what it was asked.
@@ -100,6 +108,27 @@ impl Client {
         } else {
             CliError::Refused { doing, status: Box::new(status) }
         }
+    }
+
+    /// Events from now on.
+    pub(crate) async fn trace(&self, filter: Filter) -> Result<Streaming<wire::TraceItem>, CliError> {
+        self.call(FOLLOW, QUICK, async |mut control| control.trace(wire::TraceFilter::from(filter)).await)
+            .await
+    }
+
+    /// The next of them. `None`: the controller has ended the stream.
+    pub(crate) async fn next_item(
+        &self,
+        items: &mut Streaming<wire::TraceItem>,
+    ) -> Result<Option<Item>, CliError> {
+        let item = items.message().await.map_err(|status| self.refused(FOLLOW.into(), status))?;
+        let item = item.map(Item::try_from).transpose();
+        item.map_err(|source| CliError::Reply { doing: FOLLOW.into(), source })
+    }
+
+    /// A stream that should have no end has ended.
+    pub(crate) fn ended(&self, doing: &str) -> CliError {
+        CliError::Disconnected { doing: doing.into(), address: self.address.clone() }
     }
 
     pub(crate) async fn list_nodes(&self) -> Result<wire::ListNodesReply, CliError> {

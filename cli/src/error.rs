@@ -6,7 +6,7 @@ use medes_proto::{WireError, failure::Failure, units::Span};
 use serde::Serialize;
 use tonic::Code;
 
-use crate::{client::Address, output::plain, up::UpError};
+use crate::{client::Address, output::plain, trace::RecordingError, up::UpError};
 
 /// The operation failed.
 pub(crate) const EXIT_FAILED: u8 = 1;
@@ -54,6 +54,8 @@ pub(crate) enum CliError {
     Reply { doing: String, source: WireError },
     #[error("read {}", .path.display())]
     ReadFile { path: PathBuf, source: io::Error },
+    #[error("write {}", .path.display())]
+    WriteFile { path: PathBuf, source: io::Error },
     #[error("read the request's body from standard input")]
     ReadStdin { source: io::Error },
     #[error("the request's body is larger than {max} bytes")]
@@ -65,6 +67,10 @@ pub(crate) enum CliError {
     Output { source: io::Error },
     #[error("start looking at this machine")]
     Doctor { source: io::Error },
+    #[error("`medes top` needs a terminal")]
+    NoTerminal,
+    #[error(transparent)]
+    Recording(#[from] RecordingError),
     #[error(transparent)]
     Up(#[from] UpError),
 }
@@ -111,7 +117,11 @@ impl CliError {
             Self::Reply { .. } => "reply".into(),
             Self::FunctionFile { .. } => "function_file".into(),
             Self::BodyTooLarge { .. } => "invalid".into(),
-            Self::ReadFile { .. } | Self::ReadStdin { .. } | Self::Output { .. } => "io".into(),
+            Self::ReadFile { .. } | Self::WriteFile { .. } | Self::ReadStdin { .. } | Self::Output { .. } => {
+                "io".into()
+            }
+            Self::Recording(_) => "recording".into(),
+            Self::NoTerminal => "invalid".into(),
             Self::Runtime { .. } | Self::Doctor { .. } | Self::Up(_) => "local".into(),
         }
     }
@@ -135,6 +145,9 @@ impl CliError {
             },
             Self::Refused { status, .. } if status.code() == Code::NotFound => {
                 Some("`medes function list` and `medes ps` show what there is")
+            }
+            Self::NoTerminal => {
+                Some("for programs there are `medes ps`, `nodes` and `trace`, each with --json")
             }
             Self::Reply { .. } => Some("medes and the controller may be of different versions"),
             Self::Up(error) => error.hint(),

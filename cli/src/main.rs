@@ -8,7 +8,9 @@ mod client;
 mod completions;
 mod doctor;
 mod error;
+mod explain;
 mod function;
+mod heat;
 mod human;
 mod invoke;
 mod logs;
@@ -17,6 +19,8 @@ mod operate;
 mod output;
 mod place;
 mod ps;
+mod top;
+mod trace;
 mod up;
 mod view;
 
@@ -81,6 +85,11 @@ async fn run(cli: Cli, output: &Output) -> Result<Ended, CliError> {
         Verb::Restore(args) => operate::restore(args, &connect().await?, output).await?,
         Verb::Purge(args) => operate::purge(args, &connect().await?, output).await?,
         Verb::Logs(args) => logs::run(&args, &connect().await?, output).await?,
+        Verb::Trace(args) if args.replay.is_some() => trace::replay(&args, output)?,
+        Verb::Trace(args) => return trace::run(args, &connect().await?, output).await,
+        Verb::Heat(args) => heat::run(&args, &connect().await?, output).await?,
+        Verb::Top => Box::pin(top::run(&connect().await?, output)).await?,
+        Verb::Explain(args) => explain::run(&args, &connect().await?, output).await?,
     }
     Ok(Ended::Well)
 }

@@ -42,10 +42,16 @@ impl Output {
 
     /// Bytes as they are. A reader that has gone away has seen enough: no error.
     pub(crate) fn bytes(&self, bytes: &[u8]) -> Result<(), CliError> {
+        self.stream(bytes).map(drop)
+    }
+
+    /// A part of an answer that has no end. `false`: the reader has gone away.
+    pub(crate) fn stream(&self, bytes: &[u8]) -> Result<bool, CliError> {
         let mut out = io::stdout().lock();
         match out.write_all(bytes).and_then(|()| out.flush()) {
-            Err(source) if source.kind() != io::ErrorKind::BrokenPipe => Err(CliError::Output { source }),
-            _ => Ok(()),
+            Ok(()) => Ok(true),
+            Err(source) if source.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+            Err(source) => Err(CliError::Output { source }),
         }
     }
 

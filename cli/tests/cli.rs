@@ -339,3 +339,109 @@ fn a_reader_that_goes_away_is_no_error() {
     let output = medes(&["completions", "bash"]).stdout(writer).output().unwrap();
     assert_eq!((output.status.code(), stderr(&output).as_str()), (Some(0), ""));
 }
+
+#[test]
+fn a_trace_is_printed_recorded_and_replayed() {
+    let controller = FakeController::start();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("trace.jsonl");
+    let file = path.to_str().unwrap();
+    let live = controller.medes(&["trace", "--record", file]);
+    // The fake's stream ends, which a controller's does only when it stops.
+    assert_eq!(live.status.code(), Some(3), "{}", stderr(&live));
+    let text = stdout(&live);
+    let lines: Vec<_> = text.lines().collect();
+    assert_eq!(lines.len(), 5, "{text}");
+    assert!(lines[0].starts_with("TIME (UTC)"), "{text}");
+    assert!(lines[1].contains("dedup: idle and quiet") && lines[1].contains("not keep"), "{text}");
+    assert!(lines[2].contains("warm -> deduping (decided, ev-1-41)"), "{text}");
+    assert!(lines[3].contains("dedup failed (dump_refused): an established TCP connection"), "{text}");
+    assert!(lines[4].contains("7 events were dropped here"), "{text}");
+
+    let replayed = medes(&["trace", "--replay", file]).output().unwrap();
+    assert_eq!((replayed.status.code(), stdout(&replayed)), (Some(0), text));
+    let some = medes(&["trace", "--replay", file, "--sandbox", "sb-1-3"]).output().unwrap();
+    assert_eq!(stdout(&some).lines().count(), 3, "heading, one event, and the gap");
+
+    // As JSON it is a recording again.
+    let json = medes(&["trace", "--replay", file, "--json"]).output().unwrap();
+    assert_eq!(json.stdout, std::fs::read(&path).unwrap());
+    // It is not written over, and a damaged one is refused after its good part.
+    let again = controller.medes(&["trace", "--record", file]);
+    assert_eq!(again.status.code(), Some(1), "{}", stderr(&again));
+    let whole = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, &whole[..whole.len() - 3]).unwrap();
+    let damaged = medes(&["trace", "--replay", file]).output().unwrap();
+    assert_eq!((damaged.status.code(), stdout(&damaged).lines().count()), (Some(1), 4));
+    assert!(stderr(&damaged).contains(":5: cut off in the middle"), "{}", stderr(&damaged));
+}
+
+#[test]
+fn a_trace_is_filtered_by_the_controller() {
+    let controller = FakeController::start();
+    let args =
+        ["trace", "--json", "--kind", "error", "--kind", "dedup", "--function", "html", "--node", "node-0"];
+    let output = controller.medes(&args);
+    let text = stdout(&output);
+    let lines: Vec<serde_json::Value> =
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!((lines[0]["format"].as_str(), lines[0]["version"].as_u64()), (Some("medes-trace"), Some(1)));
+    assert_eq!((&lines[1]["kind"], &lines[1]["sandbox"]), (&"error".into(), &"sb-1-3".into()));
+    assert_eq!(lines[2], serde_json::json!({"dropped": 7}));
+    let asked = controller.asked.lines().join("\n");
+    assert!(asked.contains("kinds: [Error, Dedup]") && asked.contains("html"), "{asked}");
+}
+
+#[test]
+fn explain_says_why_and_what_was_rejected() {
+    let controller = FakeController::start();
+    let output = controller.medes(&["explain", "sb-1-2"]);
+    let text = stdout(&output);
+    assert!(text.starts_with("sb-1-2 of html on node-0 is dedup, for "), "{text}");
+    for line in [
+        "last change: warm -> deduping (decided, ev-1-41) at 16:03:21.000",
+        "decision:    ev-1-41 (review) at 16:03:21.000",
+        "  chosen:    dedup: idle and quiet, and its function has a base",
+        "  rejected:  keep: idle for the idle period",
+        "  looked at: idle 61.00 s",
+        "history (the first 4 are forgotten):",
+    ] {
+        assert!(text.lines().any(|other| other == line), "{line}\n{text}");
+    }
+    let value = json(&controller.medes(&["explain", "sb-1-2", "--json"]));
+    assert_eq!(value["decision"]["event"], "ev-1-41");
+    assert_eq!(value["history"].as_array().unwrap().len(), 3);
+    assert_eq!(value["now"]["state"], "dedup");
+    let nobody = controller.medes(&["explain", "sb-1-9"]);
+    assert_eq!(nobody.status.code(), Some(1));
+}
+
+#[test]
+fn heat_is_text_json_and_a_picture() {
+    let controller = FakeController::start();
+    let text = stdout(&controller.medes(&["heat", "sb-1-1"]));
+    assert!(text.contains(". file 8.0 KiB   o private 24.0 KiB") && text.contains("[heap]"), "{text}");
+    let folder = tempfile::tempdir().unwrap();
+    for (name, magic) in [("map.svg", &b"<svg "[..]), ("map.png", &b"\x89PNG"[..])] {
+        let path = folder.path().join(name);
+        let output = controller.medes(&["heat", "sb-1-1", "--out", path.to_str().unwrap()]);
+        assert!(stdout(&output).contains("drawn into"), "{}", stderr(&output));
+        assert!(std::fs::read(&path).unwrap().starts_with(magic));
+    }
+    let value = json(&controller.medes(&["heat", "sb-1-1", "--json"]));
+    assert_eq!(
+        value["mappings"][0]["ranges"][0],
+        serde_json::json!({"first_page": 0, "pages": 6, "class": "private"})
+    );
+    let refused = controller.medes(&["heat", "sb-1-2"]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(stderr(&refused).contains("no memory of its own"), "{}", stderr(&refused));
+}
+
+#[test]
+fn top_wants_a_terminal() {
+    let controller = FakeController::start();
+    let output = controller.medes(&["top"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("`medes top` needs a terminal"), "{}", stderr(&output));
+}

@@ -125,6 +125,17 @@ impl Agents {
         reply_from_wire(reply).map_err(nonsense)?.map_err(InvokeError::Failed)
     }
 
+    /// Where a sandbox's memory is.
+    pub async fn heat(&self, address: &str, sandbox: SandboxId) -> Result<wire::HeatReply, InvokeError> {
+        let channel = self.channel(address).await?;
+        let mut message = tonic::Request::new(wire::HeatRequest { sandbox: sandbox.get() });
+        message.set_timeout(SLACK);
+        let reply = Self::client(channel).heat(message).await;
+        reply
+            .map(tonic::Response::into_inner)
+            .map_err(|status| InvokeError::Lost { address: address.to_owned(), source: Box::new(status) })
+    }
+
     /// A sandbox's output.
     pub async fn logs(&self, address: &str, sandbox: SandboxId) -> Result<wire::LogsReply, InvokeError> {
         let channel = self.channel(address).await?;

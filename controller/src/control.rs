@@ -1,16 +1,20 @@
 //! The Control service: what `medes` and other tools ask.
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::Pin, sync::Arc, time::Duration};
 
+use futures::{Stream, StreamExt, stream};
 use medes_proto::{
     failure::{Failure, FailureKind},
     fleet::Success,
     function::FunctionSpec,
+    heat::HeatMap,
     ids::{FunctionName, NodeId, SandboxId},
     node::request_from_wire,
     sandbox::phases_to_wire,
+    trace::{Explanation, Filter, Item},
     wire::{self, control_server::Control},
 };
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
 use crate::{
@@ -20,6 +24,7 @@ use crate::{
     registry::Registry,
     shell::Handle,
     store::{Store, StoreError},
+    trace::Hub,
 };
 
 /// The service.
@@ -31,6 +36,9 @@ pub(crate) struct ControlService {
     pub(crate) invoker: Arc<Invoker>,
     /// Changes of functions reach the store and the driver in the same order.
     pub(crate) functions: Arc<tokio::sync::Mutex<()>>,
+    pub(crate) hub: Arc<Hub>,
+    /// Ends streams.
+    pub(crate) close: CancellationToken,
 }
 
 /// Work that blocks on the disk. It goes on if the caller goes away: the store and the driver must agree.
@@ -75,8 +83,12 @@ impl ControlService {
     }
 }
 
+type Items = Pin<Box<dyn Stream<Item = Result<wire::TraceItem, Status>> + Send>>;
+
 #[tonic::async_trait]
 impl Control for ControlService {
+    type TraceStream = Items;
+
     async fn apply_function(
         &self,
         request: Request<wire::ApplyFunctionRequest>,
@@ -250,6 +262,46 @@ impl Control for ControlService {
         let address = address.ok_or_else(|| Status::not_found(format!("there is no {id}")))?;
         match self.agents.logs(&address, id).await {
             Ok(logs) => Ok(Response::new(logs)),
+            Err(InvokeError::Lost { source, .. }) => Err(*source),
+            Err(error) => {
+                Err(Status::unavailable(Failure::from_error(FailureKind::Internal, &error).message))
+            }
+        }
+    }
+
+    async fn trace(&self, request: Request<wire::TraceFilter>) -> Result<Response<Items>, Status> {
+        let filter = Filter::try_from(request.into_inner())?;
+        let subscription =
+            self.hub.subscribe(filter).map_err(|error| Status::resource_exhausted(error.to_string()))?;
+        let items = stream::unfold(subscription, async |mut subscription| {
+            let item = subscription.next().await;
+            Some((item, subscription))
+        });
+        let items = stream::once(std::future::ready(Item::Begin)).chain(items).map(|item| Ok(item.into()));
+        Ok(Response::new(Box::pin(items.take_until(self.close.clone().cancelled_owned()))))
+    }
+
+    async fn explain(
+        &self,
+        request: Request<wire::ExplainRequest>,
+    ) -> Result<Response<wire::ExplainReply>, Status> {
+        let id = sandbox_id(request.into_inner().sandbox)?;
+        let rows = self.driver.look(|driver, now| driver.sandbox_rows(now)).await?;
+        let now = rows.into_iter().find(|row| row.report.id == id).map(|row| (row.report, row.node));
+        let told = self.hub.explain(id);
+        if now.is_none() && told.is_none() {
+            return Err(Status::not_found(format!("nothing is known about {id}")));
+        }
+        let explanation = Explanation { now, ..told.unwrap_or_default() };
+        Ok(Response::new(explanation.into()))
+    }
+
+    async fn heat(&self, request: Request<wire::HeatRequest>) -> Result<Response<wire::HeatReply>, Status> {
+        let id = sandbox_id(request.into_inner().sandbox)?;
+        let address = self.driver.look(move |driver, _| driver.address_of(id)).await?;
+        let address = address.ok_or_else(|| Status::not_found(format!("there is no {id}")))?;
+        match self.agents.heat(&address, id).await {
+            Ok(map) => Ok(Response::new(HeatMap::try_from(map)?.into())),
             Err(InvokeError::Lost { source, .. }) => Err(*source),
             Err(error) => {
                 Err(Status::unavailable(Failure::from_error(FailureKind::Internal, &error).message))

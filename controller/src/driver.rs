@@ -4,7 +4,8 @@
 //! | room | idea |
 //! |---|---|
 //! | `event` | what comes in and what goes out |
-//! | `decision` | what is logged and counted |
+//! | `decision` | what is told of every decision and change |
+//! | `why` | what a decision looked at and rejected |
 //! | `requests` | a request's way: queue, sent, answered or refused |
 //! | `schedule` | which sandbox serves, which is started, where |
 //! | `evict` | a node's memory: what it will use, and who makes room |
@@ -43,8 +44,9 @@ mod settings;
 mod state;
 #[cfg(test)]
 mod tests;
+mod why;
 
-pub use decision::{Decision, PurgeReason};
+pub use decision::{PurgeReason, Told};
 pub use event::{
     Action, CloseReason, ConnectionId, Event, Operation, Refusal, RequestEnd, RequestId, Target, Ticket,
 };
@@ -82,6 +84,7 @@ pub struct Driver {
     sandbox_counter: u32,
     snapshot_counter: u32,
     command_counter: u64,
+    event_counter: u32,
 }
 
 impl Driver {
@@ -115,6 +118,7 @@ impl Driver {
             sandbox_counter: 0,
             snapshot_counter: 0,
             command_counter: 0,
+            event_counter: 0,
         };
         driver.timers.insert((settled_at, Timer::Nodes));
         for (spec, revision) in functions {
@@ -133,7 +137,7 @@ impl Driver {
                 self.command_done(now, connection, command, *result, out);
             }
             Event::Idle { connection, sandbox, idle } => self.said_idle(now, connection, sandbox, idle, out),
-            Event::Gone { connection, sandbox, why } => self.sandbox_gone(connection, sandbox, why, out),
+            Event::Gone { connection, sandbox, why } => self.sandbox_gone(connection, sandbox, &why, out),
             Event::Requested { request, function, prefer, deadline } => {
                 self.requested(now, request, function, prefer, deadline, out);
             }

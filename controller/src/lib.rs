@@ -27,3 +27,4 @@ pub mod server;
 pub mod shell;
 pub mod store;
 mod tell;
+mod trace;

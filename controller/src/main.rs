@@ -6,6 +6,7 @@ use std::{
     net::SocketAddr,
     path::PathBuf,
     process::ExitCode,
+    time::Duration,
 };
 
 use anyhow::Context;
@@ -14,7 +15,9 @@ use medes_controller::{
     config::{Config, DEFAULTS},
     server::{Controller, Place},
 };
+use medes_metrics::list::Of;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// The controller of a Medes cluster.
 #[derive(Debug, Parser)]
@@ -35,6 +38,9 @@ struct Arguments {
     /// Change one line of the configuration, for example --set policy.idle=5s.
     #[arg(long, value_name = "SECTION.KEY=VALUE")]
     set: Vec<String>,
+    /// Serve metrics (Prometheus) here, at /metrics; default: nowhere.
+    #[arg(long, value_name = "ADDRESS")]
+    metrics: Option<SocketAddr>,
     /// Print the default configuration and end.
     #[arg(long)]
     print_config: bool,
@@ -63,6 +69,9 @@ fn main() -> ExitCode {
     }
 }
 
+/// For the metrics' last readers, after everything else has ended.
+const METRICS_STOP_MAX: Duration = Duration::from_secs(1);
+
 #[tokio::main]
 async fn run(arguments: Arguments) -> anyhow::Result<bool> {
     let text = match &arguments.config {
@@ -74,11 +83,17 @@ async fn run(arguments: Arguments) -> anyhow::Result<bool> {
     // Before the ports are open: who is told that we listen may stop us at once.
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
+    let (tasks, close) = (TaskTracker::new(), CancellationToken::new());
+    let metrics = match arguments.metrics {
+        Some(address) => Some(medes_metrics::serve(Of::Controller, address, &tasks, close.clone()).await?),
+        None => None,
+    };
     let place = Place { state_dir, control: arguments.control, gateway: arguments.gateway };
     let controller = Controller::start(place, config).await?;
     let line = serde_json::json!({
         "control": controller.control.to_string(),
         "gateway": controller.gateway.to_string(),
+        "metrics": metrics.map(|address| address.to_string()),
     });
     say_ready(arguments.ready_fd, &format!("{line}\n"))?;
     tokio::select! {
@@ -86,6 +101,11 @@ async fn run(arguments: Arguments) -> anyhow::Result<bool> {
         _ = terminate.recv() => tracing::info!("stopping on SIGTERM"),
     }
     let clean = controller.stop().await;
+    close.cancel();
+    tasks.close();
+    // Somebody may be reading them, and may read for ever.
+    let ended = tokio::time::timeout(METRICS_STOP_MAX, tasks.wait()).await.is_ok();
+    let clean = clean && ended;
     if !clean {
         tracing::warn!("some requests or streams were cut off");
     }

@@ -26,6 +26,7 @@ use crate::{
     registry_service::RegistryService,
     shell::{self, Handle, Shell},
     store::{OpenStoreError, Store},
+    trace::Hub,
 };
 
 /// Where a controller keeps its store and listens.
@@ -99,10 +100,12 @@ impl Controller {
         let driver = Driver::new(Now::START, settings, Box::new(Fixed(config.policy)), opened.functions);
         let registry: Arc<dyn Registry> = Arc::new(Table::new(config.registry));
         let places = Arc::new(Places::default());
+        let hub = Arc::new(Hub::default());
         let driver = shell::start(Shell {
             driver,
             registry: Arc::clone(&registry),
             places: Arc::clone(&places),
+            hub: Arc::clone(&hub),
             tracker: shell_tracker.clone(),
             stop: end.clone(),
         });
@@ -124,6 +127,8 @@ impl Controller {
             agents,
             invoker: Arc::clone(&invoker),
             functions: Arc::default(),
+            hub,
+            close: close.clone(),
         };
         let lookups = RegistryService::new(registry, places, driver.clone());
         serve_grpc(control_listener, fleet, lookups, service, &tracker, close.clone());

@@ -10,6 +10,7 @@ use medes_proto::{
     fleet::{Command, Success},
     ids::{CommandId, SandboxId},
     registry::Acquire,
+    trace::{About, Event as Traced, TraceKind, What},
 };
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -18,12 +19,13 @@ use tokio_util::task::TaskTracker;
 use crate::{
     driver::{
         Action, CloseReason, ConnectionId, Driver, Event, Operation, Refusal, RequestEnd, RequestId, Target,
-        Ticket,
+        Ticket, Told,
     },
     now::Now,
     places::Places,
     registry::Registry,
     tell::tell,
+    trace::Hub,
 };
 
 /// Events that may wait for the driver.
@@ -181,6 +183,7 @@ pub(crate) struct Shell {
     pub(crate) driver: Driver,
     pub(crate) registry: Arc<dyn Registry>,
     pub(crate) places: Arc<Places>,
+    pub(crate) hub: Arc<Hub>,
     /// For deletion sweeps of the registry.
     pub(crate) tracker: TaskTracker,
     pub(crate) stop: CancellationToken,
@@ -318,7 +321,12 @@ impl Running {
                     drop(agent.try_send(ToAgent::Close(why)));
                 }
             }
-            Action::Send { request, target } => self.to_request(request, ToRequest::Send(target)),
+            Action::Send { request, target } => {
+                if self.shell.hub.is_wanted(TraceKind::Request) {
+                    self.publish(sent(&target));
+                }
+                self.to_request(request, ToRequest::Send(target));
+            }
             Action::Refuse { request, why } => {
                 self.to_request(request, ToRequest::Refuse(why));
                 self.requests.remove(&request);
@@ -337,8 +345,17 @@ impl Running {
                 let registry = Arc::clone(&self.shell.registry);
                 self.shell.tracker.spawn_blocking(move || registry.forget(id));
             }
-            Action::Tell(decision) => tell(&decision),
+            Action::Tell(told) => {
+                tell(&told);
+                self.publish(*told);
+            }
         }
+    }
+
+    fn publish(&self, Told { id, about, what }: Told) {
+        let since_epoch = std::time::UNIX_EPOCH.elapsed().unwrap_or_default();
+        let unix_micros = u64::try_from(since_epoch.as_micros()).unwrap_or(u64::MAX);
+        self.shell.hub.publish(Traced { id, unix_micros, about, what });
     }
 
     fn to_request(&self, request: RequestId, message: ToRequest) {
@@ -347,4 +364,15 @@ impl Running {
             drop(sender.try_send(message));
         }
     }
+}
+
+/// That a request has been sent, without anything of the request.
+fn sent(target: &Target) -> Told {
+    let about = About {
+        node: Some(target.node.clone()),
+        sandbox: Some(target.sandbox),
+        function: Some(target.function.clone()),
+    };
+    let what = What::Request { start: target.start, phases: target.phases.clone() };
+    Told { id: target.event, about, what }
 }

@@ -1,67 +1,84 @@
-//! Decisions, as log lines and counters. The driver decides, this file only speaks.
+//! What the driver tells, as log lines and counters. The driver decides, this file only speaks.
 
+use medes_proto::trace::{NodeChange, What};
 use metrics::{counter, histogram};
 
-use crate::driver::Decision;
+use crate::driver::Told;
 
-/// Logs and counts one decision.
-pub(crate) fn tell(decision: &Decision) {
-    match decision {
-        Decision::NodeAttached(node) => {
+/// Logs and counts one event.
+pub(crate) fn tell(told: &Told) {
+    count(told);
+    log(told);
+}
+
+fn count(told: &Told) {
+    counter!("medes_trace_events_total", "kind" => told.what.kind().word()).increment(1);
+    match &told.what {
+        What::Node { change: NodeChange::Attached, .. } => {
             counter!("medes_nodes_attached_total").increment(1);
-            tracing::info!(%node, "node attached");
         }
-        Decision::NodeAway(node) => tracing::warn!(%node, "node's stream broke"),
-        Decision::NodeLost { node, sandboxes } => {
-            counter!("medes_nodes_lost_total").increment(1);
-            tracing::warn!(%node, sandboxes, "node lost");
+        What::Node { change: NodeChange::Lost, .. } => counter!("medes_nodes_lost_total").increment(1),
+        What::Start(choice) => {
+            let start = if choice.chosen.name.starts_with("cold") { "cold" } else { "restore" };
+            let function = told.about.function.as_ref().map(ToString::to_string).unwrap_or_default();
+            counter!("medes_starts_total", "start" => start, "function" => function).increment(1);
         }
-        Decision::Starting { sandbox, function, node, start } => {
-            counter!("medes_starts_total", "start" => start.word(), "function" => function.to_string())
-                .increment(1);
-            tracing::debug!(%sandbox, %function, %node, start = start.word(), "starting");
-        }
-        Decision::Started { sandbox, start, took } => {
+        What::Ready { start, took, .. } => {
             histogram!("medes_start_seconds", "start" => start.word()).record(took.as_secs_f64());
-            tracing::debug!(%sandbox, start = start.word(), ?took, "started");
         }
-        Decision::StartFailed { sandbox, start, why } => {
-            counter!("medes_start_failures_total", "start" => start.word()).increment(1);
-            tracing::warn!(%sandbox, start = start.word(), kind = ?why.kind, "start failed: {why}");
-        }
-        Decision::Deduplicated { sandbox, private_bytes, stored_bytes } => {
+        What::Dedup(summary) => {
             counter!("medes_dedups_total").increment(1);
-            counter!("medes_dedup_private_bytes_total").increment(*private_bytes);
-            counter!("medes_dedup_stored_bytes_total").increment(*stored_bytes);
-            tracing::info!(%sandbox, private_bytes, stored_bytes, "deduplicated");
+            counter!("medes_dedup_in_bytes_total").increment(summary.bytes_in);
+            counter!("medes_dedup_stored_bytes_total").increment(summary.bytes_out);
+            let seconds = summary.phases.iter().map(|phase| phase.took.as_secs_f64()).sum::<f64>();
+            histogram!("medes_dedup_seconds").record(seconds);
+            let pages = summary.pages;
+            for (class, pages) in
+                [("zero", pages.zero), ("same", pages.same), ("delta", pages.delta), ("whole", pages.whole)]
+            {
+                counter!("medes_dedup_pages_total", "class" => class).increment(pages);
+            }
         }
-        Decision::DedupFailed { sandbox, why, pause } => {
-            counter!("medes_dedup_failures_total").increment(1);
-            tracing::warn!(%sandbox, kind = ?why.kind, ?pause, "dedup failed, stays warm: {why}");
+        What::Base(change) if change.made => counter!("medes_bases_made_total").increment(1),
+        What::Base(_) => counter!("medes_bases_dropped_total").increment(1),
+        What::Error(trouble) => {
+            counter!("medes_errors_total", "doing" => trouble.doing.clone()).increment(1);
         }
-        Decision::BaseMade { snapshot, sandbox } => {
-            counter!("medes_bases_made_total").increment(1);
-            tracing::info!(%snapshot, %sandbox, "base made");
+        What::Purge { reason } => counter!("medes_purges_total", "reason" => reason.clone()).increment(1),
+        What::Eviction(_) => counter!("medes_purges_total", "reason" => "evicted").increment(1),
+        What::State(_)
+        | What::Idle { .. }
+        | What::Review(_)
+        | What::Node { change: NodeChange::Away | NodeChange::Unspecified, .. }
+        | What::Request { .. }
+        | What::Asked { .. } => {}
+    }
+}
+
+fn log(told: &Told) {
+    let Told { id, about, what } = told;
+    let sandbox = about.sandbox.map(tracing::field::display);
+    let node = about.node.as_ref().map(tracing::field::display);
+    match what {
+        What::Node { change: NodeChange::Attached, .. } => tracing::info!(node, "node attached"),
+        What::Node { change: NodeChange::Lost, sandboxes } => tracing::warn!(node, sandboxes, "node lost"),
+        What::Node { .. } => tracing::warn!(node, "node's stream broke"),
+        What::Dedup(summary) => {
+            let (bytes_in, bytes_out) = (summary.bytes_in, summary.bytes_out);
+            tracing::info!(sandbox, bytes_in, bytes_out, "deduplicated");
         }
-        Decision::BaseFailed { sandbox, why } => {
-            counter!("medes_base_failures_total").increment(1);
-            tracing::warn!(%sandbox, kind = ?why.kind, "base not made: {why}");
+        What::Base(change) => {
+            let (snapshot, made) = (change.snapshot, change.made);
+            tracing::info!(%snapshot, sandbox, made, "base");
         }
-        Decision::BaseDropped(snapshot) => {
-            counter!("medes_bases_dropped_total").increment(1);
-            tracing::info!(%snapshot, "base dropped");
+        What::Error(trouble) => {
+            let (doing, kind, pause) = (&trouble.doing, trouble.kind, trouble.pause);
+            tracing::warn!(sandbox, node, doing, ?kind, ?pause, "{doing} failed: {}", trouble.message);
         }
-        Decision::Purging { sandbox, why } => {
-            counter!("medes_purges_total", "reason" => why.word()).increment(1);
-            tracing::debug!(%sandbox, reason = why.word(), "purging");
-        }
-        Decision::SandboxGone { sandbox, why } => {
-            counter!("medes_sandboxes_gone_total").increment(1);
-            tracing::warn!(%sandbox, kind = ?why.kind, "sandbox ended by itself: {why}");
-        }
-        Decision::CommandOverdue { command, node } => {
-            counter!("medes_commands_overdue_total").increment(1);
-            tracing::warn!(command = command.0, %node, "command not answered in time");
-        }
+        What::Start(choice) => tracing::debug!(%id, sandbox, chosen = choice.chosen.name, "starting"),
+        What::Ready { start, took, .. } => tracing::debug!(sandbox, start = start.word(), ?took, "ready"),
+        What::Purge { reason } => tracing::debug!(%id, sandbox, reason, "purging"),
+        What::Eviction(_) => tracing::debug!(%id, sandbox, "evicting"),
+        What::State(_) | What::Idle { .. } | What::Review(_) | What::Request { .. } | What::Asked { .. } => {}
     }
 }

@@ -8,7 +8,13 @@ use std::{sync::atomic::Ordering, time::Duration};
 use bytes::Bytes;
 use http_body_util::Full;
 use medes_controller::server::{Controller, Place};
-use medes_proto::{failure::FailureKind, limits, sandbox::SandboxState, wire};
+use medes_proto::{
+    failure::FailureKind,
+    limits,
+    sandbox::SandboxState,
+    trace::{Event, Explanation, Item, TraceKind},
+    wire::{self, control_client::ControlClient},
+};
 use support::{Agent, Cluster, LONG, caller, failed, succeeded, until};
 use tokio_stream::StreamExt;
 
@@ -371,4 +377,113 @@ async fn an_idle_sandbox_becomes_base_and_the_next_one_dedup_by_themselves() {
     };
     until("the dedup", dedup).await;
     assert_eq!(cluster.call("/invoke/f").await.header("x-medes-start"), "restore");
+}
+
+/// Follows the trace until `wanted` has come; returns all until then.
+async fn follow(
+    items: &mut tonic::Streaming<wire::TraceItem>,
+    wanted: impl Fn(&Event) -> bool,
+) -> Vec<Event> {
+    let mut events = Vec::new();
+    let found = tokio::time::timeout(LONG, async {
+        while let Some(item) = items.message().await.unwrap() {
+            match Item::try_from(item).unwrap() {
+                Item::Event(event) => {
+                    let last = wanted(&event);
+                    events.push(*event);
+                    if last {
+                        return;
+                    }
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        panic!("the trace has ended");
+    });
+    found.await.expect("the event");
+    events
+}
+
+async fn subscribe(cluster: &Cluster, filter: wire::TraceFilter) -> tonic::Streaming<wire::TraceItem> {
+    let mut items = cluster.control.clone().trace(filter).await.unwrap().into_inner();
+    let first = Item::try_from(items.message().await.unwrap().unwrap()).unwrap();
+    assert_eq!(first, Item::Begin);
+    items
+}
+
+#[tokio::test]
+async fn the_trace_tells_a_sandboxs_life_and_explain_names_the_decision() {
+    let (_folder, mut cluster, _agent) = one_node(&[]).await;
+    let mut all = subscribe(&cluster, wire::TraceFilter::default()).await;
+    let kinds = vec![TraceKind::Dedup.into(), TraceKind::Request.into()];
+    let mut some = subscribe(&cluster, wire::TraceFilter { kinds, ..Default::default() }).await;
+    let mut none = subscribe(&cluster, wire::TraceFilter { node: "n9".into(), ..Default::default() }).await;
+
+    let sandbox = cluster.start_sandbox("f").await.id;
+    cluster.dedup(sandbox).await;
+    let reply = cluster.call("/invoke/f/secret?path=1").await;
+    assert_eq!(reply.header("x-medes-start"), "restore");
+
+    let events = follow(&mut all, |event| event.what.kind() == TraceKind::Request).await;
+    let told: Vec<_> = events.iter().map(|event| event.what.kind().word()).collect();
+    assert_eq!(
+        told,
+        [
+            "start", "state", "ready", "state", "asked", "state", "state", "dedup", "start", "state",
+            "ready", "state", "request"
+        ]
+    );
+    assert!(events.iter().all(|event| event.about.sandbox == Some(sandbox)));
+    assert!(events.iter().all(|event| event.about.function.as_ref().unwrap().as_str() == "f"));
+    assert!(!format!("{events:?}").contains("secret"), "nothing of a request is told");
+    let some = follow(&mut some, |event| event.what.kind() == TraceKind::Request).await;
+    assert_eq!(some.len(), 2, "{some:?}");
+
+    let warm = async || (cluster.sandboxes().await[0].state == SandboxState::Warm).then_some(());
+    until("the request's end is known", warm).await;
+    let explained = cluster.control.explain(wire::ExplainRequest { sandbox: sandbox.get() }).await.unwrap();
+    let explained = Explanation::try_from(explained.into_inner()).unwrap();
+    let (now, node) = explained.now.unwrap();
+    assert_eq!((now.state, node.as_str()), (SandboxState::Warm, "n1"));
+    let decision = explained.decision.unwrap();
+    assert_eq!(decision.id, events[8].id);
+    assert_eq!(explained.change.unwrap().id, events[11].id);
+    assert_eq!(explained.history, events[..12]);
+    let nobody = cluster.control.explain(wire::ExplainRequest { sandbox: 99 }).await.unwrap_err();
+    assert_eq!(nobody.code(), tonic::Code::NotFound);
+
+    // The controller's end is the end of every stream, also of one that nothing ever came on.
+    assert!(cluster.controller.stop().await);
+    assert!(none.message().await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn a_subscriber_that_does_not_read_is_told_what_it_missed_and_blocks_nobody() {
+    let (_folder, mut cluster, _agent) = one_node(&[]).await;
+    cluster.apply("name = 'broken'\ncommand = ['x']").await;
+    // A reader with a small window: what the controller and both ends of the connection keep for it is soon full.
+    let endpoint = tonic::transport::Channel::from_shared(format!("http://{}", cluster.controller.control));
+    let channel = endpoint.unwrap().initial_stream_window_size(65_535).connect().await.unwrap();
+    let mut reader = ControlClient::new(channel);
+    let mut slow = reader.trace(wire::TraceFilter::default()).await.unwrap().into_inner();
+    assert!(slow.message().await.unwrap().is_some(), "it begins");
+    const STARTS: u64 = 1_500;
+    for _ in 0..STARTS {
+        let request = wire::StartSandboxRequest { function: "broken".into(), node: String::new() };
+        failed(cluster.control.start_sandbox(request).await);
+    }
+    // For each: the decision, the new sandbox, the failure, and that it is gone.
+    let (mut came, mut missed) = (0_u64, 0_u64);
+    tokio::time::timeout(LONG, async {
+        while came + missed < 4 * STARTS {
+            match Item::try_from(slow.message().await.unwrap().unwrap()).unwrap() {
+                Item::Event(_) => came += 1,
+                Item::Dropped(count) => missed += count,
+                Item::Begin => panic!("it begins once"),
+            }
+        }
+    })
+    .await
+    .expect("every event was shown or counted");
+    assert!(came > 0 && missed > 0, "{came} came, {missed} were missed");
 }

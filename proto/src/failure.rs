@@ -42,7 +42,7 @@ impl Failure {
 }
 
 /// Cuts `text` to at most `max` bytes, at a character's border.
-fn cut(mut text: String, max: usize) -> String {
+pub(crate) fn cut(mut text: String, max: usize) -> String {
     if text.len() > max {
         let mut end = max;
         while !text.is_char_boundary(end) {

@@ -8,12 +8,14 @@
 pub mod failure;
 pub mod fleet;
 pub mod function;
+pub mod heat;
 pub mod ids;
 pub mod layout;
 pub mod limits;
 pub mod node;
 pub mod registry;
 pub mod sandbox;
+pub mod trace;
 pub mod units;
 
 /// Generated messages, clients and servers. Nothing here is checked.

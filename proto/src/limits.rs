@@ -36,3 +36,17 @@ pub const FAILURE_LINES_MAX: usize = 20;
 pub const HEADERS_MAX: usize = 100;
 /// Phases one operation may report.
 pub const PHASES_MAX: usize = 32;
+/// Options of one traced decision that were not chosen.
+pub const TRACE_OPTIONS_MAX: usize = 16;
+/// Inputs of one traced decision.
+pub const TRACE_FACTS_MAX: usize = 32;
+/// Bytes of one text in a traced event.
+pub const TRACE_TEXT_MAX: usize = 1 << 10;
+/// Events in one answer about a sandbox.
+pub const TRACE_EVENTS_MAX: usize = 256;
+/// Mappings in one heat map.
+pub const HEAT_MAPPINGS_MAX: usize = 16_384;
+/// Ranges in one heat map, over all its mappings.
+pub const HEAT_RANGES_MAX: usize = 262_144;
+/// Bytes of a mapping's name.
+pub const HEAT_NAME_BYTES_MAX: usize = 256;

@@ -84,6 +84,33 @@ pub struct PageClasses {
     pub whole: u64,
 }
 
+impl PageClasses {
+    /// Pages of all classes.
+    pub const fn total(&self) -> u64 {
+        let Self { zero, same, delta, whole } = *self;
+        zero.saturating_add(same).saturating_add(delta).saturating_add(whole)
+    }
+
+    /// Bytes of all these pages.
+    pub const fn bytes(&self) -> u64 {
+        self.total().saturating_mul(medes_dedup::page::PAGE_BYTES as u64)
+    }
+}
+
+impl From<PageClasses> for wire::PageClasses {
+    fn from(pages: PageClasses) -> Self {
+        let PageClasses { zero, same, delta, whole } = pages;
+        Self { zero, same, delta, whole }
+    }
+}
+
+impl From<wire::PageClasses> for PageClasses {
+    fn from(raw: wire::PageClasses) -> Self {
+        let wire::PageClasses { zero, same, delta, whole } = raw;
+        Self { zero, same, delta, whole }
+    }
+}
+
 /// A sandbox as its agent reports it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SandboxReport {
@@ -127,7 +154,6 @@ fn millis(duration: Duration) -> u64 {
 
 impl From<SandboxReport> for wire::SandboxReport {
     fn from(report: SandboxReport) -> Self {
-        let PageClasses { zero, same, delta, whole } = report.pages;
         Self {
             sandbox: report.id.get(),
             function: report.function.into(),
@@ -143,7 +169,7 @@ impl From<SandboxReport> for wire::SandboxReport {
             requests: report.requests,
             starts_from_dedup: report.starts_from_dedup,
             last_phases: phases_to_wire(report.last_phases),
-            pages: Some(wire::PageClasses { zero, same, delta, whole }),
+            pages: Some(report.pages.into()),
             open_requests: report.open_requests,
         }
     }
@@ -164,7 +190,6 @@ impl TryFrom<wire::SandboxReport> for SandboxReport {
             return Err(WireError::invalid("sandbox.undumpable", "too long"));
         }
         let bases = raw.bases.into_iter().map(|id| snapshot_from_wire(id, "sandbox.bases"));
-        let wire::PageClasses { zero, same, delta, whole } = raw.pages.unwrap_or_default();
         Ok(Self {
             id: SandboxId::from_wire(raw.sandbox, "sandbox.sandbox")?,
             function: raw
@@ -183,7 +208,7 @@ impl TryFrom<wire::SandboxReport> for SandboxReport {
             requests: raw.requests,
             starts_from_dedup: raw.starts_from_dedup,
             last_phases: phases_from_wire(raw.last_phases)?,
-            pages: PageClasses { zero, same, delta, whole },
+            pages: raw.pages.unwrap_or_default().into(),
             open_requests: raw.open_requests,
         })
     }

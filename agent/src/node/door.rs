@@ -6,6 +6,7 @@ use bytes::Bytes;
 use hyper::{HeaderMap, Method, header::HeaderName, header::HeaderValue};
 use medes_proto::{
     failure::{Failure, FailureKind},
+    heat::HeatMap,
     ids::SandboxId,
     limits::{BODY_BYTES_MAX, HEADERS_MAX},
     node::{Answer, Invoke, Request},
@@ -16,6 +17,7 @@ use tokio_util::task::TaskTracker;
 use super::{Body, Input, Node, work::Worked};
 use crate::{
     driver::{Event, Ticket},
+    roads::blocking,
     sandbox::{self, Entrance, Log, RequestError},
 };
 
@@ -29,6 +31,8 @@ pub(crate) enum Asked {
     Enter { sandbox: SandboxId, answer: oneshot::Sender<Result<Entrance, Failure>> },
     /// Its log, if it is here.
     Log { sandbox: SandboxId, answer: oneshot::Sender<Option<Log>> },
+    /// Its first process, if it has processes now.
+    Root { sandbox: SandboxId, answer: oneshot::Sender<Option<nix::unistd::Pid>> },
 }
 
 impl Asked {
@@ -38,6 +42,7 @@ impl Asked {
         match self {
             Self::Enter { answer, .. } => drop(answer.send(Err(why))),
             Self::Log { answer, .. } => drop(answer.send(None)),
+            Self::Root { answer, .. } => drop(answer.send(None)),
         }
     }
 }
@@ -58,6 +63,15 @@ impl Node {
                     Body::Ruin(housing) => housing.log().clone(),
                 });
                 drop(answer.send(log));
+            }
+            Asked::Root { sandbox, answer } => {
+                let root = match self.bodies.get(&sandbox) {
+                    Some(Body::Warm(warm, _)) => Some(warm.tree.pid()),
+                    Some(Body::Stored(_) | Body::Ruin(_)) | None => None,
+                };
+                if answer.send(root).is_err() {
+                    tracing::debug!(%sandbox, "who wanted to look at its memory has gone");
+                }
             }
         }
     }
@@ -143,6 +157,20 @@ impl NodeHandle {
         self.inbox.send(Input::Asked(Asked::Log { sandbox, answer })).await.ok()?;
         let tail = told.await.ok()??.tail(usize::MAX);
         Some((tail.lines.into_iter().map(|line| line.text).collect(), tail.dropped))
+    }
+}
+
+impl NodeHandle {
+    /// Where a warm sandbox's memory is.
+    pub async fn heat(&self, sandbox: SandboxId) -> Result<HeatMap, Failure> {
+        let (answer, told) = oneshot::channel();
+        let asked = Input::Asked(Asked::Root { sandbox, answer });
+        self.inbox.send(asked).await.map_err(|_closed| closing(sandbox))?;
+        let none =
+            || Failure::new(FailureKind::Busy, format!("{sandbox} has no memory of its own right now"));
+        let root = told.await.ok().flatten().ok_or_else(none)?;
+        let look = blocking(move || crate::heat::look(sandbox, root)).await;
+        look.map_err(|error| Failure::from_error(FailureKind::Internal, &error))
     }
 }
 

@@ -16,7 +16,7 @@ use crate::{
     base, dedupe,
     driver::{DedupOrder, Deduped, Restored},
     launch_spec::launch_spec,
-    restore,
+    metrics, restore,
     roads::{Roads, Stored, Warm},
     sandbox::{self, CreateError, Ended, Housing, LaunchError, Log},
 };
@@ -53,6 +53,22 @@ impl Worked {
     /// Whether it handled all pages of a sandbox.
     pub(super) const fn was_large(&self) -> bool {
         matches!(self, Self::Deduped { .. } | Self::BaseMade { .. } | Self::Restored { .. })
+    }
+
+    /// Counts it.
+    pub(super) fn count(&self) {
+        let (operation, phases): (_, Option<&[Phase]>) = match self {
+            Self::Launched { result, .. } => ("launch", result.as_ref().ok().map(|(_, phases)| &phases[..])),
+            Self::Deduped { result, .. } => {
+                ("dedup", result.as_ref().ok().map(|(_, deduped)| &deduped.phases[..]))
+            }
+            Self::BaseMade { result, .. } => ("base", result.as_ref().ok().map(|(_, phases)| &phases[..])),
+            Self::Restored { result, .. } => {
+                ("restore", result.as_ref().ok().map(|(_, restored)| &restored.phases[..]))
+            }
+            Self::Removed { .. } | Self::Exited { .. } | Self::Answered { .. } => return,
+        };
+        metrics::operation(operation, phases);
     }
 
     /// What is to be removed when the node closes.

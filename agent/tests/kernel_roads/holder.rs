@@ -16,8 +16,8 @@ use medes_proto::{
     node::ReadPages,
     registry::SnapshotPlace,
     wire::{
-        InvokeReply, InvokeRequest, LogsReply, LogsRequest, PagesPart, ReadLayoutRequest, ReadPagesRequest,
-        SnapshotLayout,
+        HeatReply, HeatRequest, InvokeReply, InvokeRequest, LogsReply, LogsRequest, PagesPart,
+        ReadLayoutRequest, ReadPagesRequest, SnapshotLayout,
         node_server::{Node, NodeServer},
     },
 };
@@ -116,6 +116,10 @@ impl Node for Holder {
     }
 
     async fn invoke(&self, _: Request<InvokeRequest>) -> Result<Response<InvokeReply>, Status> {
+        Err(Status::unavailable("this node only holds pages"))
+    }
+
+    async fn heat(&self, _: Request<HeatRequest>) -> Result<Response<HeatReply>, Status> {
         Err(Status::unavailable("this node only holds pages"))
     }
 

@@ -234,6 +234,20 @@ impl control_server::Control for Fake {
         Err(Status::unimplemented("the demo does not ask this"))
     }
 
+    type TraceStream = futures::stream::Empty<Result<wire::TraceItem, Status>>;
+
+    async fn trace(&self, _: Request<wire::TraceFilter>) -> Reply<Self::TraceStream> {
+        Err(Status::unimplemented("the demo does not ask this"))
+    }
+
+    async fn explain(&self, _: Request<wire::ExplainRequest>) -> Reply<wire::ExplainReply> {
+        Err(Status::unimplemented("the demo does not ask this"))
+    }
+
+    async fn heat(&self, _: Request<wire::HeatRequest>) -> Reply<wire::HeatReply> {
+        Err(Status::unimplemented("the demo does not ask this"))
+    }
+
     async fn sandbox_logs(&self, _: Request<SandboxRequest>) -> Reply<wire::LogsReply> {
         Err(Status::unimplemented("the demo does not ask this"))
     }

@@ -140,6 +140,16 @@ impl Cluster {
         self.dir.path().join(name).to_str().unwrap().into()
     }
 
+    /// Where its files are.
+    pub(crate) fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// host:port of the controller.
+    pub(crate) fn control(&self) -> &str {
+        &self.control
+    }
+
     /// The name of a node on this machine.
     pub(crate) fn node(&self, name: &str) -> String {
         format!("{}-{name}", self.mark)

@@ -11,5 +11,6 @@ mod http;
 mod input;
 mod policy;
 mod program;
+mod trace;
 mod trouble;
 mod up;

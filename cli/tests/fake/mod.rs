@@ -13,7 +13,13 @@ use std::{
 
 use medes_proto::{
     failure::FailureKind,
+    heat::PageClass,
+    ids::SandboxId,
     sandbox::{SandboxState, StartKind},
+    trace::{
+        About, Alternative, Cause, Choice, Event, EventId, Explanation, Filter, Item, StateChange, Trouble,
+        What,
+    },
     wire::{
         self, control_server::Control, control_server::ControlServer, invoke_function_reply, operation_reply,
     },
@@ -312,4 +318,77 @@ impl Control for Fake {
         let lines = vec!["started".into(), "\u{1b}]0;title\u{7}answered".into()];
         Ok(Response::new(wire::LogsReply { lines, dropped: 5 }))
     }
+
+    type TraceStream = futures::stream::BoxStream<'static, Result<wire::TraceItem, Status>>;
+
+    /// Three events and a gap, then the stream ends.
+    async fn trace(&self, request: Request<wire::TraceFilter>) -> Reply<Self::TraceStream> {
+        let filter = Filter::try_from(request.into_inner())?;
+        self.asked.note(format!("trace {filter:?}"));
+        let wanted = events().into_iter().filter(|event| filter.wants(&event.about, event.what.kind()));
+        let mut items = vec![Item::Begin];
+        items.extend(wanted.map(|event| Item::Event(Box::new(event))));
+        items.push(Item::Dropped(7));
+        Ok(Response::new(Box::pin(futures::stream::iter(items.into_iter().map(|item| Ok(item.into()))))))
+    }
+
+    async fn explain(&self, request: Request<wire::ExplainRequest>) -> Reply<wire::ExplainReply> {
+        if request.into_inner().sandbox != id(2) {
+            return Err(Status::not_found("nothing is known about it"));
+        }
+        let events = events();
+        let explanation = Explanation {
+            now: Some((deduplicated(2).try_into().unwrap(), "node-0".parse().unwrap())),
+            change: Some(events[1].clone()),
+            decision: Some(events[0].clone()),
+            review: Some(events[0].clone()),
+            history: events,
+            forgotten: 4,
+        };
+        Ok(Response::new(explanation.into()))
+    }
+
+    async fn heat(&self, request: Request<wire::HeatRequest>) -> Reply<wire::HeatReply> {
+        let sandbox = request.into_inner().sandbox;
+        if sandbox == id(2) {
+            return Err(Status::failed_precondition("sb-1-2 has no memory of its own right now"));
+        }
+        let range = |first, pages, class: PageClass| wire::HeatRange { first, pages, class: class.into() };
+        let ranges = vec![range(0, 6, PageClass::Private), range(8, 2, PageClass::File)];
+        let mapping = wire::HeatMapping { pid: 7, start: 0x7000, pages: 16, name: "[heap]".into(), ranges };
+        let (source, mappings) = ("procfs".into(), vec![mapping]);
+        Ok(Response::new(wire::HeatReply { sandbox, source, mappings, truncated: false }))
+    }
+}
+
+/// A review, a change of state because of it, and something else that failed.
+fn events() -> Vec<Event> {
+    let mut choice = Choice::of(Alternative::new("dedup", "idle and quiet, and its function has a base"));
+    choice.reject(Alternative::new("keep", "idle for the idle period"));
+    choice.fact("idle_ms", 61_000);
+    let event = |number: u64, sandbox, what| {
+        let about = About {
+            node: Some("node-0".parse().unwrap()),
+            sandbox: SandboxId::new(id(sandbox)),
+            function: Some("html".parse().unwrap()),
+        };
+        Event { id: EventId::new(id(number)).unwrap(), unix_micros: 57_801_000_000 + number, about, what }
+    };
+    let change = StateChange {
+        from: Some(SandboxState::Warm),
+        to: Some(SandboxState::Deduping),
+        cause: Cause::Decided,
+        decision: EventId::new(id(41)),
+    };
+    let trouble = Trouble {
+        doing: "dedup".into(),
+        kind: FailureKind::DumpRefused,
+        message: "an established TCP connection".into(),
+        pause: None,
+    };
+    vec![
+        event(41, 2, What::Review(choice)),
+        event(42, 2, What::State(change)),
+        event(43, 3, What::Error(trouble)),
+    ]
 }

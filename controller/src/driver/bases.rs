@@ -11,10 +11,11 @@ use medes_proto::{
     fleet::{Command, SnapshotReport, Success},
     ids::{NodeId, SandboxId, SnapshotId},
     registry::{Acquire, SnapshotPlace},
+    trace::{About, BaseChange, Cause, What},
 };
 
 use super::{
-    Action, Decision, Driver, Ticket, failure,
+    Action, Driver, Ticket, failure,
     state::{Ghost, Kind, Life, Pending, Sandbox, Snapshot, SnapshotLife, Timer},
 };
 use crate::now::Now;
@@ -41,9 +42,7 @@ impl Driver {
         }
         let report = SnapshotReport { id: snapshot, function: function.clone(), pages: 0, bytes: 0 };
         self.snapshots.insert(snapshot, Snapshot { function, node, life: SnapshotLife::Making, report });
-        if let Some(sandbox) = self.sandboxes.get_mut(&id) {
-            sandbox.enter(Life::MakingBase, now);
-        }
+        self.enter(now, id, Life::MakingBase, Cause::Decided, out);
         true
     }
 
@@ -56,9 +55,8 @@ impl Driver {
         out: &mut Vec<Action>,
     ) {
         let Some(sandbox_id) = pending.sandbox else { return };
-        if let Some(sandbox) = self.sandboxes.get_mut(&sandbox_id) {
-            sandbox.enter(Life::Warm, now);
-        }
+        let cause = if result.is_ok() { Cause::Done } else { Cause::Failed };
+        self.enter(now, sandbox_id, Life::Warm, cause, out);
         match result {
             Ok(success) => {
                 if let Some(sandbox) = self.sandboxes.get_mut(&sandbox_id) {
@@ -67,25 +65,28 @@ impl Driver {
                     }
                     sandbox.report.base_snapshot = Some(id);
                 }
+                let mut made =
+                    BaseChange { snapshot: id, made: true, pages: 0, bytes: 0, phases: success.phases };
                 if let (Some(report), Some(snapshot)) = (success.snapshot, self.snapshots.get_mut(&id)) {
                     let bytes = i64::try_from(report.bytes).unwrap_or(i64::MAX);
+                    (made.pages, made.bytes) = (report.pages, report.bytes);
                     snapshot.report = report;
                     self.drift(&pending.node, bytes);
                 }
                 self.place_snapshot(id, out);
                 // One whose function went away meanwhile is dropped at once.
                 self.check_bases = true;
-                out.push(Action::Tell(Decision::BaseMade { snapshot: id, sandbox: sandbox_id }));
+                self.tell_of(sandbox_id, What::Base(made), out);
             }
             Err(why) => {
                 self.forget_snapshot(id, out);
+                self.tell_failed(sandbox_id, "base", &why, None, out);
                 if matches!(why.kind, FailureKind::NotFound | FailureKind::Crashed | FailureKind::OutOfMemory)
                 {
                     self.end_broken(now, sandbox_id, why.kind, out);
                 } else {
                     self.block_dumps(now, sandbox_id, &why);
                 }
-                out.push(Action::Tell(Decision::BaseFailed { sandbox: sandbox_id, why }));
             }
         }
     }
@@ -258,12 +259,14 @@ impl Driver {
         if !self.issue(now, &node, command, Kind::DropSnapshot(id), limit, None, 0, out) {
             return;
         }
-        if let Some(snapshot) = self.snapshots.get_mut(&id) {
-            snapshot.life = SnapshotLife::Dropping;
-        }
+        let Some(snapshot) = self.snapshots.get_mut(&id) else { return };
+        snapshot.life = SnapshotLife::Dropping;
+        let (pages, bytes) = (snapshot.report.pages, snapshot.report.bytes);
+        let about = About { node: Some(node), sandbox: None, function: Some(snapshot.function.clone()) };
         // No lookup may name it from here on: whoever acquires it now is refused.
         out.push(Action::HideSnapshot(id));
-        out.push(Action::Tell(Decision::BaseDropped(id)));
+        let dropped = BaseChange { snapshot: id, made: false, pages, bytes, phases: Vec::new() };
+        self.tell(about, What::Base(dropped), out);
     }
 
     pub(super) fn drop_done(&mut self, now: Now, id: SnapshotId, result: Result<Success, Failure>) {

@@ -7,10 +7,11 @@ use medes_proto::{
     fleet::{Command, Success},
     ids::{CommandId, NodeId, SandboxId},
     sandbox::StartKind,
+    trace::{About, Cause, Trouble, What},
 };
 
 use super::{
-    Action, ConnectionId, Decision, Driver, PurgeReason, Ticket, failure,
+    Action, ConnectionId, Driver, PurgeReason, Ticket, failure,
     state::{Kind, Life, Pending, Sandbox, Timer},
 };
 use crate::now::Now;
@@ -99,10 +100,11 @@ impl Driver {
         if !self.issue(now, &node, Command::Purge { sandbox: id }, Kind::Purge, limit, ticket, 0, out) {
             return false;
         }
-        if let Some(sandbox) = self.sandboxes.get_mut(&id) {
-            sandbox.enter(Life::Purging, now);
+        // An eviction has told itself, with the reasons.
+        if why != PurgeReason::Evicted {
+            self.decide(id, What::Purge { reason: why.word().into() }, out);
         }
-        out.push(Action::Tell(Decision::Purging { sandbox: id, why }));
+        self.enter(now, id, Life::Purging, Cause::Decided, out);
         true
     }
 
@@ -111,9 +113,9 @@ impl Driver {
             return;
         }
         let Some(pending) = self.commands.remove(&id) else { return };
-        out.push(Action::Tell(Decision::CommandOverdue { command: id, node: pending.node.clone() }));
         self.unbusy(&pending);
         let why = failure(FailureKind::Deadline, format!("node {} did not answer in time", pending.node));
+        self.tell_overdue(&pending, &why, out);
         if let Some(ticket) = pending.ticket {
             Self::answer(out, ticket, Err(why.clone()));
         }
@@ -121,7 +123,7 @@ impl Driver {
         match (pending.kind, pending.sandbox) {
             (Kind::Start | Kind::Restore, Some(sandbox)) => {
                 let start = if pending.kind == Kind::Start { StartKind::Cold } else { StartKind::Restore };
-                out.push(Action::Tell(Decision::StartFailed { sandbox, start, why: why.clone() }));
+                self.tell_failed(sandbox, doing(start), &why, None, out);
                 let name = self.sandboxes.get(&sandbox).map(|sandbox| sandbox.function.clone());
                 self.end_broken(now, sandbox, why.kind, out);
                 if let Some(name) = name {
@@ -143,6 +145,17 @@ impl Driver {
             self.forget_snapshot(snapshot, out);
         }
         self.wake_waiting();
+    }
+
+    fn tell_overdue(&mut self, pending: &Pending, why: &Failure, out: &mut Vec<Action>) {
+        let about = About {
+            node: Some(pending.node.clone()),
+            function: pending.sandbox.and_then(|id| self.about(id).function),
+            sandbox: pending.sandbox,
+        };
+        let (kind, message) = (why.kind, why.message.clone());
+        let trouble = Trouble { doing: "command".into(), kind, message, pause: Some(self.settings.avoid) };
+        self.tell(about, What::Error(trouble), out);
     }
 
     /// A stream has ended: what was under way on it may still happen, but nobody will say so.
@@ -204,7 +217,14 @@ impl Driver {
     }
 
     /// Forgets a sandbox that is no more. Requests in it, a command about it and its leases end with it.
-    pub(super) fn remove_sandbox(&mut self, id: SandboxId, why: Option<&Failure>, out: &mut Vec<Action>) {
+    pub(super) fn remove_sandbox(
+        &mut self,
+        id: SandboxId,
+        cause: Cause,
+        why: Option<&Failure>,
+        out: &mut Vec<Action>,
+    ) {
+        self.tell_leaving(id, cause, out);
         let Some(sandbox) = self.forget_sandbox(id) else { return };
         for request in &sandbox.open {
             if self.requests.remove(request).is_some() {
@@ -247,5 +267,13 @@ impl Driver {
         }
         self.leases.remove(&id);
         Some(sandbox)
+    }
+}
+
+/// What is being done by a start, as events and metrics name it.
+pub(super) const fn doing(start: StartKind) -> &'static str {
+    match start {
+        StartKind::Restore => "restore",
+        _ => "start",
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{fmt, time::Duration};
 
-use super::decision::Decision;
+use super::decision::Told;
 use medes_proto::{
     failure::{Failure, FailureKind},
     fleet::{Command, Hello, Inventory, Success},
@@ -10,6 +10,7 @@ use medes_proto::{
     ids::{CommandId, FunctionName, NodeId, SandboxId, SnapshotId},
     registry::{Acquire, SnapshotPlace},
     sandbox::{Phase, StartKind},
+    trace::EventId,
 };
 
 /// One stream of one agent. A node that reconnects has a new one.
@@ -230,8 +231,8 @@ pub enum Action {
     HideSnapshot(SnapshotId),
     /// Delete this snapshot from the registry.
     ForgetSnapshot(SnapshotId),
-    /// Count it, log it.
-    Tell(Decision),
+    /// Count it, log it, show it.
+    Tell(Box<Told>),
 }
 
 /// Where a request goes.
@@ -239,6 +240,8 @@ pub enum Action {
 pub struct Target {
     /// The sandbox.
     pub sandbox: SandboxId,
+    /// Of which function.
+    pub function: FunctionName,
     /// Its node.
     pub node: NodeId,
     /// host:port of the node's Node service.
@@ -249,6 +252,8 @@ pub struct Target {
     pub phases: Vec<Phase>,
     /// What is left of the caller's time.
     pub deadline: Duration,
+    /// The number of the event that tells of this.
+    pub event: EventId,
 }
 
 /// Why a stream is ended.

@@ -1,6 +1,9 @@
 //! A node's memory: what it will use once everything under way is done, and who makes room.
 
-use medes_proto::ids::{FunctionName, NodeId, SandboxId};
+use medes_proto::{
+    ids::{FunctionName, NodeId, SandboxId},
+    trace::What,
+};
 
 use super::{
     Action, Driver, PurgeReason,
@@ -66,10 +69,16 @@ impl Driver {
         out: &mut Vec<Action>,
     ) -> bool {
         let Some(victims) = self.victims(node, need, spare) else { return false };
-        for id in victims {
+        self.evict(now, node, need, &victims, out);
+        true
+    }
+
+    fn evict(&mut self, now: Now, node: &NodeId, need: u64, victims: &[SandboxId], out: &mut Vec<Action>) {
+        for &id in victims {
+            let choice = self.eviction_choice(node, need, id, victims);
+            self.decide(id, What::Eviction(choice), out);
             self.purge(now, id, PurgeReason::Evicted, None, out);
         }
-        true
     }
 
     fn victims(&self, node: &NodeId, need: u64, spare: Option<SandboxId>) -> Option<Vec<SandboxId>> {
@@ -125,14 +134,16 @@ impl Driver {
             return;
         };
         let mut over = used.saturating_sub(cap).saturating_sub(self.on_its_way_out(node));
+        let mut victims = Vec::new();
         for id in self.idle_by_age(node) {
             if over == 0 {
                 break;
             }
             let held = self.sandboxes.get(&id).map_or(0, |sandbox| sandbox.held_bytes());
             over = over.saturating_sub(held);
-            self.purge(now, id, PurgeReason::Evicted, None, out);
+            victims.push(id);
         }
+        self.evict(now, node, 0, &victims, out);
     }
 
     /// A sandbox's memory has changed since its node's last report.

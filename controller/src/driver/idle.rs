@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use medes_proto::ids::{FunctionName, SandboxId};
+use medes_proto::{
+    ids::{FunctionName, SandboxId},
+    trace::{Cause, Choice, What},
+};
 
 use super::{
     Action, ConnectionId, Driver, PurgeReason,
@@ -10,11 +13,13 @@ use super::{
 };
 use crate::{
     now::Now,
-    policy::{ClusterView, FunctionView, IdleLife, SandboxView, Verdict, View},
+    policy::{ClusterView, FunctionView, IdleLife, Review, SandboxView, Verdict, View},
 };
 
 /// A pause that an agent saw may look shorter from here by the time a message takes.
 const CROSSING: Duration = Duration::from_secs(1);
+
+const POLICY_ASKS: &str = "the policy asks for it before a request does";
 
 /// Whatever a policy says, a sandbox is not reviewed more often than this.
 const REVIEW_GAP: Duration = Duration::from_millis(100);
@@ -77,6 +82,7 @@ impl Driver {
         if let Some(function) = self.functions.get_mut(&name).filter(|_| bytes > 0) {
             function.warm_bytes.add(bytes as f64);
         }
+        self.tell_of(id, What::Idle { idle, private_bytes: bytes }, out);
         self.review(now, id, out);
     }
 
@@ -85,20 +91,36 @@ impl Driver {
         let Some(function) = self.sandboxes.get(&id).and_then(|s| self.function_view(&s.function)) else {
             return self.touch(now, id, out);
         };
-        let review = self.policy.review(&Moment { driver: self, now }, &function, &view);
-        let room = || self.sandboxes.get(&id).is_some_and(|s| self.has_room(&s.node, s.report.private_bytes));
+        let mut review = self.policy.review(&Moment { driver: self, now }, &function, &view);
+        let room = self.sandboxes.get(&id).is_some_and(|s| self.has_room(&s.node, s.report.private_bytes));
+        // A base costs what the sandbox holds, once more; so does a restore.
+        if matches!(review.verdict, Verdict::MakeBase | Verdict::Restore) && !room {
+            review.rejected.insert(0, (review.verdict, "its node has no room for that"));
+            (review.verdict, review.because) = (Verdict::Keep, "its node has no room for more");
+        }
+        let choice = self.review_choice(&review, &function, &view);
+        self.tell_review(id, &review, choice, out);
         match review.verdict {
             Verdict::Keep => {}
             Verdict::Dedup => drop(self.dedup(now, id, false, None, out)),
-            // A base costs what the sandbox holds, once more.
-            Verdict::MakeBase if room() => drop(self.make_base(now, id, None, out)),
-            Verdict::MakeBase => {}
-            Verdict::Restore if room() => drop(self.restore(now, id, false, None, out)),
-            Verdict::Restore => {}
+            Verdict::MakeBase => drop(self.make_base(now, id, None, out)),
+            Verdict::Restore => drop(self.restore(now, id, false, None, POLICY_ASKS, out)),
             Verdict::Purge => drop(self.purge(now, id, PurgeReason::Policy, None, out)),
         }
         if self.sandboxes.get(&id).is_some_and(|sandbox| sandbox.is_idle()) {
             self.review_within(now, id, review.again);
+        }
+    }
+
+    /// A verdict is told; that a sandbox is kept, only when the reason is another than before.
+    fn tell_review(&mut self, id: SandboxId, review: &Review, choice: Choice, out: &mut Vec<Action>) {
+        let Some(sandbox) = self.sandboxes.get_mut(&id) else { return };
+        let kept = (review.verdict == Verdict::Keep).then_some(review.because);
+        let again = std::mem::replace(&mut sandbox.kept, kept);
+        match kept {
+            None => self.decide(id, What::Review(choice), out),
+            Some(_) if again == kept => {}
+            Some(_) => drop(self.tell_of(id, What::Review(choice), out)),
         }
     }
 
@@ -117,9 +139,7 @@ impl Driver {
         if !self.issue(now, &node, command, super::state::Kind::Dedup, limit, ticket, 0, out) {
             return false;
         }
-        if let Some(sandbox) = self.sandboxes.get_mut(&id) {
-            sandbox.enter(Life::Deduping, now);
-        }
+        self.enter(now, id, Life::Deduping, Cause::Decided, out);
         true
     }
 

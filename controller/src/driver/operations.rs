@@ -3,6 +3,7 @@
 use medes_proto::{
     failure::{Failure, FailureKind},
     ids::{NodeId, SandboxId},
+    trace::What,
 };
 
 use super::{
@@ -17,16 +18,21 @@ impl Driver {
             Operation::Start { function, node } => self
                 .choose_node(now, &function, node)
                 .and_then(|node| self.cold_start(now, &function, &node, Some(ticket), out)),
-            Operation::MakeBase(id) => self
-                .idle_in(id, Life::Warm)
-                .and_then(|id| told(self.make_base(now, id, Some(ticket), out), id)),
-            Operation::Dedup { sandbox, digest_memory } => self
-                .idle_in(sandbox, Life::Warm)
-                .and_then(|id| told(self.dedup(now, id, digest_memory, Some(ticket), out), id)),
-            Operation::Restore { sandbox, digest_memory } => self
-                .idle_in(sandbox, Life::Dedup)
-                .and_then(|id| self.room_for(id))
-                .and_then(|id| told(self.restore(now, id, digest_memory, Some(ticket), out), id)),
+            Operation::MakeBase(id) => self.idle_in(id, Life::Warm).and_then(|id| {
+                self.decide(id, asked_for("base"), out);
+                told(self.make_base(now, id, Some(ticket), out), id)
+            }),
+            Operation::Dedup { sandbox, digest_memory } => self.idle_in(sandbox, Life::Warm).and_then(|id| {
+                self.decide(id, asked_for("dedup"), out);
+                told(self.dedup(now, id, digest_memory, Some(ticket), out), id)
+            }),
+            Operation::Restore { sandbox, digest_memory } => {
+                self.idle_in(sandbox, Life::Dedup).and_then(|id| self.room_for(id)).and_then(|id| {
+                    self.decide(id, asked_for("restore"), out);
+                    let why = "somebody asked for it";
+                    told(self.restore(now, id, digest_memory, Some(ticket), why, out), id)
+                })
+            }
             Operation::Purge(id) => self
                 .not_busy(id)
                 .and_then(|id| told(self.purge(now, id, PurgeReason::Asked, Some(ticket), out), id)),
@@ -88,6 +94,10 @@ impl Driver {
     fn known(&self, id: SandboxId) -> Result<&Sandbox, Failure> {
         self.sandboxes.get(&id).ok_or_else(|| failure(FailureKind::NotFound, format!("there is no {id}")))
     }
+}
+
+fn asked_for(operation: &str) -> What {
+    What::Asked { operation: operation.into() }
 }
 
 fn told(done: bool, id: SandboxId) -> Result<(), Failure> {

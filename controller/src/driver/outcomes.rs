@@ -7,10 +7,12 @@ use medes_proto::{
     fleet::Success,
     ids::{NodeId, SandboxId},
     sandbox::StartKind,
+    trace::{Cause, DedupSummary, What},
 };
 
 use super::{
-    Action, Decision, Driver, PurgeReason,
+    Action, Driver, PurgeReason,
+    commands::doing,
     state::{Kind, LastStart, Life, Pending, Timer},
 };
 use crate::now::Now;
@@ -32,8 +34,9 @@ impl Driver {
         let took = now.since(pending.issued);
         let before = self.footprint(id);
         let reserved_bytes = pending.reserved_bytes;
+        self.tell_of(id, What::Ready { start, took, phases: success.phases }, out);
+        self.enter(now, id, Life::Warm, Cause::Done, out);
         let Some(sandbox) = self.sandboxes.get_mut(&id) else { return };
-        sandbox.enter(Life::Warm, now);
         sandbox.last_used = now;
         sandbox.quiet = false;
         sandbox.last_start = Some(LastStart { kind: start, commanded: pending.issued, ready: now });
@@ -58,7 +61,6 @@ impl Driver {
             }
         }
         self.stop_waiting_for(&name, id, None);
-        out.push(Action::Tell(Decision::Started { sandbox: id, start, took }));
     }
 
     fn start_failed(
@@ -70,21 +72,21 @@ impl Driver {
         why: Failure,
         out: &mut Vec<Action>,
     ) {
-        out.push(Action::Tell(Decision::StartFailed { sandbox: id, start, why: why.clone() }));
-        let Some(sandbox) = self.sandboxes.get_mut(&id) else { return };
+        self.tell_failed(id, doing(start), &why, None, out);
+        let Some(sandbox) = self.sandboxes.get(&id) else { return };
         let name = sandbox.function.clone();
         let nodes_fault = is_nodes_fault(why.kind);
         if start == StartKind::Restore {
             // Invariant: a failed restore never yields a running sandbox. The image is given up, unless the
             // node only had no room for it.
             if nodes_fault {
-                sandbox.enter(Life::Dedup, now);
+                self.enter(now, id, Life::Dedup, Cause::Failed, out);
             } else {
                 self.end_broken(now, id, why.kind, out);
             }
             self.stop_waiting_for(&name, id, Some(StartKind::Restore));
         } else {
-            self.remove_sandbox(id, None, out);
+            self.remove_sandbox(id, Cause::Failed, None, out);
             if pending.ticket.is_none() && !nodes_fault {
                 self.fail_waiting(&name, &why, out);
             } else if pending.ticket.is_none() {
@@ -108,11 +110,9 @@ impl Driver {
     /// Purges a sandbox whose agent may or may not still have it.
     pub(super) fn end_broken(&mut self, now: Now, id: SandboxId, kind: FailureKind, out: &mut Vec<Action>) {
         if kind == FailureKind::NotFound {
-            return self.remove_sandbox(id, None, out);
+            return self.remove_sandbox(id, Cause::Failed, None, out);
         }
-        if let Some(sandbox) = self.sandboxes.get_mut(&id) {
-            sandbox.enter(Life::Purging, now);
-        }
+        self.enter(now, id, Life::Purging, Cause::Failed, out);
         self.purge(now, id, PurgeReason::Broken, None, out);
     }
 
@@ -128,32 +128,43 @@ impl Driver {
         self.leases.remove(&id);
         self.check_bases = true;
         let before = self.footprint(id);
-        let Some(sandbox) = self.sandboxes.get_mut(&id) else { return };
         match result {
             Ok(success) => {
+                self.enter(now, id, Life::Dedup, Cause::Done, out);
+                let Some(sandbox) = self.sandboxes.get_mut(&id) else { return };
                 let private_bytes = sandbox.report.private_bytes;
-                sandbox.enter(Life::Dedup, now);
                 sandbox.dump_failures = 0;
                 sandbox.dump_blocked_until = None;
                 if let Some(report) = success.sandbox {
                     sandbox.report = report;
                 }
                 let stored_bytes = sandbox.report.stored_bytes;
+                let (pages, bases) = (sandbox.report.pages, sandbox.report.bases.clone());
                 if let Some(function) = self.functions.get_mut(&sandbox.function) {
                     function.dedup_bytes.add(stored_bytes as f64);
                 }
                 self.drift(&pending.node, self.footprint(id).saturating_sub(before));
-                out.push(Action::Tell(Decision::Deduplicated { sandbox: id, private_bytes, stored_bytes }));
+                let summary = DedupSummary {
+                    nodes: self.nodes_of_bases(&bases),
+                    pages,
+                    bases,
+                    // Pages that were never touched may be zero pages of the dump and no memory, or the other way round.
+                    bytes_in: pages.bytes().max(private_bytes),
+                    bytes_out: stored_bytes,
+                    phases: success.phases,
+                };
+                self.tell_of(id, What::Dedup(summary), out);
             }
             Err(why) => {
                 if matches!(why.kind, FailureKind::NotFound | FailureKind::Crashed | FailureKind::OutOfMemory)
                 {
+                    self.tell_failed(id, "dedup", &why, None, out);
                     return self.end_broken(now, id, why.kind, out);
                 }
-                // Invariant: a failed dedup leaves the sandbox warm.
-                sandbox.enter(Life::Warm, now);
                 let pause = self.block_dumps(now, id, &why);
-                out.push(Action::Tell(Decision::DedupFailed { sandbox: id, why, pause }));
+                self.tell_failed(id, "dedup", &why, Some(pause), out);
+                // Invariant: a failed dedup leaves the sandbox warm.
+                self.enter(now, id, Life::Warm, Cause::Failed, out);
             }
         }
     }
@@ -182,10 +193,10 @@ impl Driver {
             Ok(_) => {
                 let freed = self.footprint(id);
                 self.drift(&pending.node, freed.saturating_neg());
-                self.remove_sandbox(id, None, out);
+                self.remove_sandbox(id, Cause::Done, None, out);
             }
             // It ended earlier; the last report may show that already, so nothing is credited.
-            Err(why) if why.kind == FailureKind::NotFound => self.remove_sandbox(id, None, out),
+            Err(why) if why.kind == FailureKind::NotFound => self.remove_sandbox(id, Cause::Done, None, out),
             // Still `Purging`: told again when a report shows that it is still there.
             Err(_) => {}
         }

@@ -8,10 +8,11 @@ use medes_proto::{
     fleet::{Hello, Inventory},
     ids::{NodeId, SandboxId},
     sandbox::{SandboxReport, SandboxState},
+    trace::{About, Cause, NodeChange, What},
 };
 
 use super::{
-    Action, CloseReason, ConnectionId, Decision, Driver, PurgeReason, failure,
+    Action, CloseReason, ConnectionId, Driver, PurgeReason, failure,
     state::{Life, Node, Sandbox, Timer},
 };
 use crate::now::Now;
@@ -47,6 +48,8 @@ impl Sandbox {
             dump_blocked_until: None,
             dump_failures: 0,
             last_start: None,
+            decided: None,
+            kept: None,
             contradicted: 0,
             report,
         }
@@ -103,7 +106,8 @@ impl Driver {
         let purge = self.reconcile(now, &name, inventory.sandboxes, true, out);
         out.insert(welcome_at, Action::Welcome { connection, purge });
         self.reconcile_snapshots(&name, inventory.snapshots, true, out);
-        out.push(Action::Tell(Decision::NodeAttached(name)));
+        let sandboxes = self.nodes.get(&name).map_or(0, |node| node.sandboxes.len());
+        self.tell_node(&name, NodeChange::Attached, sandboxes, out);
         self.wake_waiting();
     }
 
@@ -114,7 +118,8 @@ impl Driver {
         }
         self.cut_commands(now, &name, out);
         self.hide_snapshots(&name, None, out);
-        out.push(Action::Tell(Decision::NodeAway(name)));
+        let sandboxes = self.nodes.get(&name).map_or(0, |node| node.sandboxes.len());
+        self.tell_node(&name, NodeChange::Away, sandboxes, out);
         // Its grace runs from when it was last heard, as if it were silent.
         self.arm(now, Timer::Nodes);
     }
@@ -160,7 +165,7 @@ impl Driver {
                 // Two nodes with one sandbox: one of them is wrong, and it is not the one that was asked to make it.
                 Some(known) if known.node != *node => strangers.push(id),
                 Some(_) => self.update(now, report, sure, out),
-                None if self.functions.contains_key(&report.function) => self.adopt(now, node, report),
+                None if self.functions.contains_key(&report.function) => self.adopt(now, node, report, out),
                 None => strangers.push(id),
             }
             self.touch(now, id, out);
@@ -169,7 +174,7 @@ impl Driver {
         strangers
     }
 
-    fn adopt(&mut self, now: Now, node: &NodeId, report: SandboxReport) {
+    fn adopt(&mut self, now: Now, node: &NodeId, report: SandboxReport, out: &mut Vec<Action>) {
         let id = report.id;
         let requests_max =
             self.functions.get(&report.function).map_or(1, |function| function.spec.requests_max);
@@ -182,6 +187,7 @@ impl Driver {
             function.warm_bytes.add(report.private_bytes as f64);
         }
         self.insert_sandbox(Sandbox::new(now, node.clone(), life, requests_max, report));
+        self.tell_arrived(id, Cause::Reported, out);
         if life.is_passing() {
             self.arm(now.after(self.settings.dedup_max), Timer::Passing(id));
         }
@@ -199,17 +205,22 @@ impl Driver {
             return;
         }
         let purging = sandbox.life == Life::Purging;
-        if reported == sandbox.life {
+        let believed = if reported == sandbox.life {
             sandbox.contradicted = 0;
+            false
         } else if sandbox.life.is_passing() && !purging {
             // Its command is overdue or cut off: this is how it ended, or that it has not.
-            sandbox.enter(reported, now);
+            true
         } else if !purging {
             sandbox.contradicted += 1;
-            if sure || sandbox.contradicted >= CONTRADICTIONS {
-                sandbox.enter(reported, now);
-            }
+            sure || sandbox.contradicted >= CONTRADICTIONS
+        } else {
+            false
+        };
+        if believed {
+            self.enter(now, id, reported, Cause::Reported, out);
         }
+        let Some(sandbox) = self.sandboxes.get_mut(&id) else { return };
         self.check_bases |= sandbox.report.bases != report.bases;
         let settled = !matches!(report.state, SandboxState::Deduping | SandboxState::Restoring);
         sandbox.report = report;
@@ -239,7 +250,7 @@ impl Driver {
             sandbox.contradicted = sandbox.contradicted.saturating_add(1);
             if sure || sandbox.contradicted >= CONTRADICTIONS {
                 let why = failure(FailureKind::Crashed, format!("{id} is no longer on node {node}"));
-                self.remove_sandbox(id, Some(&why), out);
+                self.remove_sandbox(id, Cause::Reported, Some(&why), out);
             }
         }
     }
@@ -253,7 +264,9 @@ impl Driver {
         let limit = self.settings.purge_max;
         let command = medes_proto::fleet::Command::Purge { sandbox: id };
         if self.issue(now, node, command, super::state::Kind::Purge, limit, None, 0, out) {
-            out.push(Action::Tell(Decision::Purging { sandbox: id, why: PurgeReason::Unwanted }));
+            let about = About { node: Some(node.clone()), sandbox: Some(id), function: None };
+            let reason = PurgeReason::Unwanted.word().into();
+            self.tell(about, What::Purge { reason }, out);
         }
     }
 
@@ -261,7 +274,7 @@ impl Driver {
         &mut self,
         connection: ConnectionId,
         id: SandboxId,
-        why: Failure,
+        why: &Failure,
         out: &mut Vec<Action>,
     ) {
         let Some(node) = self.connections.get(&connection) else { return };
@@ -269,8 +282,8 @@ impl Driver {
         if self.sandboxes.get(&id).is_none_or(|sandbox| sandbox.node != *node || sandbox.busy) {
             return;
         }
-        self.remove_sandbox(id, Some(&why), out);
-        out.push(Action::Tell(Decision::SandboxGone { sandbox: id, why }));
+        self.tell_failed(id, "sandbox", why, None, out);
+        self.remove_sandbox(id, Cause::Ended, Some(why), out);
     }
 
     /// Gives up silent nodes; lets avoided ones and the settle time end.
@@ -306,7 +319,7 @@ impl Driver {
             if cut_off {
                 self.remember_references(name, id, until);
             }
-            self.remove_sandbox(id, None, out);
+            self.remove_sandbox(id, Cause::NodeLost, None, out);
         }
         if cut_off {
             self.hide_snapshots(name, Some(until), out);
@@ -316,6 +329,6 @@ impl Driver {
         }
         self.nodes.remove(name);
         self.check_bases = true;
-        out.push(Action::Tell(Decision::NodeLost { node: name.clone(), sandboxes: all.len() }));
+        self.tell_node(name, NodeChange::Lost, all.len(), out);
     }
 }

@@ -6,6 +6,7 @@ use medes_proto::{
     failure::{Failure, FailureKind},
     ids::{FunctionName, SandboxId},
     sandbox::StartKind,
+    trace::Cause,
 };
 
 use super::{
@@ -68,12 +69,14 @@ impl Driver {
 
     /// Sends a queued request to a sandbox that has room. The caller has taken it out of the queue.
     pub(super) fn send(&mut self, now: Now, id: RequestId, sandbox_id: SandboxId, out: &mut Vec<Action>) {
+        let event = self.next_event();
         let (Some(request), Some(sandbox)) =
             (self.requests.get_mut(&id), self.sandboxes.get_mut(&sandbox_id))
         else {
             return;
         };
         let Some(node) = self.nodes.get(&sandbox.node) else { return };
+        let address = node.address.clone();
         request.stage = Stage::Sent { sandbox: sandbox_id };
         let (start, phases) = wait_phases(request, sandbox, now);
         sandbox.open.insert(id);
@@ -81,11 +84,13 @@ impl Driver {
         sandbox.quiet = false;
         let target = Target {
             sandbox: sandbox_id,
+            function: sandbox.function.clone(),
             node: sandbox.node.clone(),
-            address: node.address.clone(),
+            address,
             start,
             phases,
             deadline: request.deadline.since(now),
+            event,
         };
         out.push(Action::Send { request: id, target });
     }
@@ -138,7 +143,7 @@ impl Driver {
                 return self.put_back(now, id, failure, out);
             }
             FailureKind::NotFound => {
-                self.remove_sandbox(sandbox, None, out);
+                self.remove_sandbox(sandbox, Cause::Reported, None, out);
                 return self.put_back(now, id, failure, out);
             }
             FailureKind::Deadline => {

@@ -9,12 +9,14 @@ use medes_proto::{
     failure::{Failure, FailureKind},
     fleet::Command,
     ids::{FunctionName, NodeId, SandboxId},
-    sandbox::{SandboxReport, SandboxState, StartKind},
+    sandbox::{SandboxReport, SandboxState},
+    trace::{Cause, What},
 };
 
 use super::{
-    Action, Decision, Driver, RequestId, Ticket, failure,
+    Action, Driver, RequestId, Ticket, failure,
     state::{Kind, Life, Sandbox, Stage},
+    why::Way,
 };
 use crate::now::Now;
 
@@ -100,7 +102,7 @@ impl Driver {
             let need = self.estimate(&sandbox.function);
             let node = sandbox.node.clone();
             if self.has_room(&node, need)
-                && self.restore(now, wish, false, None, out)
+                && self.restore(now, wish, false, None, "the caller named this sandbox", out)
                 && let Some(request) = self.requests.get_mut(&id)
             {
                 request.stage = Stage::Queued { waits_for: Some(wish), cold: false };
@@ -113,7 +115,8 @@ impl Driver {
         while self.needs_start(name) {
             let may_restore = !self.owes_cold(name);
             if may_restore && let Some(sandbox) = self.pick_dedup(now, name, true) {
-                if !self.restore(now, sandbox, false, None, out) {
+                let why = "of those with all bases at hand and room on their node, the last one used";
+                if !self.restore(now, sandbox, false, None, why, out) {
                     return;
                 }
                 continue;
@@ -230,6 +233,11 @@ impl Driver {
             ));
         };
         let limit = spec.ready_timeout.saturating_add(self.settings.start_slack);
+        let why = match ticket {
+            Some(_) => "somebody asked for one more sandbox",
+            None => "no sandbox can take the request; this node has room and uses the least memory",
+        };
+        let choice = self.start_choice(now, name, &Way::Cold(node), why);
         let sandbox = starting_sandbox(now, id, node, &spec, revision);
         self.insert_sandbox(sandbox);
         let command = Command::Start { sandbox: id, function: Box::new(spec), revision };
@@ -240,8 +248,8 @@ impl Driver {
         if let Some(function) = self.functions.get_mut(name) {
             function.cold_starts += 1;
         }
-        let (function, node) = (name.clone(), node.clone());
-        out.push(Action::Tell(Decision::Starting { sandbox: id, function, node, start: StartKind::Cold }));
+        self.decide(id, What::Start(choice), out);
+        self.tell_arrived(id, Cause::Decided, out);
         Ok(())
     }
 
@@ -251,6 +259,7 @@ impl Driver {
         id: SandboxId,
         digest_memory: bool,
         ticket: Option<Ticket>,
+        why: &str,
         out: &mut Vec<Action>,
     ) -> bool {
         let Some(sandbox) = self.sandboxes.get(&id) else { return false };
@@ -258,16 +267,15 @@ impl Driver {
         let need = self.estimate(&function);
         let command = Command::Restore { sandbox: id, digest_memory };
         let limit = self.settings.restore_max;
+        let choice = self.start_choice(now, &function, &Way::Restore(id), why);
         if !self.issue(now, &node, command, Kind::Restore, limit, ticket, need, out) {
             return false;
         }
-        if let Some(sandbox) = self.sandboxes.get_mut(&id) {
-            sandbox.enter(Life::Restoring, now);
-        }
+        self.decide(id, What::Start(choice), out);
+        self.enter(now, id, Life::Restoring, Cause::Decided, out);
         if let Some(function) = self.functions.get_mut(&function) {
             function.restores += 1;
         }
-        out.push(Action::Tell(Decision::Starting { sandbox: id, function, node, start: StartKind::Restore }));
         true
     }
 

@@ -10,6 +10,7 @@ use medes_proto::{
     function::FunctionSpec,
     ids::{FunctionName, NodeId, SandboxId, SnapshotId},
     sandbox::{Phase, SandboxReport, SandboxState, StartKind},
+    trace::EventId,
 };
 
 use super::event::{ConnectionId, RequestId, Ticket};
@@ -96,6 +97,10 @@ pub(super) struct Sandbox {
     pub(super) dump_blocked_until: Option<Now>,
     pub(super) dump_failures: u32,
     pub(super) last_start: Option<LastStart>,
+    /// The last decision about it.
+    pub(super) decided: Option<EventId>,
+    /// Why the policy last kept it: said again only when it changes.
+    pub(super) kept: Option<&'static str>,
     /// Reports in a row that contradict what is kept here.
     pub(super) contradicted: u8,
     pub(super) report: SandboxReport,

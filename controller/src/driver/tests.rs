@@ -8,6 +8,7 @@ use medes_proto::{
     function::FunctionSpec,
     ids::{CommandId, SandboxId, SnapshotId},
     sandbox::{SandboxReport, SandboxState, StartKind},
+    trace::What,
 };
 
 use super::*;
@@ -18,6 +19,7 @@ mod nodes;
 mod requests;
 mod simulation;
 mod starts;
+mod told;
 
 const MIB: u64 = 1 << 20;
 const SECOND: Duration = Duration::from_secs(1);
@@ -232,6 +234,11 @@ fn snapshot_report(id: SnapshotId) -> SnapshotReport {
 
 fn crash(kind: FailureKind) -> Failure {
     Failure::new(kind, "as the test says")
+}
+
+/// A command was not answered in time.
+fn overdue(told: &Told) -> bool {
+    matches!(&told.what, What::Error(trouble) if trouble.doing == "command")
 }
 
 impl Driver {

@@ -46,32 +46,70 @@ impl Fixed {
     }
 
     fn warm(&self, function: &FunctionView<'_>, sandbox: &SandboxView) -> Review {
+        const TOO_EARLY: (Verdict, &str) = (Verdict::Purge, "keep_alive is not over");
         let keep_left = self.0.keep_alive.saturating_sub(sandbox.idle);
         if keep_left.is_zero() {
-            return Review { verdict: Verdict::Purge, again: RETRY };
+            let rejected = vec![(Verdict::Keep, "keep_alive is over")];
+            return Review {
+                verdict: Verdict::Purge,
+                because: "idle for keep_alive",
+                rejected,
+                again: RETRY,
+            };
         }
-        let keep = |again: Duration| Review { verdict: Verdict::Keep, again: again.min(keep_left) };
-        let act = |verdict| Review { verdict, again: RETRY.min(keep_left) };
+        let keep = |because, again: Duration| {
+            let rejected = vec![(Verdict::Dedup, because), TOO_EARLY];
+            Review { verdict: Verdict::Keep, because, rejected, again: again.min(keep_left) }
+        };
+        let act = |verdict, because, other| Review {
+            verdict,
+            because,
+            rejected: vec![other, (Verdict::Keep, "idle for the idle period"), TOO_EARLY],
+            again: RETRY.min(keep_left),
+        };
         if !self.0.dedup {
-            return keep(keep_left);
+            return keep("dedup is switched off", keep_left);
         }
         if sandbox.idle < self.0.idle {
-            return keep(self.0.idle.saturating_sub(sandbox.idle));
+            return keep("the idle period is not over", self.0.idle.saturating_sub(sandbox.idle));
         }
         if !sandbox.quiet {
             // Its agent says so when it is; that brings the next review.
-            return keep(keep_left);
+            return keep("its agent still sees work in it", keep_left);
         }
         if let Some(blocked) = sandbox.dump_blocked {
-            return keep(blocked.max(RETRY));
+            return keep("a dump of it failed, and is not tried again yet", blocked.max(RETRY));
         }
+        let coming = function.bases_coming > 0;
         match self.needs_base(function) {
             // One at a time. Nothing to refer to yet: wait, rather than store the sandbox whole.
-            true if function.bases_coming > 0 && function.bases == 0 => keep(RETRY),
-            true if function.bases_coming == 0 => act(Verdict::MakeBase),
-            _ => act(Verdict::Dedup),
+            true if coming && function.bases == 0 => keep("its function's first base is being made", RETRY),
+            true if !coming && function.bases == 0 => act(
+                Verdict::MakeBase,
+                "its function has no base",
+                (Verdict::Dedup, "there is nothing to refer to"),
+            ),
+            true if !coming => act(
+                Verdict::MakeBase,
+                "its function has more dedup sandboxes than its bases are good for",
+                (Verdict::Dedup, "another base comes first"),
+            ),
+            true => act(
+                Verdict::Dedup,
+                "idle and quiet, and its function has a base",
+                (Verdict::MakeBase, "another base is being made"),
+            ),
+            false => act(
+                Verdict::Dedup,
+                "idle and quiet, and its function has a base",
+                (Verdict::MakeBase, "its function has bases enough"),
+            ),
         }
     }
+}
+
+fn millis(period: Duration) -> u64 {
+    u64::try_from(period.as_millis()).unwrap_or(u64::MAX)
 }
 
 impl Policy for Fixed {
@@ -90,10 +128,32 @@ impl Policy for Fixed {
         match sandbox.life {
             IdleLife::Warm => self.warm(function, sandbox),
             IdleLife::Dedup => match self.0.keep_dedup.saturating_sub(sandbox.in_life) {
-                Duration::ZERO => Review { verdict: Verdict::Purge, again: RETRY },
-                left => Review { verdict: Verdict::Keep, again: left },
+                Duration::ZERO => Review {
+                    verdict: Verdict::Purge,
+                    because: "in dedup for keep_dedup",
+                    rejected: vec![(Verdict::Keep, "keep_dedup is over")],
+                    again: RETRY,
+                },
+                left => Review {
+                    verdict: Verdict::Keep,
+                    because: "keep_dedup is not over",
+                    rejected: vec![
+                        (Verdict::Purge, "keep_dedup is not over"),
+                        (Verdict::Restore, "no request asks for it"),
+                    ],
+                    again: left,
+                },
             },
         }
+    }
+
+    fn limits(&self) -> Vec<(&'static str, u64)> {
+        vec![
+            ("idle_limit_ms", millis(self.0.idle)),
+            ("keep_alive_ms", millis(self.0.keep_alive)),
+            ("keep_dedup_ms", millis(self.0.keep_dedup)),
+            ("dedups_per_base", self.0.dedups_per_base.into()),
+        ]
     }
 }
 
@@ -159,7 +219,7 @@ mod tests {
     fn the_first_idle_sandbox_becomes_the_base_and_the_second_waits_for_it() {
         assert_eq!(verdict(|f, _| f.bases = 0).verdict, Verdict::MakeBase);
         let waits = verdict(|f, _| (f.bases, f.bases_coming) = (0, 1));
-        assert_eq!(waits, Review { verdict: Verdict::Keep, again: RETRY });
+        assert_eq!((waits.verdict, waits.again), (Verdict::Keep, RETRY));
     }
 
     #[test]
@@ -173,7 +233,7 @@ mod tests {
     #[test]
     fn a_sandbox_that_cannot_be_dumped_is_left_alone_until_keep_alive() {
         let blocked = verdict(|_, s| s.dump_blocked = Some(Duration::from_secs(300)));
-        assert_eq!(blocked, Review { verdict: Verdict::Keep, again: Duration::from_secs(300) });
+        assert_eq!((blocked.verdict, blocked.again), (Verdict::Keep, Duration::from_secs(300)));
         let old = verdict(|_, s| {
             s.dump_blocked = Some(Duration::from_secs(300));
             s.idle = Duration::from_secs(600);
@@ -187,10 +247,22 @@ mod tests {
     }
 
     #[test]
+    fn a_verdict_says_why_and_what_was_rejected() {
+        let acts = verdict(|f, _| f.bases = 0);
+        assert_eq!(acts.because, "its function has no base");
+        assert_eq!(acts.rejected[0], (Verdict::Dedup, "there is nothing to refer to"));
+        let keeps = verdict(|_, s| s.quiet = false);
+        assert_eq!(keeps.rejected[0], (Verdict::Dedup, keeps.because));
+        for review in [acts, keeps, verdict(|_, s| s.idle = Duration::from_secs(600))] {
+            assert!(review.rejected.iter().all(|(verdict, _)| *verdict != review.verdict), "{review:?}");
+        }
+    }
+
+    #[test]
     fn dedup_lasts_as_long_as_keep_dedup() {
         let at =
             |seconds| verdict(|_, s| (s.life, s.in_life) = (IdleLife::Dedup, Duration::from_secs(seconds)));
-        assert_eq!(at(899), Review { verdict: Verdict::Keep, again: Duration::from_secs(1) });
+        assert_eq!((at(899).verdict, at(899).again), (Verdict::Keep, Duration::from_secs(1)));
         assert_eq!(at(900).verdict, Verdict::Purge);
     }
 }

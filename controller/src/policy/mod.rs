@@ -21,6 +21,11 @@ pub trait Policy: Send + std::fmt::Debug {
     /// What becomes of this sandbox. It is idle: no request, no command under way.
     fn review(&self, view: &dyn View, function: &FunctionView<'_>, sandbox: &SandboxView) -> Review;
 
+    /// Its periods and bounds, for the trace; names end in their unit.
+    fn limits(&self) -> Vec<(&'static str, u64)> {
+        Vec::new()
+    }
+
     /// Whether a base that nobody refers to stays, though its function lives.
     fn keeps_base(&self, function: &FunctionView<'_>) -> bool {
         // A base nobody uses today is what the next dedup of this function needs.
@@ -132,11 +137,28 @@ pub enum Verdict {
     Purge,
 }
 
-/// A verdict, and when to ask again if the sandbox is still idle then.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+impl Verdict {
+    /// The word in the trace.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Keep => "keep",
+            Self::MakeBase => "base",
+            Self::Dedup => "dedup",
+            Self::Restore => "restore",
+            Self::Purge => "purge",
+        }
+    }
+}
+
+/// A verdict with its reasons, and when to ask again if the sandbox is still idle then.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Review {
     /// What becomes of it.
     pub verdict: Verdict,
+    /// Why.
+    pub because: &'static str,
+    /// What else could have become of it, and why it did not.
+    pub rejected: Vec<(Verdict, &'static str)>,
     /// At the latest, ask again after this.
     pub again: Duration,
 }

@@ -455,6 +455,11 @@ impl Node for Inner {
         Ok(Response::new(reply_to_wire(result)))
     }
 
+    async fn heat(&self, request: Request<wire::HeatRequest>) -> Result<Response<wire::HeatReply>, Status> {
+        let sandbox = request.into_inner().sandbox;
+        Ok(Response::new(wire::HeatReply { sandbox, source: "procfs".into(), ..Default::default() }))
+    }
+
     async fn logs(&self, request: Request<wire::LogsRequest>) -> Result<Response<wire::LogsReply>, Status> {
         let id = SandboxId::from_wire(request.into_inner().sandbox, "sandbox")?;
         match self.held.lock().unwrap().sandboxes.contains_key(&id) {

@@ -229,9 +229,10 @@ impl World {
             }
             Action::PlaceSnapshot(place) => drop(self.placed.insert(place.snapshot)),
             Action::HideSnapshot(id) | Action::ForgetSnapshot(id) => drop(self.placed.remove(&id)),
-            Action::Tell(Decision::CommandOverdue { command, .. }) => {
-                self.under_way.retain(|_, id| *id != command);
-                self.agents.iter_mut().for_each(|agent| agent.starting.retain(|id| *id != command));
+            Action::Tell(told) if overdue(&told) => {
+                let known = &self.bench.driver.commands;
+                self.under_way.retain(|_, id| known.contains_key(id));
+                self.agents.iter_mut().for_each(|agent| agent.starting.retain(|id| known.contains_key(id)));
                 self.saw("overdue");
             }
             Action::ExpectSnapshot(_) | Action::Tell(_) => {}

@@ -86,7 +86,7 @@ fn a_failed_restore_ends_in_a_cold_start_though_other_images_are_there() {
     assert!(matches!(start, Command::Start { .. }), "{commands:?}");
     assert!(bench.actions.iter().any(|action| matches!(
         action,
-        Action::Tell(Decision::StartFailed { start: StartKind::Restore, why, .. }) if why.kind == FailureKind::Corrupt
+        Action::Tell(told) if matches!(&told.what, What::Error(trouble) if trouble.doing == "restore" && trouble.kind == FailureKind::Corrupt)
     )));
     bench.now = bench.now.after(SECOND);
     bench.succeed(node, *id, start);

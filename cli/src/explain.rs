@@ -1,0 +1,105 @@
+//! `medes explain`: why a sandbox is in its state, what else could have become of it, and its history.
+
+use medes_proto::{
+    ids::SandboxId,
+    trace::{Choice, Event, Explanation, What},
+    wire,
+};
+use serde::Serialize;
+
+use crate::{
+    client::{Client, QUICK},
+    error::CliError,
+    human,
+    output::{Output, plain},
+    trace::line,
+    view::SandboxView,
+};
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct ExplainArgs {
+    /// The sandbox, as `medes ps` names it
+    sandbox: SandboxId,
+}
+
+#[derive(Serialize)]
+struct ExplainView<'a> {
+    sandbox: String,
+    now: Option<SandboxView>,
+    change: Option<&'a Event>,
+    decision: Option<&'a Event>,
+    review: Option<&'a Event>,
+    history: &'a [Event],
+    forgotten: u64,
+}
+
+pub(crate) async fn run(args: &ExplainArgs, client: &Client, output: &Output) -> Result<(), CliError> {
+    let doing = format!("explain {}", args.sandbox);
+    let request = wire::ExplainRequest { sandbox: args.sandbox.get() };
+    let reply = client.call(&doing, QUICK, async |mut control| control.explain(request).await).await?;
+    let explained =
+        Explanation::try_from(reply).map_err(|source| CliError::Reply { doing: doing.clone(), source })?;
+    let view = ExplainView {
+        sandbox: args.sandbox.to_string(),
+        now: explained.now.as_ref().map(|(report, node)| SandboxView::new(report, Some(node.as_str()))),
+        change: explained.change.as_ref(),
+        decision: explained.decision.as_ref(),
+        review: explained.review.as_ref(),
+        history: &explained.history,
+        forgotten: explained.forgotten,
+    };
+    output.answer(&view, || text(args.sandbox, &explained))
+}
+
+fn text(id: SandboxId, explained: &Explanation) -> String {
+    let mut text = match &explained.now {
+        Some((report, node)) => {
+            let (state, age) = (report.state.word(), human::age(report.state_age));
+            format!("{id} of {} on {node} is {state}, for {age}\n", report.function)
+        }
+        None => format!("{id} is gone\n"),
+    };
+    if let Some(change) = &explained.change {
+        text += &format!("last change: {} at {}\n", told(change), line::time(change.unix_micros));
+    }
+    match &explained.decision {
+        Some(decision) => {
+            let (id, at) = (decision.id, line::time(decision.unix_micros));
+            text += &format!("decision:    {id} ({}) at {at}\n", decision.what.kind().word());
+            text += &details(decision);
+        }
+        None => text += "decision:    none is remembered\n",
+    }
+    let decided = explained.decision.as_ref().map(|decision| decision.id);
+    if let Some(review) = explained.review.as_ref().filter(|review| Some(review.id) != decided) {
+        text += &format!("the policy last said, at {}:\n{}", line::time(review.unix_micros), details(review));
+    }
+    text += &match explained.forgotten {
+        0 => "history:\n".into(),
+        forgotten => format!("history (the first {forgotten} are forgotten):\n"),
+    };
+    text + &explained.history.iter().map(line::line).collect::<String>()
+}
+
+fn told(event: &Event) -> String {
+    plain(&line::what(&event.what))
+}
+
+fn details(event: &Event) -> String {
+    match &event.what {
+        What::Review(choice) | What::Start(choice) | What::Eviction(choice) => choice_lines(choice),
+        _ => format!("  {}\n", told(event)),
+    }
+}
+
+fn choice_lines(choice: &Choice) -> String {
+    let mut text = format!("  chosen:    {}\n", plain(&line::alternative(&choice.chosen)));
+    for option in &choice.rejected {
+        text += &format!("  rejected:  {}\n", plain(&line::alternative(option)));
+    }
+    if !choice.facts.is_empty() {
+        let facts: Vec<_> = choice.facts.iter().map(line::fact).collect();
+        text += &format!("  looked at: {}\n", plain(&facts.join(", ")));
+    }
+    text
+}
