@@ -5,7 +5,7 @@
 //!  ┌───────────────┬────┬────────┬──────┬──────┐
 //!  │ page hash     │how │ base   │bytes │ page │   little-endian
 //!  └───────────────┴────┴────────┴──────┴──────┘
-//!   how    low half: 0 zero, 1 same, 2 delta, 3 whole; high half: codec (0 none, 1 zstd, 2 words, 3 packed words, 4 predicted page)
+//!   how    low half: 0 zero, 1 same, 2 delta, 3 whole; high half: codec (0 none, 1 zstd, 2 words, 3 predicted page)
 //!   base   position of the base snapshot in the image's table
 //!   bytes  how many bytes of the arena are this page's
 //!   page   the page in the base snapshot
@@ -24,7 +24,7 @@ use crate::page::{BasePage, PAGE_BYTES, PageIndex, SnapshotId};
 /// Bytes of one recipe in an image.
 pub const RECORD_BYTES: usize = 24;
 
-/// What made the stored bytes of a page. Numbers 5 to 15 are free for codecs to come.
+/// What made the stored bytes of a page. Numbers 4 to 15 are free for codecs to come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Codec {
     /// The bytes are the page itself.
@@ -33,8 +33,6 @@ pub enum Codec {
     Zstd,
     /// Words of the base, not only of the page that is named (see [`crate::words`]).
     Words,
-    /// The same with its corrections compressed.
-    PackedWords,
     /// zstd, with what the words predict as dictionary.
     Predicted,
 }
@@ -42,7 +40,7 @@ pub enum Codec {
 impl Codec {
     /// Does it take a pointer table, and more base pages than the one that is named?
     pub const fn is_of_words(self) -> bool {
-        matches!(self, Self::Words | Self::PackedWords | Self::Predicted)
+        matches!(self, Self::Words | Self::Predicted)
     }
 
     const fn number(self) -> u8 {
@@ -50,8 +48,7 @@ impl Codec {
             Self::Raw => 0,
             Self::Zstd => 1,
             Self::Words => 2,
-            Self::PackedWords => 3,
-            Self::Predicted => 4,
+            Self::Predicted => 3,
         }
     }
 
@@ -60,8 +57,7 @@ impl Codec {
             0 => Some(Self::Raw),
             1 => Some(Self::Zstd),
             2 => Some(Self::Words),
-            3 => Some(Self::PackedWords),
-            4 => Some(Self::Predicted),
+            3 => Some(Self::Predicted),
             _ => None,
         }
     }
@@ -229,8 +225,9 @@ impl Record {
             (Kind::ZERO | Kind::SAME, Codec::Raw) => bytes == 0,
             (Kind::WHOLE, Codec::Raw) => usize::from(bytes) == PAGE_BYTES,
             (Kind::WHOLE, codec) if codec.is_of_words() => return Err(bad_codec),
-            (Kind::DELTA, Codec::Zstd | Codec::Words | Codec::PackedWords | Codec::Predicted)
-            | (Kind::WHOLE, Codec::Zstd) => bytes > 0 && usize::from(bytes) <= CODED_BYTES_MAX,
+            (Kind::DELTA, Codec::Zstd | Codec::Words | Codec::Predicted) | (Kind::WHOLE, Codec::Zstd) => {
+                bytes > 0 && usize::from(bytes) <= CODED_BYTES_MAX
+            }
             (Kind::ZERO | Kind::SAME | Kind::DELTA, _) => return Err(bad_codec),
             _ => return Err(ParseRecipeError::Kind { kind }),
         };
@@ -287,7 +284,7 @@ mod tests {
         prop_oneof![
             Just(Kind::Zero),
             (0u8..10, any::<u32>()).prop_map(|(base, page)| Kind::Same { base, page: PageIndex(page) }),
-            (0u8..10, any::<u32>(), coded.clone(), 1u8..5).prop_map(|(base, page, bytes, codec)| {
+            (0u8..10, any::<u32>(), coded.clone(), 1u8..4).prop_map(|(base, page, bytes, codec)| {
                 Kind::Delta { base, page: PageIndex(page), codec: Codec::from_number(codec).unwrap(), bytes }
             }),
             coded.prop_map(|bytes| Kind::Whole { codec: Codec::Zstd, bytes }),

@@ -12,7 +12,7 @@ use crate::encode::{EncodedPage, EncodedRun, Form};
 use crate::key::DomainKey;
 use crate::page::{BasePage, SnapshotId};
 use crate::recipe::{Kind, RECORD_BYTES, Record};
-use crate::words::Translation;
+use crate::words::Relation;
 
 /// Why an image cannot be made. The sandbox it was meant for stays as it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
@@ -129,8 +129,8 @@ impl ImageBuilder {
     }
 
     /// Adds the pointer table that pages of words of this base were made with.
-    pub fn translation(&mut self, snapshot: SnapshotId, translation: &Translation) {
-        self.tables.insert(snapshot, translation.write());
+    pub fn relation(&mut self, snapshot: SnapshotId, relation: &Relation) {
+        self.tables.insert(snapshot, relation.write());
     }
 
     /// Adds a named section.

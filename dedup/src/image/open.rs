@@ -11,7 +11,7 @@ use super::tables;
 use crate::key::{DomainKey, PageHasher};
 use crate::page::{BasePage, PageIndex, SnapshotId};
 use crate::recipe::{Kind, ParseRecipeError, RECORD_BYTES, Recipe, Record, Source};
-use crate::words::{ReadTranslationError, Translation};
+use crate::words::{ReadRelationError, Relation};
 
 /// Where every how-many-th page's bytes begin is kept. Finding a page adds up fewer lengths than this, and the index
 /// costs an eighth of a byte for each page.
@@ -93,7 +93,7 @@ pub enum OpenImageError {
         /// The base's place in the table of bases.
         position: usize,
         /// What is wrong with it.
-        source: ReadTranslationError,
+        source: ReadRelationError,
     },
     /// The table of base snapshots holds a zero, a number twice, or a snapshot no page refers to.
     #[error("base snapshot {position} is zero, repeated or unused")]
@@ -149,8 +149,8 @@ pub struct DedupImage<B> {
     layout: Layout,
     bases: Vec<SnapshotId>,
     /// For each base how its pointers translate; none at all in an image without tables.
-    translations: Vec<Translation>,
-    unchanged: Translation,
+    relations: Vec<Relation>,
+    unchanged: Relation,
     /// Where the bytes of page 0, 64, 128, ... begin in the arena.
     marks: Vec<u64>,
     classes: PageClasses,
@@ -180,12 +180,12 @@ impl<B: AsRef<[u8]>> DedupImage<B> {
         let bases = parse_bases(&checked.body[layout.bases.clone()])?;
         let (records, _) = checked.body[layout.recipes.clone()].as_chunks::<RECORD_BYTES>();
         let (marks, classes) = check_records(records, bases.len(), header.arena_bytes)?;
-        let translations = match header.table_bytes {
+        let relations = match header.table_bytes {
             Some(_) => tables::read(&checked.body[layout.tables.clone()], bases.len())?,
             None => Vec::new(),
         };
-        let (hasher, unchanged) = (PageHasher::new(key), Translation::default());
-        Ok(Self { file, header, layout, bases, translations, unchanged, marks, classes, hasher })
+        let (hasher, unchanged) = (PageHasher::new(key), Relation::default());
+        Ok(Self { file, header, layout, bases, relations, unchanged, marks, classes, hasher })
     }
 
     /// How many pages the image has.
@@ -211,7 +211,7 @@ impl<B: AsRef<[u8]>> DedupImage<B> {
 
     /// Bytes of the unpacked pointer tables, which exist only while the image is open.
     pub fn table_bytes(&self) -> u64 {
-        self.translations.iter().map(|one| size_of_val(one) + one.memory_bytes()).sum::<usize>() as u64
+        self.relations.iter().map(|one| size_of_val(one) + one.memory_bytes()).sum::<usize>() as u64
     }
 
     /// The recipe of a page. `None` past the last page.
@@ -259,9 +259,9 @@ impl<B: AsRef<[u8]>> DedupImage<B> {
     }
 
     /// How pointers of this base translate.
-    pub(crate) fn translation(&self, base: Option<BasePage>) -> &Translation {
+    pub(crate) fn relation(&self, base: Option<BasePage>) -> &Relation {
         let position = base.and_then(|base| self.bases.iter().position(|one| *one == base.snapshot));
-        position.and_then(|at| self.translations.get(at)).unwrap_or(&self.unchanged)
+        position.and_then(|at| self.relations.get(at)).unwrap_or(&self.unchanged)
     }
 
     pub(crate) fn arena(&self) -> &[u8] {
