@@ -161,14 +161,18 @@ impl<'b> Walk<'b> {
 
     /// Lets the candidates of one block compete.
     fn round(&mut self, block: usize, page_start: i64, same: Option<Origin>, before: Option<Origin>) {
+        let Self { base, recent, tokens, weights, rounds, .. } = self;
         let at = block * BLOCK_WORDS;
-        let perfect: i32 = self.weights[at..at + BLOCK_WORDS].iter().sum();
-        let mut round = std::mem::replace(&mut self.rounds[block], Round::EMPTY);
+        let (Some(tokens), Some(weights)) = (tokens.get(at..), weights[at..].first_chunk()) else { return };
+        let Some(mine) = tokens.first_chunk() else { return };
+        let agreed = |from| agreed(base, at, from, mine, weights);
+        let perfect: i32 = weights.iter().sum();
+        let (past, [round, ..]) = rounds.split_at_mut(block) else { return };
         round.count = 0;
-        let last: &[State] = block.checked_sub(1).map_or(&[], |last| self.rounds[last].states());
+        let last = past.last().map_or(&[][..], Round::states);
         let (changed, mut best) = (last.first().map_or(0, |state| state.score) - SWITCH_COST, i32::MIN);
         for (parent, state) in last.iter().enumerate() {
-            let agreed = self.agreement(at, state.from);
+            let agreed = agreed(state.from);
             best = best.max(agreed);
             round.push(State { from: state.from, score: state.score + agreed, parent: parent as u8 });
         }
@@ -178,36 +182,31 @@ impl<'b> Walk<'b> {
                 if !round.takes(from) {
                     return i32::MIN;
                 }
-                let agreed = self.agreement(at, from);
+                let agreed = agreed(from);
                 round.push(State { from, score: changed + agreed, parent: 0 });
                 agreed
             };
-            best = best.max(consider(&mut round, Origin::Zeros));
+            best = best.max(consider(round, Origin::Zeros));
             for from in same.into_iter().chain(before) {
-                best = best.max(consider(&mut round, from));
+                best = best.max(consider(round, from));
             }
             if block == 0 {
-                for drift in self.recent {
-                    best = best.max(consider(&mut round, Origin::Base(page_start + drift)));
+                for drift in *recent {
+                    best = best.max(consider(round, Origin::Base(page_start + drift)));
                 }
             }
             // Looking up costs most, so it is for blocks that are far from right.
             if best < perfect - perfect / 8 {
-                let mut lookups = 0;
-                for at in at..(at + BLOCK_WORDS).min(PAGE_WORDS - ANCHOR_WORDS) {
-                    let Some(hash) = self.tokens[at..].first_chunk().and_then(anchor) else { continue };
-                    for place in self.base.places(hash) {
-                        consider(&mut round, Origin::Base(place as i64 - at as i64));
-                    }
-                    lookups += 1;
-                    if lookups == LOOKUPS_MAX {
-                        break;
+                let anchors = tokens.windows(ANCHOR_WORDS).take(BLOCK_WORDS).enumerate();
+                let found = anchors.filter_map(|(word, tokens)| Some((word, anchor(tokens.first_chunk()?)?)));
+                for (word, hash) in found.take(LOOKUPS_MAX) {
+                    for place in base.places(hash) {
+                        consider(round, Origin::Base(place as i64 - (at + word) as i64));
                     }
                 }
             }
         }
         round.prune();
-        self.rounds[block] = round;
     }
 
     /// Follows the winner back to the start of the page.
@@ -231,23 +230,6 @@ impl<'b> Walk<'b> {
         let known = self.recent.iter().position(|known| *known == drift).unwrap_or(RECENT - 1);
         self.recent[..=known].rotate_right(1);
         self.recent[0] = drift;
-    }
-
-    /// How well the words from here on agree with the base there.
-    #[inline]
-    fn agreement(&self, at: usize, from: Origin) -> i32 {
-        let (Some(mine), Some(weights)) = (self.tokens[at..].first_chunk(), self.weights[at..].first_chunk())
-        else {
-            return 0;
-        };
-        match from {
-            Origin::Zeros => agreement(mine, &[0; BLOCK_WORDS], weights),
-            Origin::Base(start) => {
-                let Ok(first) = usize::try_from(start + at as i64) else { return 0 };
-                let theirs = self.base.tokens.get(first..).and_then(<[Token]>::first_chunk);
-                theirs.map_or(0, |theirs| agreement(mine, theirs, weights))
-            }
-        }
     }
 
     /// Pointers of the page just aligned that stand where the base has pointers of the same kind.
@@ -283,6 +265,19 @@ impl<'b> Walk<'b> {
                 }
             }
             at = end;
+        }
+    }
+}
+
+/// How well a block's words, which begin at word `at` of the page, agree with the base there.
+#[inline]
+fn agreed(base: &BaseIndex, at: usize, from: Origin, mine: &Block<Token>, weights: &Block<i32>) -> i32 {
+    match from {
+        Origin::Zeros => agreement(mine, &[0; BLOCK_WORDS], weights),
+        Origin::Base(start) => {
+            let Ok(first) = usize::try_from(start + at as i64) else { return 0 };
+            let theirs = base.tokens.get(first..).and_then(<[Token]>::first_chunk);
+            theirs.map_or(0, |theirs| agreement(mine, theirs, weights))
         }
     }
 }

@@ -8,7 +8,7 @@
 
 use std::collections::HashMap;
 
-use super::facts::{Runtime, Secret};
+use super::facts::{Runtime, Secret, TableCache};
 use super::index::Memory;
 use super::siphash::string_hash;
 use super::token::{PAGE_WORDS, WORD_BYTES, word};
@@ -32,6 +32,9 @@ const SLOTS_LOG2: std::ops::RangeInclusive<u8> = 3..=20;
 
 /// Collisions that are followed while an index table is made, for each of its slots.
 const STEPS_PER_SLOT_MAX: usize = 16;
+
+/// Index tables up to this size are made anew for every page that holds a part of them.
+const SMALL_TABLE_WORDS: usize = 64;
 
 /// Words of a dict's header before the index table.
 const DICT_HEADER_WORDS: usize = 4;
@@ -91,6 +94,8 @@ pub(crate) struct Findings {
     sites: Vec<Site>,
     tables: Vec<Table>,
     entries: Vec<Hashed>,
+    /// For each page, the first site in it or behind it, and the first table that ends in it or behind it.
+    by_page: Vec<(u32, u32)>,
 }
 
 /// The words of a base, as if they lay one after the other.
@@ -175,6 +180,7 @@ impl Findings {
         let by_hash = findings.strings(&words, (kind, ascii_words), key);
         findings.sites(&words, &by_hash);
         findings.dicts(&words, &by_hash, key);
+        findings.by_page = findings.pages(memory.pages().len());
         Some(findings)
     }
 
@@ -182,6 +188,16 @@ impl Findings {
         let number = number as usize;
         let start = number.checked_sub(1).map_or(0, |before| self.ends[before]);
         self.bytes.get(start as usize..self.ends[number] as usize).unwrap_or_default()
+    }
+
+    fn pages(&self, pages: usize) -> Vec<(u32, u32)> {
+        let first = |page: usize| {
+            let word = page * PAGE_WORDS;
+            let site = self.sites.partition_point(|site| (site.word as usize) < word);
+            let table = self.tables.partition_point(|table| table.end() <= word);
+            (site as u32, table as u32)
+        };
+        (0..pages).map(first).collect()
     }
 
     /// Collects the strings that carry the hash they should. Returns their numbers by hash.
@@ -243,6 +259,7 @@ impl Findings {
                 first: first as u32,
                 entries: (self.entries.len() - first) as u32,
             };
+            made.resize(header.index_bytes(), 0);
             self.table(&table, key, &Translation::default(), &mut made);
             let width = header.index_bytes() >> header.slots_log2;
             let same = index.chunks(width).zip(made.chunks(width));
@@ -258,10 +275,9 @@ impl Findings {
         }
     }
 
-    /// Makes an index table as a process with this key has it.
-    fn table(&self, table: &Table, key: HashKey, translation: &Translation, out: &mut Vec<u8>) {
-        out.clear();
-        out.resize(table.words as usize * WORD_BYTES, 0xff);
+    /// Makes an index table as a process with this key has it. `out` is as long as the table.
+    fn table(&self, table: &Table, key: HashKey, translation: &Translation, out: &mut [u8]) {
+        out.fill(0xff);
         let slots = 1usize << table.slots_log2;
         let width = out.len() / slots;
         let entries = &self.entries[table.first as usize..][..table.entries as usize];
@@ -297,21 +313,44 @@ impl Runtime for Findings {
         Some([words.get(at), words.get(at + 1)])
     }
 
-    fn predict(&self, key: Secret, translation: &Translation, first: usize, words: &mut [[u8; WORD_BYTES]]) {
+    fn predict(
+        &self,
+        key: Secret,
+        translation: &Translation,
+        cache: &TableCache,
+        first: usize,
+        words: &mut [[u8; WORD_BYTES]],
+    ) {
         let end = first + words.len();
-        let from = self.sites.partition_point(|site| (site.word as usize) < first);
-        for site in self.sites[from..].iter().take_while(|site| (site.word as usize) < end) {
+        let Some((sites, tables)) = self.by_page.get(first / PAGE_WORDS) else { return };
+        let sites = self.sites[*sites as usize..].iter().skip_while(|site| (site.word as usize) < first);
+        for site in sites.take_while(|site| (site.word as usize) < end) {
             words[site.word as usize - first] = string_hash(key, self.string(site.string)).to_le_bytes();
         }
-        let from = self.tables.partition_point(|table| table.end() <= first);
-        let mut made = Vec::new();
-        for table in self.tables[from..].iter().take_while(|table| (table.word as usize) < end) {
-            self.table(table, key, translation, &mut made);
-            let start = (table.word as usize).max(first);
-            let stop = table.end().min(end);
-            let part =
-                &made.as_chunks::<WORD_BYTES>().0[start - table.word as usize..stop - table.word as usize];
-            words[start - first..stop - first].copy_from_slice(part);
+        let mut small = [0; SMALL_TABLE_WORDS * WORD_BYTES];
+        for (number, table) in (*tables as usize..).zip(&self.tables[*tables as usize..]) {
+            let start = table.word as usize;
+            if start >= end {
+                break;
+            }
+            if table.end() <= first {
+                continue;
+            }
+            let bytes = table.words as usize * WORD_BYTES;
+            let made = match small.get_mut(..bytes) {
+                Some(small) => {
+                    self.table(table, key, translation, small);
+                    &*small
+                }
+                None => cache.get(number, self.tables.len(), || {
+                    let mut large = vec![0; bytes].into_boxed_slice();
+                    self.table(table, key, translation, &mut large);
+                    large
+                }),
+            };
+            let part = start.max(first)..table.end().min(end);
+            let made = &made.as_chunks::<WORD_BYTES>().0[part.start - start..part.end - start];
+            words[part.start - first..part.end - first].copy_from_slice(made);
         }
     }
 
@@ -321,6 +360,7 @@ impl Runtime for Findings {
             + size_of_val(&self.sites[..])
             + size_of_val(&self.tables[..])
             + size_of_val(&self.entries[..])
+            + size_of_val(&self.by_page[..])
     }
 }
 

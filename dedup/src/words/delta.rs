@@ -55,9 +55,9 @@ mod context {
     pub(super) const DIGIT: u8 = RUN + 2;
     pub(super) const GAP: u8 = DIGIT + 3;
     pub(super) const HOW: u8 = GAP + 4;
-    pub(super) const SMALL: u8 = HOW + 4;
+    pub(super) const SMALL: u8 = HOW + 16;
     pub(super) const BYTE: u8 = SMALL + 1;
-    pub(super) const ALL: usize = BYTE as usize + 24;
+    pub(super) const ALL: usize = BYTE as usize + 32;
 }
 
 /// Contexts that a model for pages of words has.
@@ -273,8 +273,15 @@ impl Corrections {
             }
     }
 
-    const fn how_context(&self) -> u8 {
-        context::HOW + self.how
+    /// By what was predicted, too: a pointer goes wrong in other ways than a zero.
+    const fn how_context(&self, predicted: u64) -> u8 {
+        let sort = match predicted {
+            0 => 0,
+            1..0x1_0000 => 1,
+            0x1_0000..0x8000_0000_0000 => 2,
+            _ => 3,
+        };
+        context::HOW + self.how + 4 * sort
     }
 
     /// Remembers how a word was put right.
@@ -299,7 +306,7 @@ impl Corrections {
 
     fn write(&mut self, word: u64, predicted: u64, out: &mut Vec<Coded>) {
         let shift = word.wrapping_sub(predicted);
-        let how_context = self.how_context();
+        let how_context = self.how_context(predicted);
         let recent = |all: &[u64; RECENT], one: u64| all.iter().position(|known| *known == one);
         let how = if word == 0 {
             ZERO
@@ -337,7 +344,7 @@ impl Corrections {
     /// The word, by what [`Corrections::write`] wrote.
     #[inline]
     fn read(&mut self, predicted: u64, from: &mut Decoder<'_>) -> Option<u64> {
-        let how = from.next(self.how_context())?;
+        let how = from.next(self.how_context(predicted))?;
         let word = match how {
             SMALL => predicted.wrapping_add(i64::from(from.next(context::SMALL)? as u8 as i8) as u64),
             1..ZERO => {
@@ -366,10 +373,12 @@ impl Corrections {
 /// The context of byte 0 of a word with this mask.
 const fn byte_context(mask: u8) -> u8 {
     context::BYTE
-        + match mask.count_ones() {
-            ..=2 => 0,
-            3..=4 => 8,
-            _ => 16,
+        + match (mask, mask.count_ones()) {
+            (_, ..=2) => 0,
+            (_, 3..=4) => 8,
+            // A pointer where none was expected.
+            (0x3f, _) => 16,
+            _ => 24,
         }
 }
 

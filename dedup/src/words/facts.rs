@@ -5,7 +5,7 @@
 //! wrongly is stored as a correction, like everything else.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use super::cpython;
 use super::index::Memory;
@@ -28,12 +28,33 @@ pub(super) trait Runtime: fmt::Debug + Send + Sync {
         &self,
         secret: Secret,
         translation: &Translation,
+        cache: &TableCache,
         first: usize,
         words: &mut [[u8; WORD_BYTES]],
     );
 
     /// Bytes it takes in memory.
     fn memory_bytes(&self) -> usize;
+}
+
+/// Tables of one target that are too large to make anew for each page. Made when first needed; they live as long as the
+/// image is open, and take at most what they take in the base.
+#[derive(Debug, Clone, Default)]
+pub(super) struct TableCache(OnceLock<Box<[OnceLock<Box<[u8]>>]>>);
+
+impl TableCache {
+    /// Table `number` of `count`.
+    pub(super) fn get(&self, number: usize, count: usize, make: impl FnOnce() -> Box<[u8]>) -> &[u8] {
+        let tables = self.0.get_or_init(|| vec![OnceLock::new(); count].into_boxed_slice());
+        tables[number].get_or_init(make)
+    }
+
+    /// Bytes it takes in memory.
+    pub(super) fn memory_bytes(&self) -> usize {
+        let tables = self.0.get().map(|tables| &tables[..]).unwrap_or_default();
+        let made = tables.iter().filter_map(|table| table.get()).map(|table| table.len());
+        size_of_val(tables) + made.sum::<usize>()
+    }
 }
 
 /// What the memory of a base says about itself. Found once for each base, wherever its pages are; cheap to clone.

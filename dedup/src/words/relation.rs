@@ -10,7 +10,7 @@ use thiserror::Error;
 
 use super::delta::CONTEXTS;
 use super::entropy::{Model, SYMBOLS_MAX};
-use super::facts::{Facts, SECRET_BYTES, Secret};
+use super::facts::{Facts, SECRET_BYTES, Secret, TableCache};
 use super::token::WORD_BYTES;
 use super::translation::{ReadTranslationError, TRANSLATION_BYTES_MAX, Translation};
 
@@ -48,6 +48,7 @@ pub struct Relation {
     pub(super) translation: Translation,
     pub(super) secret: Option<Secret>,
     pub(super) model: Model,
+    pub(super) tables: TableCache,
 }
 
 impl Relation {
@@ -63,7 +64,7 @@ impl Relation {
 
     /// Bytes it takes in memory.
     pub fn memory_bytes(&self) -> usize {
-        self.translation.memory_bytes() + self.model.memory_bytes()
+        self.translation.memory_bytes() + self.model.memory_bytes() + self.tables.memory_bytes()
     }
 
     /// Turns words of the base, from `first` on, into what the target should have there.
@@ -73,7 +74,7 @@ impl Relation {
             *word = self.translation.translate(u64::from_le_bytes(*word)).to_le_bytes();
         }
         if let (Some(secret), Some(runtime)) = (&self.secret, facts.runtime()) {
-            runtime.predict(*secret, &self.translation, first, words);
+            runtime.predict(*secret, &self.translation, &self.tables, first, words);
         }
     }
 
@@ -115,6 +116,6 @@ impl Relation {
         let mut left = plain.as_slice();
         let model =
             Model::read(&mut left, CONTEXTS).filter(|_| left.is_empty()).ok_or(ReadRelationError::Model)?;
-        Ok(Self { translation: Translation::read(rest)?, secret, model })
+        Ok(Self { translation: Translation::read(rest)?, secret, model, tables: TableCache::default() })
     }
 }
