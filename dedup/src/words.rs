@@ -22,7 +22,7 @@ mod relation;
 mod siphash;
 mod token;
 mod translation;
-mod varint;
+pub(crate) mod varint;
 
 use std::borrow::Cow;
 use std::ops::Range;
