@@ -271,7 +271,7 @@ proptest! {
     /// Not an image at all, but with the right start.
     #[test]
     fn noise_is_never_an_image(body in proptest::collection::vec(any::<u8>(), 0..300), sealed in any::<bool>()) {
-        let mut file = [b"MedesImg\x01\0".as_slice(), &body].concat();
+        let mut file = [b"MedesImg\x02\0".as_slice(), &body].concat();
         if sealed {
             file = seal(file, &KEY);
         }
