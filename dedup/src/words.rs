@@ -29,7 +29,7 @@ use std::ops::Range;
 
 use align::{Origin, Piece, Walk};
 pub use delta::DecodeWordsError;
-pub(crate) use delta::{Known, PageOfWords, PageSource, Rest, WordEncoder, decode_pieces, pages_needed};
+pub(crate) use delta::{Known, PageOfWords, PageSource, WordEncoder, decode_pieces, pages_needed};
 pub use facts::Facts;
 pub use index::{BaseIndex, Memory, MemoryError};
 use learn::Learner;

@@ -322,7 +322,8 @@ fn a_wrong_base_is_seen_by_the_hash() {
     for page in (0..image.pages()).map(PageIndex) {
         let all = Planned(&wrong, BTreeSet::clone(&all));
         let error = image.rebuild_from(&mut codec, page, &all, &mut out).unwrap_err();
-        assert!(matches!(error, RebuildError::Hash { .. }), "{error}");
+        // With another page as its dictionary, zstd may notice by itself.
+        assert!(matches!(error, RebuildError::Hash { .. } | RebuildError::Decode { .. }), "{error}");
         assert_eq!(out, ZERO_PAGE);
     }
 }

@@ -19,7 +19,7 @@
 use thiserror::Error;
 
 use super::align::{BLOCK_WORDS, Origin, PAGE_BLOCKS, Piece};
-use super::entropy::{Coded, Counts, Decoder, Model};
+use super::entropy::{Coded, Counts, Decoder};
 use super::facts::Facts;
 use super::relation::Relation;
 use super::token::{PAGE_WORDS, WORD_BYTES};
@@ -593,6 +593,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::words::entropy::Model;
 
     /// A relation whose coder knows nothing: every symbol is escaped, so that any bytes lead somewhere.
     fn unlearned() -> Relation {
@@ -705,7 +706,7 @@ mod tests {
         assert_eq!(decode(&[CHANGE, 0]), Err(DecodeWordsError::Pieces));
         assert_eq!(decode(&[CHANGE + 2, 0, 0]), Err(DecodeWordsError::NoPage { page: PageIndex(1) }));
         assert_eq!(decode(&[NAMED, 0, 5, ZERO, 1, SHIFT, END]), Ok(()));
-        assert_eq!(decode(&[NAMED, 0, 5, ZERO, 1, SHIFT, END, 0]), Err(DecodeWordsError::Code));
+        assert_eq!(decode(&[NAMED, 0, 5, ZERO, 1, SHIFT, END, 5]), Err(DecodeWordsError::Code));
         assert_eq!(decode(&[NAMED, 0, 5]), Err(DecodeWordsError::Code));
         assert_eq!(decode(&[NAMED, 0, 5, VALUE + RECENT as u16, END]), Err(DecodeWordsError::Code));
         let far = [[NAMED, 0].as_slice(), &[GAP_MAX; 9], &[0, ZERO, END]].concat();

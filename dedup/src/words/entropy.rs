@@ -199,12 +199,12 @@ impl Model {
 #[inline]
 fn put(mut state: u32, start: u32, size: u32, bits: u32, out: &mut Vec<u8>) -> u32 {
     // The highest state from which the next one stays below 2^23.
-    let limit = (STATE_MIN >> bits << 8) * size;
+    let limit = ((STATE_MIN >> bits) << 8) * size;
     while state >= limit {
         out.push(state as u8);
         state >>= 8;
     }
-    (state / size << bits) + start + state % size
+    ((state / size) << bits) + start + state % size
 }
 
 /// Takes symbols out again, first things first.
