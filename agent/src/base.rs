@@ -9,6 +9,7 @@ use medes_proto::{
     failure::{Failure, FailureKind},
     fleet::SnapshotReport,
     ids::{SandboxId, SnapshotId},
+    layout::ProcessLayout,
     sandbox::Phase,
 };
 
@@ -77,10 +78,10 @@ pub async fn make_base(
         taken => taken?,
     };
     watch.step("dump");
-    let bytes = blocking(move || copy(&dump)).await.map_err(MakeBaseError::Keep)?;
+    let (bytes, processes) = blocking(move || copy(&dump)).await.map_err(MakeBaseError::Keep)?;
     let too_large = MakeBaseError::TooLarge { bytes: bytes.len() as u64 };
     let (function, tenant) = (warm.spec.name.clone(), warm.spec.tenant.clone());
-    let snapshot = Arc::new(Snapshot::new(id, function.clone(), tenant, bytes).ok_or(too_large)?);
+    let snapshot = Arc::new(Snapshot::new(id, function.clone(), tenant, bytes, processes).ok_or(too_large)?);
     watch.step("copy");
     let fingerprints = fingerprint(snapshot.clone(), engine).await;
     watch.step("fingerprint");
@@ -123,11 +124,19 @@ async fn fingerprint(snapshot: Arc<Snapshot>, engine: Engine) -> Vec<Fingerprint
     .await
 }
 
-fn copy(dump: &Dump) -> io::Result<MappedFile> {
+/// The pages, processes first and the one with most pages before the others, as a snapshot has them.
+fn copy(dump: &Dump) -> io::Result<(MappedFile, Vec<ProcessLayout>)> {
     use io::Write;
+    let processes = dump.processes().unwrap_or_else(|error| {
+        let error = &error as &dyn std::error::Error;
+        tracing::warn!(error, "a base without a layout: no sandbox can be aligned with it");
+        Vec::new()
+    });
+    let of_processes: Vec<usize> = processes.iter().map(|(file, _)| *file).collect();
+    let others = (0..dump.files().len()).filter(|file| !of_processes.contains(file));
     let mut file = MemoryFile::create("medes-base")?;
-    for pages in dump.files() {
-        file.write_all(pages.as_ref())?;
+    for at in of_processes.iter().copied().chain(others) {
+        file.write_all(dump.files()[at].as_ref())?;
     }
-    file.seal()
+    Ok((file.seal()?, processes.into_iter().map(|(_, layout)| layout).collect()))
 }

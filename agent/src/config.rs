@@ -4,7 +4,7 @@ use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf};
 
 use medes_proto::{ids::NodeId, units::ByteSize};
 
-use crate::faults::Step;
+use crate::{bases::Budgets, faults::Step};
 
 /// Flags of `medes-agent run`.
 #[derive(Debug, clap::Args)]
@@ -36,6 +36,12 @@ pub struct Config {
     /// Threads for the work on one sandbox's pages; default: one per processor, at most 8
     #[arg(long)]
     pub threads: Option<NonZeroUsize>,
+    /// Memory for copies of other nodes' base snapshots, which sandboxes are aligned with
+    #[arg(long, default_value_t = ByteSize(Budgets::DEFAULT.replica_bytes))]
+    pub replica_memory: ByteSize,
+    /// Memory for what base snapshots are aligned by
+    #[arg(long, default_value_t = ByteSize(Budgets::DEFAULT.index_bytes as u64))]
+    pub index_memory: ByteSize,
     /// Make this step fail, for tests
     #[arg(long, hide = true)]
     pub fault: Option<Step>,
@@ -45,6 +51,12 @@ pub struct Config {
 }
 
 impl Config {
+    /// Memory for what helps to store sandboxes smaller.
+    pub fn budgets(&self) -> Budgets {
+        let index_bytes = usize::try_from(self.index_memory.0).unwrap_or(usize::MAX);
+        Budgets { replica_bytes: self.replica_memory.0, index_bytes }
+    }
+
     /// Threads for the work on one sandbox's pages.
     pub fn threads(&self) -> NonZeroUsize {
         let most = NonZeroUsize::MIN.saturating_add(7);

@@ -1,20 +1,24 @@
 //! The road away: a warm sandbox becomes a dedup image, and its memory is given back.
 //!
 //! ```text
-//! sandbox ─► dump ─► pages ─► fingerprint ─► registry lookup ─► read base pages ─► delta ─► image
+//! sandbox ─► dump ─► pages ─► words of a base ─► image
+//!              (those not short so) ─► fingerprint ─► registry lookup ─► read base pages ─► delta ─► image
 //!         ─► sealed, opened again, every base acquired ─► only now are the processes ended
 //! ```
 //!
 //! Until the last step nothing is lost: after any failure the sandbox is resumed and warm as before.
 
+mod words;
+
 use std::{collections::BTreeMap, fmt, io, io::Write, sync::Arc};
 
 use medes_dedup::{
     candidate::{self, FanOut},
+    encode::EncodedRun,
     fingerprint::Fingerprint,
     image::{BuildImageError, DedupImage, ImageBuilder, OpenImageError},
     key::DomainKey,
-    page::{BasePage, SnapshotId},
+    page::{BasePage, PAGE_BYTES, Page, SnapshotId},
 };
 use medes_proto::{
     failure::{Failure, FailureKind},
@@ -27,16 +31,17 @@ use crate::{
     bases::{BasePages, ReadBasesError},
     criu::{Leave, tree},
     digest::{DigestError, digest},
-    driver::Deduped,
+    driver::{DedupOrder, Deduped},
     dump::{self, Dump, DumpSandboxError},
     engine::Engine,
     faults::{Injected, Step},
     memory_file::{MappedFile, MemoryFile},
-    page_work::{self, MissingBasePage},
+    page_work::{self, MissingBasePage, words::is_worth_asking},
     registry::{Hints, RegistryError},
     roads::{NotWelcomed, Roads, Stopwatch, Stored, Warm, blocking},
     skeleton::{self, PackError},
 };
+use words::Words;
 
 /// Why a sandbox was not deduplicated.
 #[derive(Debug, thiserror::Error)]
@@ -62,6 +67,12 @@ pub enum DedupError {
     /// A base page that was chosen was not read.
     #[error("encode its pages")]
     Encode(#[from] MissingBasePage),
+    /// A page was encoded in no way at all.
+    #[error("page {page} was not encoded")]
+    Unencoded {
+        /// Its position.
+        page: usize,
+    },
     /// The image has more of something than an image may have.
     #[error("build its dedup image")]
     Build(#[from] BuildImageError),
@@ -116,9 +127,9 @@ pub async fn dedup(
     roads: &Roads,
     sandbox: SandboxId,
     warm: Warm,
-    digest_memory: bool,
+    order: DedupOrder,
 ) -> Result<(Stored, Deduped), Box<NotDeduped>> {
-    match make_image(roads, sandbox, &warm, digest_memory).await {
+    match make_image(roads, sandbox, &warm, order).await {
         Ok(made) => Ok(give_back(warm, made).await),
         Err(error) => {
             match &error {
@@ -148,30 +159,38 @@ async fn make_image(
     roads: &Roads,
     sandbox: SandboxId,
     warm: &Warm,
-    digest_memory: bool,
+    order: DedupOrder,
 ) -> Result<Made, DedupError> {
     let engine = roads.engine()?;
     let mut watch = Stopwatch::start();
     let dump = Arc::new(Dump::take(roads, warm, Leave::Stopped).await?);
     watch.step("dump");
     let mut memory_digest = None;
-    if digest_memory {
+    if order.digest_memory {
         memory_digest = Some(digest_stopped(warm, &dump).await?);
         watch.step("digest");
     }
-    let fingerprints = fingerprint(&dump, &engine, &warm.spec.tenant).await;
+    let words = words::encode(roads, sandbox, warm, &dump, (&engine, order.base)).await;
+    watch.step("words");
+    let rest = rest(&dump, words.as_ref());
+    let fingerprints = fingerprint(&dump, rest.clone(), &engine, &warm.spec.tenant).await;
     watch.step("fingerprint");
     roads.faults.pass(Step::Lookup)?;
-    let hints = roads.registry.lookup(sandbox, &fingerprints).await?;
+    let mut hints = match rest.is_empty() {
+        true => Hints::default(),
+        false => roads.registry.lookup(sandbox, &fingerprints).await?,
+    };
+    let (looked_up, aligned_with) = (rest.len() as u64, words.as_ref().map(|words| words.place.snapshot));
+    hints.places.extend(words.as_ref().map(|words| (words.place.snapshot, words.place.clone())));
     watch.step("lookup");
-    let choices = choose(&hints, roads.bases.node(), &engine);
+    let choices = choose(&hints, aligned_with, roads.bases.node(), &engine);
     let mut wanted: Vec<BasePage> = choices.iter().flatten().copied().collect();
     wanted.sort_unstable();
     wanted.dedup();
     roads.faults.pass(Step::ReadBases)?;
     let bases = roads.bases.read(&wanted, &hints.places).await?;
     watch.step("read_bases");
-    let (key, bytes) = encode(dump, engine, &warm.spec.tenant, choices, bases).await?;
+    let (key, bytes) = encode(dump, engine, &warm.spec.tenant, words, (rest, choices), bases).await?;
     roads.faults.pass(Step::Encode)?;
     watch.step("encode");
     let image = seal(&bytes).map_err(DedupError::Seal)?;
@@ -195,9 +214,12 @@ async fn make_image(
             delta: classes.delta.into(),
             whole: classes.whole.into(),
         },
+        looked_up,
+        aligned_with,
         phases: Vec::new(),
         memory_digest,
     };
+    tracing::debug!(%sandbox, ?deduped, "dedup image made");
     Ok(Made { image, places, deduped, watch })
 }
 
@@ -221,14 +243,35 @@ async fn digest_stopped(warm: &Warm, dump: &Arc<Dump>) -> Result<[u8; 32], Dedup
     Ok(blocking(move || digest(&pids, &dump.masks())).await?)
 }
 
-async fn fingerprint(dump: &Arc<Dump>, engine: &Engine, tenant: &TenantName) -> Vec<Fingerprint> {
+/// Positions of the pages that the registry is asked about: all that are not made of words, or not short so.
+fn rest(dump: &Dump, words: Option<&Words>) -> Vec<usize> {
+    let all = 0..dump.files().iter().map(|file| file.len() / PAGE_BYTES).sum();
+    let Some(Words { pages, worded, .. }) = words else { return all.collect() };
+    let encoded = pages.clone().zip(worded.runs.iter().flat_map(EncodedRun::iter));
+    let long = encoded.filter(|(_, page)| is_worth_asking(page)).map(|(at, _)| at);
+    (all.start..pages.start).chain(long).chain(pages.end..all.end).collect()
+}
+
+async fn fingerprint(
+    dump: &Arc<Dump>,
+    positions: Vec<usize>,
+    engine: &Engine,
+    tenant: &TenantName,
+) -> Vec<Fingerprint> {
     let fingerprinter = engine.fingerprinter(&engine.key(tenant));
     let (dump, threads) = (dump.clone(), engine.threads);
-    blocking(move || page_work::fingerprint(&dump.pages(), &fingerprinter, threads)).await
+    blocking(move || page_work::fingerprint(&at(&dump, &positions), &fingerprinter, threads)).await
+}
+
+/// The pages at these positions.
+fn at<'d>(dump: &'d Dump, positions: &[usize]) -> Vec<&'d Page> {
+    let pages = dump.pages();
+    positions.iter().filter_map(|at| pages.get(*at).copied()).collect()
 }
 
 /// The base pages to try for each page, within what one image may depend on.
-fn choose(hints: &Hints, local: &NodeId, engine: &Engine) -> Vec<Vec<BasePage>> {
+/// `base`: what it refers to anyway.
+fn choose(hints: &Hints, base: Option<SnapshotId>, local: &NodeId, engine: &Engine) -> Vec<Vec<BasePage>> {
     // The engine knows nodes by number: this node is 0, the others follow in the order of their names.
     let mut nodes: Vec<&NodeId> = hints.places.values().map(|place| &place.node).collect();
     nodes.sort_unstable();
@@ -244,6 +287,9 @@ fn choose(hints: &Hints, local: &NodeId, engine: &Engine) -> Vec<Vec<BasePage>> 
     let pages: Vec<Vec<candidate::Hint>> =
         hints.pages.iter().map(|page| page.iter().filter_map(known).collect()).collect();
     let mut fan_out = FanOut::new(engine.candidate_rules(), candidate::NodeId(0));
+    if let Some(place) = base.and_then(|base| hints.places.get(&base)) {
+        fan_out.admit(place.snapshot, number(&place.node));
+    }
     fan_out.plan(pages.iter().map(Vec::as_slice));
     let choose = |page: &Vec<candidate::Hint>| {
         let mut chosen = Vec::new();
@@ -258,20 +304,46 @@ async fn encode(
     dump: Arc<Dump>,
     engine: Engine,
     tenant: &TenantName,
-    choices: Vec<Vec<BasePage>>,
+    words: Option<Words>,
+    (rest, choices): (Vec<usize>, Vec<Vec<BasePage>>),
     bases: BasePages,
 ) -> Result<(DomainKey, Vec<u8>), DedupError> {
     let key = engine.key(tenant);
     blocking(move || {
         let rules = (&key, engine.encode_rules());
-        let runs = page_work::encode(&dump.pages(), &choices, &bases, rules, engine.threads)?;
+        let runs = page_work::encode(&at(&dump, &rest), &choices, &bases, rules, engine.threads)?;
         let mut image = ImageBuilder::new(&key);
-        runs.iter().try_for_each(|run| image.append(run))?;
+        put_together(&mut image, dump.pages().len(), words.as_ref(), (&rest, &runs))?;
         skeleton::pack(&dump, &mut image)?;
         let bytes = image.finish()?;
         Ok((key, bytes))
     })
     .await
+}
+
+/// Adds all pages in order: each as words, or the registry's way, or the shorter of both.
+fn put_together(
+    image: &mut ImageBuilder,
+    pages: usize,
+    words: Option<&Words>,
+    (rest, runs): (&[usize], &[EncodedRun]),
+) -> Result<(), DedupError> {
+    let mut by_registry = rest.iter().zip(runs.iter().flat_map(EncodedRun::iter)).peekable();
+    let by_words = words
+        .into_iter()
+        .flat_map(|words| words.pages.clone().zip(words.worded.runs.iter().flat_map(EncodedRun::iter)));
+    let mut by_words = by_words.peekable();
+    for page in 0..pages {
+        let one = by_words.next_if(|(at, _)| *at == page).map(|(_, encoded)| encoded);
+        let other = by_registry.next_if(|(at, _)| **at == page).map(|(_, encoded)| encoded);
+        // Words win among equals: the image refers to their base anyway.
+        let shorter = one.into_iter().chain(other).min_by_key(|encoded| encoded.stored_bytes());
+        image.push(&shorter.ok_or(DedupError::Unencoded { page })?)?;
+    }
+    if let Some(words) = words {
+        image.relation(words.worded.snapshot, &words.worded.relation);
+    }
+    Ok(())
 }
 
 fn seal(bytes: &[u8]) -> io::Result<MappedFile> {

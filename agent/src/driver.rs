@@ -27,6 +27,7 @@ use medes_proto::{
     fleet::{Command, SnapshotReport, Success},
     function::FunctionSpec,
     ids::{CommandId, SandboxId, SnapshotId},
+    registry::SnapshotPlace,
     sandbox::{PageClasses, Phase, SandboxState},
 };
 
@@ -106,6 +107,15 @@ pub enum Event {
     Tick,
 }
 
+/// How a dedup is to be done.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct DedupOrder {
+    /// Hash the memory first.
+    pub digest_memory: bool,
+    /// A base of the sandbox's function, if the controller knows one.
+    pub base: Option<SnapshotPlace>,
+}
+
 /// A finished dedup.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Deduped {
@@ -115,6 +125,10 @@ pub struct Deduped {
     pub bases: Vec<SnapshotId>,
     /// What became of the pages.
     pub pages: PageClasses,
+    /// Pages the registry was asked about.
+    pub looked_up: u64,
+    /// The base it was aligned with, if it was.
+    pub aligned_with: Option<SnapshotId>,
     /// How long each step took.
     pub phases: Vec<Phase>,
     /// Hash of the memory before, where asked for.
@@ -153,8 +167,8 @@ pub enum Action {
     Dedup {
         /// Whose.
         sandbox: SandboxId,
-        /// Hash the memory first.
-        digest_memory: bool,
+        /// How.
+        order: DedupOrder,
     },
     /// Give it back; answer with [`Event::Restored`].
     Restore {

@@ -4,23 +4,25 @@
 
 use std::{
     fs, io,
+    ops::Range,
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use medes_dedup::page::{PAGE_BYTES, Page};
-use medes_proto::{failure::FailureKind, ids::SandboxId};
+use medes_proto::{failure::FailureKind, ids::SandboxId, layout::ProcessLayout};
 use nix::unistd::Pid;
 use tokio::time::Instant;
 
 use crate::{
     criu::{
         self, DumpError, DumpRequest, Leave, StartWorkerError, Worker,
-        images::{ImageSet, PagesFile, ReadImagesError},
+        images::{ImageSet, Owner, PagesFile, ReadImagesError},
         preflight::{self, NotDumpable},
     },
     digest::Mask,
     faults::{Injected, Step},
+    layout::{self, UnknownLayout},
     memory_file::MappedFile,
     roads::{Roads, Warm},
 };
@@ -187,6 +189,15 @@ impl Dump {
         self.files.iter().flat_map(|file| file.as_ref().as_chunks::<PAGE_BYTES>().0).collect()
     }
 
+    /// The pages of one of the [files](Self::files), and their positions among [all](Self::pages).
+    pub fn pages_of(&self, file: usize) -> (Range<usize>, Vec<&Page>) {
+        let count = |file: &MappedFile| file.len() / PAGE_BYTES;
+        let start: usize = self.files.iter().take(file).map(count).sum();
+        let pages = self.files.get(file).map(|file| file.as_ref().as_chunks::<PAGE_BYTES>().0);
+        let pages: Vec<&Page> = pages.unwrap_or_default().iter().collect();
+        (start..start + pages.len(), pages)
+    }
+
     /// The pages files: name and number of pages, in the order of [`Dump::pages`]. Some are empty, and CRIU wants
     /// these back as well.
     pub fn pages_files(&self) -> impl Iterator<Item = (&str, u64)> {
@@ -196,6 +207,26 @@ impl Dump {
     /// The bytes of all pages files, one after the other.
     pub fn files(&self) -> &[MappedFile] {
         &self.files
+    }
+
+    /// The processes, those with most pages first: position of their pages file among the [files](Self::files), and
+    /// where its pages were.
+    pub fn processes(&self) -> Result<Vec<(usize, ProcessLayout)>, UnknownLayout> {
+        let mappings = self.images.mappings(self.folder.path())?;
+        let paths = self.images.file_paths(self.folder.path())?;
+        let names = layout::names(paths);
+        let with_pages = self.images.pages.iter().filter(|file| file.pages > 0);
+        let owned = with_pages.enumerate().filter_map(|(at, file)| match file.owner {
+            Owner::Process { pid } => Some((at, &file.runs, mappings.get(&pid)?)),
+            Owner::Shared { .. } => None,
+        });
+        let process = |(at, runs, mappings): (usize, &Vec<_>, _)| {
+            Ok::<_, UnknownLayout>((at, layout::process(runs, mappings, &names)?))
+        };
+        let mut processes: Vec<(usize, ProcessLayout)> = owned.map(process).collect::<Result<_, _>>()?;
+        // Stable: among equals the order of their numbers stays.
+        processes.sort_by_key(|(_, layout)| std::cmp::Reverse(layout.pages()));
+        Ok(processes)
     }
 
     /// Memory that the kernel changes by itself.

@@ -10,7 +10,10 @@ use medes_dedup::{
     key::DomainKey,
     paper,
 };
-use medes_proto::{fleet::EngineSettings, ids::TenantName};
+use medes_proto::{
+    fleet::{EngineSettings, Level},
+    ids::TenantName,
+};
 
 /// Everything the roads need to know about the engine. Changes when the controller says so.
 #[derive(Debug, Clone)]
@@ -51,6 +54,14 @@ impl Engine {
     pub fn encode_rules(&self) -> EncodeRules {
         let delta_bytes_max = usize::try_from(self.settings.delta_bytes_max).unwrap_or(usize::MAX);
         EncodeRules { delta_bytes_max: delta_bytes_max.min(CODED_BYTES_MAX), ..self.base_rules().1 }
+    }
+
+    /// Whether sandboxes are made of words of a base, and how. The paper's sampling goes without.
+    pub const fn level(&self) -> Level {
+        match self.settings.sampling {
+            Sampling::Value { .. } => Level::None,
+            Sampling::Bottom { .. } => self.settings.level,
+        }
     }
 
     /// Value sampling is the paper's: it brings the paper's other choices along.

@@ -11,6 +11,10 @@ pub enum Step {
     Preflight,
     /// Right after CRIU has written its images.
     Dump,
+    /// Before a base is looked for to align the sandbox with; it is then stored without.
+    FindBase,
+    /// Before the sandbox is aligned; it is then stored without.
+    Align,
     /// Before the registry is asked.
     Lookup,
     /// Before base pages are read for a dedup.

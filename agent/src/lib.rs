@@ -17,6 +17,7 @@ pub mod faults;
 pub mod heap;
 pub mod keeper;
 pub mod launch_spec;
+mod layout;
 pub mod link;
 pub mod memory_file;
 pub mod node;

@@ -27,7 +27,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use self::{door::Asked, measure::Measured, work::Worked};
 use crate::{
     base,
-    driver::{Action, Driver, Event, Ticket},
+    driver::{Action, DedupOrder, Driver, Event, Ticket},
     engine::Engine,
     heap,
     link::FromLink,
@@ -265,14 +265,14 @@ impl Node {
                 let identity = self.identity.node.clone();
                 self.work(work::launch(tools, identity, sandbox, spec));
             }
-            Action::Dedup { sandbox, digest_memory } => self.dedup(sandbox, digest_memory),
+            Action::Dedup { sandbox, order } => self.dedup(sandbox, order),
             Action::MakeBase { sandbox, snapshot } => self.make_base(sandbox, snapshot),
             Action::Restore { sandbox, digest_memory } => self.restore(sandbox, digest_memory),
             Action::Remove { sandbox } => {
                 let remains = self.bodies.remove(&sandbox).and_then(Body::into_remains);
                 self.work(work::remove(sandbox, remains));
             }
-            Action::DropSnapshot { snapshot } => self.tools.bases.local.remove(snapshot),
+            Action::DropSnapshot { snapshot } => self.tools.bases.remove(snapshot),
             Action::Admit { ticket } => self.admit(ticket),
             Action::Refuse { ticket, why } => {
                 if let Some(asked) = self.doors.remove(&ticket) {
@@ -327,9 +327,9 @@ impl Node {
         });
     }
 
-    fn dedup(&mut self, sandbox: SandboxId, digest_memory: bool) {
+    fn dedup(&mut self, sandbox: SandboxId, order: DedupOrder) {
         match (self.take_warm(sandbox), &self.tools.roads) {
-            (Some(warm), Some(roads)) => self.work(work::dedup(roads.clone(), sandbox, warm, digest_memory)),
+            (Some(warm), Some(roads)) => self.work(work::dedup(roads.clone(), sandbox, warm, order)),
             (warm, _) => {
                 self.worked(Worked::Deduped { sandbox, result: Err((warm, no_criu("dedup", sandbox))) });
             }

@@ -1,5 +1,7 @@
 //! The work on all pages of a sandbox, spread over a few threads. Blocks: call it from a blocking thread.
 
+pub mod words;
+
 use std::{num::NonZeroUsize, thread};
 
 use medes_dedup::{
@@ -66,13 +68,7 @@ pub fn encode(
             }
             run.push(&encoder.encode_page(page, &candidates));
         }
-        if encoder.distrusted() > 0 {
-            let pages = encoder.distrusted();
-            tracing::error!(
-                pages,
-                "stored bytes did not give a page back; kept raw: codec or memory is defective"
-            );
-        }
+        tell_distrust(&encoder);
         Ok(run)
     };
     let share = share(pages.len(), threads);
@@ -86,6 +82,16 @@ pub fn encode(
     })
 }
 
+fn tell_distrust(encoder: &Encoder) {
+    let pages = encoder.distrusted();
+    if pages > 0 {
+        tracing::error!(
+            pages,
+            "stored bytes did not give a page back; kept raw: codec or memory is defective"
+        );
+    }
+}
+
 /// Rebuilds all pages of an image into `out`, which has as many.
 pub fn rebuild<B: AsRef<[u8]> + Sync>(
     image: &DedupImage<B>,
@@ -93,13 +99,11 @@ pub fn rebuild<B: AsRef<[u8]> + Sync>(
     out: &mut [&mut Page],
     threads: NonZeroUsize,
 ) -> Result<(), RebuildError> {
-    let recipes: Vec<_> = image.recipes().map(|recipe| recipe.source.base()).collect();
     let work = |first: usize, out: &mut [&mut Page]| {
         let mut codec = DeltaCodec::new();
         for (at, page) in (first..).zip(out) {
-            let base = recipes.get(at).copied().flatten().and_then(|base| bases.page(base));
             let index = PageIndex(u32::try_from(at).unwrap_or(u32::MAX));
-            image.rebuild(&mut codec, index, base, page)?;
+            image.rebuild_from(&mut codec, index, bases, page)?;
         }
         Ok(())
     };

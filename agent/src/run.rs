@@ -53,7 +53,7 @@ pub async fn run(config: Config) -> Result<()> {
         TcpListener::bind(config.listen).await.with_context(|| format!("listen on {}", config.listen))?;
     let address = listener.local_addr().context("learn the port")?.to_string();
     let channel = channel(&config.controller)?;
-    let bases = Arc::new(Bases::new(config.node.clone(), READ_DEADLINE));
+    let bases = Arc::new(Bases::new(config.node.clone(), READ_DEADLINE, config.budgets()));
     let mut lacks = Vec::new();
     let watch = Watch::start().map_err(|error| lacks.push(format!("eBPF: {}", chain(&error)))).ok();
     let roads = roads(&config, &reaper, &tasks, &stop, &bases, channel.clone()).await;

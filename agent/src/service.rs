@@ -6,11 +6,12 @@ use bytes::BytesMut;
 use futures::Stream;
 use medes_dedup::page::{PAGE_BYTES, PageIndex};
 use medes_proto::{
-    ids::SandboxId,
+    ids::{SandboxId, SnapshotId, snapshot_from_wire},
     limits::PART_PAGES_MAX,
     node::{Invoke, ReadPages, reply_to_wire},
     wire::{
-        InvokeReply, InvokeRequest, LogsReply, LogsRequest, PagesPart, ReadPagesRequest, node_server::Node,
+        InvokeReply, InvokeRequest, LogsReply, LogsRequest, PagesPart, ReadLayoutRequest, ReadPagesRequest,
+        SnapshotLayout, node_server::Node,
     },
 };
 use tonic::{Request, Response, Status};
@@ -18,6 +19,7 @@ use tonic::{Request, Response, Status};
 use crate::{
     bases::{Bases, local::Snapshot},
     node::NodeHandle,
+    roads::blocking,
 };
 
 /// Serves one node.
@@ -31,6 +33,10 @@ impl NodeService {
     /// Pages from `bases`, requests and logs through `node`.
     pub const fn new(bases: Arc<Bases>, node: NodeHandle) -> Self {
         Self { bases, node }
+    }
+
+    fn snapshot(&self, id: SnapshotId) -> Result<Arc<Snapshot>, Status> {
+        self.bases.local.get(id).ok_or_else(|| Status::not_found(format!("{id} is not on this node")))
     }
 }
 
@@ -75,13 +81,18 @@ impl Node for NodeService {
         request: Request<ReadPagesRequest>,
     ) -> Result<Response<Self::ReadPagesStream>, Status> {
         let ReadPages { snapshot, pages } = request.into_inner().try_into()?;
-        let snapshot = self
-            .bases
-            .local
-            .get(snapshot)
-            .ok_or_else(|| Status::not_found(format!("{snapshot} is not on this node")))?;
-        let parts = Parts { snapshot, pages, sent: 0 };
+        let parts = Parts { snapshot: self.snapshot(snapshot)?, pages, sent: 0 };
         Ok(Response::new(Box::pin(futures::stream::iter(parts))))
+    }
+
+    async fn read_layout(
+        &self,
+        request: Request<ReadLayoutRequest>,
+    ) -> Result<Response<SnapshotLayout>, Status> {
+        let snapshot = snapshot_from_wire(request.into_inner().snapshot, "layout.snapshot")?;
+        let snapshot = self.snapshot(snapshot)?;
+        let layout = blocking(move || snapshot.layout()).await;
+        Ok(Response::new(layout.into()))
     }
 
     async fn invoke(&self, request: Request<InvokeRequest>) -> Result<Response<InvokeReply>, Status> {

@@ -13,7 +13,10 @@ use std::time::{Duration, Instant};
 
 use medes_agent::criu::{
     CallError, CheckCriuError, DumpError, DumpRequest, Dumped, Inherited, Leave, Pool, RestoreError,
-    RestoreRequest, Restored, Version, Worker, dump, images::ImageSet, preflight, preflight::NotDumpable,
+    RestoreRequest, Restored, Version, Worker, dump,
+    images::{ImageSet, Owner},
+    preflight,
+    preflight::NotDumpable,
     restore, tree,
 };
 use medes_agent::reaper::ExitStatus;
@@ -100,6 +103,13 @@ fn a_restored_sandbox_answers_with_its_state() {
         assert_eq!(set.pids.len(), 3);
         assert_eq!(set.rseq.len(), 5, "three processes, two of them with a second thread");
         assert!(set.pages.iter().map(|file| file.pages).sum::<u64>() > 100);
+        let mappings = set.mappings(&images).unwrap();
+        assert_eq!(mappings.len(), 3);
+        for file in &set.pages {
+            let Owner::Process { pid } = file.owner else { continue };
+            let nowhere = file.addresses().find(|address| mappings[&pid].find(*address).is_none());
+            assert_eq!(nowhere, None, "every page of {pid} is in a mapping");
+        }
 
         let (worker, outside) = worker(bench).await;
         let restored = restore_from(bench, worker, &sandbox, &images, &output).await;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use medes_dedup::fingerprint::{ChunkCount, Sampling};
 use medes_proto::{
-    fleet::EngineSettings,
+    fleet::{EngineSettings, Level},
     limits,
     units::{ByteSize, Span},
 };
@@ -137,6 +137,7 @@ struct RawPolicy {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawEngine {
+    level: String,
     sampling: String,
     chunks: u8,
     delta_bytes_max: u32,
@@ -305,7 +306,16 @@ impl RawEngine {
             "value" => Sampling::Value { chunks },
             _ => return Err(ConfigError::Field { field: "engine.sampling", problem: "not bottom or value" }),
         };
+        let level = match self.level.as_str() {
+            "none" => Level::None,
+            "fast" => Level::Fast,
+            "small" => Level::Small,
+            _ => {
+                return Err(ConfigError::Field { field: "engine.level", problem: "not none, fast or small" });
+            }
+        };
         Ok(EngineSettings {
+            level,
             sampling,
             delta_bytes_max: self.delta_bytes_max,
             bases_max: self.bases_max,
@@ -347,6 +357,7 @@ mod tests {
             ("[policy]\nidle = 5", "string"),
             ("[engine]\nchunks = 0", "engine.chunks"),
             ("[engine]\nsampling = 'top'", "engine.sampling"),
+            ("[engine]\nlevel = 'tiny'", "engine.level"),
             ("[requests]\nbody_max = '7MiB'", "requests.body_max"),
             ("[requests]\ndeadline = '2h'", "requests.deadline"),
             ("[fleet]\nheartbeat = '0s'", "fleet.heartbeat"),

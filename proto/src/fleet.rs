@@ -8,6 +8,7 @@ use crate::{
     failure::Failure,
     function::FunctionSpec,
     ids::{CommandId, FunctionName, NodeId, SandboxId, SnapshotId},
+    registry::SnapshotPlace,
     sandbox::{Phase, SandboxReport},
 };
 use medes_dedup::{fingerprint::Sampling, key::DomainKey};
@@ -153,11 +154,31 @@ pub struct EngineSettings {
     pub bases_max: u32,
     /// Nodes one image may read from.
     pub nodes_max: u32,
+    /// Whether sandboxes are made of words of a base.
+    pub level: Level,
+}
+
+/// How much is done to store a sandbox small.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Level {
+    /// Each page by itself, with candidates of the registry.
+    None,
+    /// As words of one base, aligned once; the registry is asked about what is left.
+    #[default]
+    Fast,
+    /// The same, aligned twice and packed harder.
+    Small,
 }
 
 impl Default for EngineSettings {
     fn default() -> Self {
-        Self { sampling: Sampling::default(), delta_bytes_max: 4095, bases_max: 8, nodes_max: 3 }
+        Self {
+            sampling: Sampling::default(),
+            delta_bytes_max: 4095,
+            bases_max: 8,
+            nodes_max: 3,
+            level: Level::default(),
+        }
     }
 }
 
@@ -186,6 +207,8 @@ pub enum Command {
         sandbox: SandboxId,
         /// Hash its memory first.
         digest_memory: bool,
+        /// A base of its function and where that is, if the controller knows one.
+        base: Option<SnapshotPlace>,
     },
     /// Give it back.
     Restore {

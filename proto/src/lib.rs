@@ -9,6 +9,7 @@ pub mod failure;
 pub mod fleet;
 pub mod function;
 pub mod ids;
+pub mod layout;
 pub mod limits;
 pub mod node;
 pub mod registry;

@@ -20,6 +20,12 @@ pub const PAGE_CANDIDATES_MAX: usize = 8;
 pub const PART_PAGES_MAX: usize = 256;
 /// Pages in one request for base pages.
 pub const READ_PAGES_MAX: usize = 16_384;
+/// Processes in the layout of a base snapshot.
+pub const LAYOUT_PROCESSES_MAX: usize = 1_024;
+/// Runs of pages in the layout of one process.
+pub const LAYOUT_RUNS_MAX: usize = 1 << 20;
+/// Bytes of a path in a layout: as long as Linux allows.
+pub const PATH_BYTES_MAX: usize = 4_096;
 /// Base snapshots one dedup image may refer to, whatever the configuration says.
 pub const IMAGE_BASES_MAX: usize = 64;
 /// Bytes of a failure's message.

@@ -2,11 +2,17 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, OnceLock, PoisonError, RwLock},
 };
 
-use medes_dedup::page::{PAGE_BYTES, Page, PageIndex, SnapshotId};
-use medes_proto::ids::{FunctionName, TenantName};
+use medes_dedup::{
+    page::{PAGE_BYTES, Page, PageIndex, SnapshotId},
+    words::{Facts, Memory},
+};
+use medes_proto::{
+    ids::{FunctionName, TenantName},
+    layout::{ProcessLayout, SnapshotLayout},
+};
 
 use crate::memory_file::MappedFile;
 
@@ -20,18 +26,44 @@ pub struct Snapshot {
     /// Whose bytes these are.
     pub tenant: TenantName,
     bytes: MappedFile,
+    processes: Vec<ProcessLayout>,
+    hash: OnceLock<[u8; 32]>,
+    facts: OnceLock<Facts>,
+}
+
+/// The process of a snapshot that sandboxes are aligned with: its largest one, whose pages are the snapshot's first.
+///
+/// An image names base pages by their numbers in the snapshot, and the engine by their numbers in the process. Being
+/// the first makes these the same.
+#[derive(Debug)]
+pub struct MainProcess<'s> {
+    /// Where its pages were.
+    pub layout: &'s ProcessLayout,
+    /// Its pages.
+    pub pages: Vec<&'s Page>,
 }
 
 impl Snapshot {
-    /// A snapshot of whole pages; `None` if `bytes` is not that.
+    /// A snapshot of whole pages, those of `processes` first and in their order; `None` if `bytes` is not that.
     pub fn new(
         id: SnapshotId,
         function: FunctionName,
         tenant: TenantName,
         bytes: MappedFile,
+        processes: Vec<ProcessLayout>,
     ) -> Option<Self> {
-        let whole = bytes.len().is_multiple_of(PAGE_BYTES) && u32::try_from(bytes.len() / PAGE_BYTES).is_ok();
-        whole.then_some(Self { id, function, tenant, bytes })
+        let pages = bytes.len() / PAGE_BYTES;
+        let whole = bytes.len().is_multiple_of(PAGE_BYTES) && u32::try_from(pages).is_ok();
+        let placed: usize = processes.iter().map(ProcessLayout::pages).sum();
+        (whole && placed <= pages).then_some(Self {
+            id,
+            function,
+            tenant,
+            bytes,
+            processes,
+            hash: OnceLock::new(),
+            facts: OnceLock::new(),
+        })
     }
 
     /// How many pages it has.
@@ -39,9 +71,10 @@ impl Snapshot {
         u32::try_from(self.bytes.len() / PAGE_BYTES).unwrap_or(u32::MAX)
     }
 
-    /// How many bytes it holds.
+    /// How many bytes it holds, with what has been found out about them.
     pub fn len_bytes(&self) -> u64 {
-        self.bytes.len() as u64
+        let facts = self.facts.get().map_or(0, Facts::memory_bytes);
+        (self.bytes.len() + facts) as u64
     }
 
     /// One page.
@@ -53,6 +86,34 @@ impl Snapshot {
     /// All pages, in order.
     pub fn pages(&self) -> impl Iterator<Item = &Page> {
         self.bytes.as_ref().as_chunks::<PAGE_BYTES>().0.iter()
+    }
+
+    /// The process that sandboxes are aligned with, if it is known where its pages were.
+    pub fn main_process(&self) -> Option<MainProcess<'_>> {
+        let layout = self.processes.first()?;
+        Some(MainProcess { layout, pages: self.pages().take(layout.pages()).collect() })
+    }
+
+    /// What its main process says about itself: part of what sandboxes are aligned by, and what some of their pages need to
+    /// come back. Reads all its pages the first time: call it from a blocking thread.
+    pub fn facts(&self) -> &Facts {
+        self.facts.get_or_init(|| {
+            let Some(main) = self.main_process() else { return Facts::none() };
+            let (addresses, mappings) = (main.layout.addresses(), main.layout.mappings());
+            // Pages that are not in order are no memory of a process: nothing is known about them.
+            Memory::new(&main.pages, &addresses, &mappings).map_or_else(|_| Facts::none(), Facts::study)
+        })
+    }
+
+    /// What another node needs besides the pages. Hashes them all the first time: call it from a blocking thread.
+    pub fn layout(&self) -> SnapshotLayout {
+        SnapshotLayout {
+            tenant: self.tenant.clone(),
+            function: self.function.clone(),
+            pages: self.page_count(),
+            hash: *self.hash.get_or_init(|| *blake3::hash(self.bytes.as_ref()).as_bytes()),
+            processes: self.processes.clone(),
+        }
     }
 }
 
@@ -66,6 +127,13 @@ impl LocalBases {
     /// A snapshot, if it is here.
     pub fn get(&self, id: SnapshotId) -> Option<Arc<Snapshot>> {
         self.snapshots.read().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
+    }
+
+    /// The newest snapshot of a function.
+    pub fn of_function(&self, function: &FunctionName, tenant: &TenantName) -> Option<Arc<Snapshot>> {
+        let all = self.snapshots.read().unwrap_or_else(PoisonError::into_inner);
+        let own = |snapshot: &&Arc<Snapshot>| snapshot.function == *function && snapshot.tenant == *tenant;
+        all.values().rev().find(own).cloned()
     }
 
     /// Takes a snapshot in.

@@ -8,9 +8,11 @@ use std::{
 
 use medes_dedup::page::{BasePage, PAGE_BYTES, SnapshotId};
 use medes_proto::{
+    WireError,
+    layout::SnapshotLayout,
     limits::{MESSAGE_BYTES_MAX, READ_PAGES_MAX},
     node::ReadPages,
-    wire::node_client::NodeClient,
+    wire::{ReadLayoutRequest, node_client::NodeClient},
 };
 use tonic::transport::{Channel, Endpoint};
 
@@ -44,6 +46,15 @@ pub enum ReadRemoteError {
         sent: usize,
         /// Pages asked for.
         pages: usize,
+    },
+    /// What it says of a snapshot makes no sense.
+    #[error("understand what {address} says of a snapshot")]
+    Layout {
+        /// Where.
+        address: String,
+        /// What is wrong.
+        #[source]
+        source: WireError,
     },
     /// It took too long.
     #[error("{address} took longer than {deadline:?}")]
@@ -93,6 +104,26 @@ impl Peers {
             bytes.truncate(start);
         }
         result
+    }
+
+    /// What a node says of a snapshot it holds.
+    pub async fn layout(
+        &self,
+        address: &str,
+        snapshot: SnapshotId,
+    ) -> Result<SnapshotLayout, ReadRemoteError> {
+        let mut client = NodeClient::new(self.channel(address)?).max_decoding_message_size(MESSAGE_BYTES_MAX);
+        let ask = client.read_layout(ReadLayoutRequest { snapshot: snapshot.get() });
+        match tokio::time::timeout(self.deadline, ask).await {
+            Ok(Ok(reply)) => SnapshotLayout::try_from(reply.into_inner())
+                .map_err(|source| ReadRemoteError::Layout { address: address.into(), source }),
+            Ok(Err(source)) => {
+                Err(ReadRemoteError::Call { address: address.into(), source: Box::new(source) })
+            }
+            Err(_elapsed) => {
+                Err(ReadRemoteError::Deadline { address: address.into(), deadline: self.deadline })
+            }
+        }
     }
 
     async fn read_some(

@@ -5,6 +5,7 @@ use std::io::{self, Read};
 use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 
+use medes_dedup::mapping::MappingsError;
 use prost::Message;
 
 /// Starts every image file but the inventory.
@@ -14,13 +15,15 @@ const SERVICE_MAGIC: u32 = 0x5510_5940;
 pub(super) const PAGEMAP_MAGIC: u32 = 0x5608_4025;
 pub(super) const PSTREE_MAGIC: u32 = 0x5027_3030;
 pub(super) const CORE_MAGIC: u32 = 0x5505_3847;
+pub(super) const MM_MAGIC: u32 = 0x5749_2820;
+pub(super) const FILES_MAGIC: u32 = 0x5630_3138;
 pub(super) const STATS_MAGIC: u32 = 0x5709_3306;
 
 /// Larger than any core image: registers with all vector state are 11 KiB.
 pub(super) const SMALL_BYTES_MAX: u64 = 1 << 20;
 /// A pagemap entry takes about 12 bytes, so this is five million runs.
 pub(super) const LARGE_BYTES_MAX: u64 = 64 << 20;
-/// No entry we read comes near; CRIU's own buffer for one is smaller too.
+/// No entry we read comes near but the one with all mappings; CRIU's own buffer for one is smaller too.
 const ENTRY_BYTES_MAX: usize = 256 * 1024;
 
 /// Why a file of a dump makes no sense.
@@ -108,6 +111,9 @@ pub enum FormatError {
         /// What CRIU says of it.
         flags: u32,
     },
+    /// No process can have these mappings.
+    #[error("these are the mappings of no process")]
+    Mappings(#[source] MappingsError),
     /// More of something than can be.
     #[error("more than {max} {what}")]
     TooMany {
@@ -135,6 +141,7 @@ pub(super) fn read(path: &Path, max: u64) -> Result<Vec<u8>, ImageFileError> {
 pub(super) struct Entries<'a, M> {
     rest: &'a [u8],
     len: usize,
+    entry_bytes_max: usize,
     entry: PhantomData<M>,
 }
 
@@ -150,7 +157,8 @@ impl<'a, M: Message + Default> Entries<'a, M> {
     }
 
     fn open(bytes: &'a [u8], magics: [u32; 2]) -> Result<Self, FormatError> {
-        let mut entries = Self { rest: bytes, len: bytes.len(), entry: PhantomData };
+        let entry_bytes_max = ENTRY_BYTES_MAX;
+        let mut entries = Self { rest: bytes, len: bytes.len(), entry_bytes_max, entry: PhantomData };
         for expected in magics {
             let found = entries.number()?;
             if found != expected {
@@ -162,7 +170,13 @@ impl<'a, M: Message + Default> Entries<'a, M> {
 
     /// Goes on with entries of another kind.
     pub(super) fn then<N>(self) -> Entries<'a, N> {
-        Entries { rest: self.rest, len: self.len, entry: PhantomData }
+        let Self { rest, len, entry_bytes_max, .. } = self;
+        Entries { rest, len, entry_bytes_max, entry: PhantomData }
+    }
+
+    /// Another limit for one entry.
+    pub(super) fn up_to(self, entry_bytes_max: usize) -> Self {
+        Self { entry_bytes_max, ..self }
     }
 
     fn number(&mut self) -> Result<u32, FormatError> {
@@ -173,7 +187,7 @@ impl<'a, M: Message + Default> Entries<'a, M> {
 
     fn entry(&mut self) -> Result<M, FormatError> {
         let claimed = self.number()?;
-        let len = usize::try_from(claimed).ok().filter(|len| *len <= ENTRY_BYTES_MAX);
+        let len = usize::try_from(claimed).ok().filter(|len| *len <= self.entry_bytes_max);
         let len = len.ok_or(FormatError::EntryTooLong { len: claimed })?;
         let (entry, rest) = self.rest.split_at_checked(len).ok_or(FormatError::Truncated { at: self.len })?;
         self.rest = rest;

@@ -62,6 +62,13 @@ pub struct PagesFile {
     pub pages: u64,
 }
 
+impl PagesFile {
+    /// Address of each page, in the order of the file.
+    pub fn addresses(&self) -> impl Iterator<Item = u64> {
+        self.runs.iter().flat_map(|run| (0..run.pages).map(|page| run.address + page * PAGE_BYTES))
+    }
+}
+
 /// Where a thread has its restartable-sequences area: the kernel writes there (the number of the CPU), so these
 /// bytes differ between two looks at memory that nobody has touched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -236,7 +243,7 @@ fn read_pages_file(folder: &Path, pagemap: &str, owner: Owner) -> Result<Option<
     Ok(Some(PagesFile { owner, name, runs, pages }))
 }
 
-fn parse_file<T>(
+pub(super) fn parse_file<T>(
     path: &Path,
     max: u64,
     parse: impl FnOnce(&[u8]) -> Result<T, FormatError>,

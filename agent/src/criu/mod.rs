@@ -7,7 +7,7 @@
 //! - [`Criu`]: which CRIU, its version, `criu check`
 //! - [`dump`] and [`restore`]: the two requests, each with one error type that says what can be done about it
 //! - [`preflight`]: sees what would be refused before anything is frozen
-//! - [`images`]: reads the files of a dump, trusting nothing in them
+//! - [`images`]: reads the files of a dump, trusting nothing in them; what was mapped where in `mappings`
 //! - [`tree`]: the processes of a sandbox, and letting a stopped one run
 //! - [`run_dir`]: keeps CRIU's kernel feature cache warm where `/run` is not a tmpfs
 //!
@@ -19,6 +19,7 @@ mod find;
 mod image_file;
 pub mod images;
 mod log;
+mod mappings;
 mod pool;
 pub mod preflight;
 mod restore;

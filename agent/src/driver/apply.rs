@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::{Action, DedupFailed, Deduped, Driver, Entry, Restored, Ticket, busy, not_here};
+use super::{Action, DedupFailed, DedupOrder, Deduped, Driver, Entry, Restored, Ticket, busy, not_here};
 use medes_proto::{
     failure::{Failure, FailureKind},
     fleet::{Command, SnapshotReport, Success},
@@ -33,9 +33,9 @@ impl Driver {
                 }
                 None => Err(Failure::new(FailureKind::NotFound, format!("{snapshot} is not on this node"))),
             },
-            Command::Dedup { sandbox, digest_memory } => self
+            Command::Dedup { sandbox, digest_memory, base } => self
                 .begin(now, id, sandbox, SandboxState::Warm, SandboxState::Deduping, "dedup")
-                .map(|()| out.push(Action::Dedup { sandbox, digest_memory })),
+                .map(|()| out.push(Action::Dedup { sandbox, order: DedupOrder { digest_memory, base } })),
             Command::MakeBase { sandbox, snapshot } => self
                 .begin(now, id, sandbox, SandboxState::Warm, SandboxState::Deduping, "make a base of")
                 .map(|()| out.push(Action::MakeBase { sandbox, snapshot })),
@@ -154,7 +154,7 @@ impl Driver {
     ) {
         let Some(entry) = self.sandboxes.get_mut(&sandbox) else { return };
         match result {
-            Ok(Deduped { stored_bytes, bases, pages, phases, memory_digest }) => {
+            Ok(Deduped { stored_bytes, bases, pages, phases, memory_digest, .. }) => {
                 entry.enter(now, SandboxState::Dedup);
                 entry.stored_bytes = stored_bytes;
                 entry.bases = bases;

@@ -177,6 +177,8 @@ impl World {
                     stored_bytes: 1,
                     bases: self.snapshots.clone(),
                     pages: PageClasses::default(),
+                    looked_up: 0,
+                    aligned_with: None,
                     phases: Vec::new(),
                     memory_digest: None,
                 };
@@ -219,7 +221,7 @@ impl World {
                 self.command(Command::Start { sandbox: id(sandbox), function, revision: 1 });
             }
             Step::Dedup(sandbox) => {
-                self.command(Command::Dedup { sandbox: id(sandbox), digest_memory: false });
+                self.command(Command::Dedup { sandbox: id(sandbox), digest_memory: false, base: None });
             }
             Step::Restore(sandbox) => {
                 self.command(Command::Restore { sandbox: id(sandbox), digest_memory: false });

@@ -57,7 +57,7 @@ impl Measured {
         self.private_bytes.extend(sandboxes);
         self.node.used_bytes = node.held_bytes();
         self.node.agent_bytes = agent.held_bytes();
-        self.node.base_bytes = tools.bases.local.bytes();
+        self.node.base_bytes = tools.bases.bytes();
         self.node.image_bytes = image_bytes;
     }
 }

@@ -14,7 +14,7 @@ use medes_proto::{
 use super::Tools;
 use crate::{
     base, dedupe,
-    driver::{Deduped, Restored},
+    driver::{DedupOrder, Deduped, Restored},
     launch_spec::launch_spec,
     restore,
     roads::{Roads, Stored, Warm},
@@ -135,9 +135,9 @@ pub(super) async fn dedup(
     roads: Arc<Roads>,
     sandbox: SandboxId,
     warm: Box<Warm>,
-    digest_memory: bool,
+    order: DedupOrder,
 ) -> Worked {
-    let result = match dedupe::dedup(&roads, sandbox, *warm, digest_memory).await {
+    let result = match dedupe::dedup(&roads, sandbox, *warm, order).await {
         Ok((stored, deduped)) => Ok((Box::new(stored), deduped)),
         Err(not) => Err((Some(Box::new(not.warm)), not.error.failure(sandbox))),
     };

@@ -12,10 +12,11 @@ mod runner;
 mod station;
 mod there_and_back;
 mod trouble;
+mod words;
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let tests: Vec<runner::Test> = [there_and_back::TESTS, trouble::TESTS].concat();
+    let tests: Vec<runner::Test> = [there_and_back::TESTS, trouble::TESTS, words::TESTS].concat();
     runner::main(&tests, &[])
 }

@@ -46,6 +46,13 @@ impl TestRegistry {
     }
 }
 
+impl TestRegistry {
+    /// From now on it says that a snapshot is there.
+    pub(crate) fn place(&self, place: SnapshotPlace) {
+        self.shared.places.lock().expect("lock").insert(place.snapshot, place);
+    }
+}
+
 type Replies = Pin<Box<dyn Stream<Item = Result<wire::LookupReply, Status>> + Send>>;
 
 #[tonic::async_trait]

@@ -4,10 +4,10 @@ use std::{num::NonZeroUsize, path::Path, sync::Arc, time::Duration};
 
 use medes_agent::{
     base,
-    bases::Bases,
+    bases::{Bases, Budgets},
     criu::{Criu, Pool},
     dedupe::{self, NotDeduped},
-    driver::{Deduped, Restored},
+    driver::{DedupOrder, Deduped, Restored},
     engine::Engine,
     faults::{Faults, Step},
     reaper::Reaper,
@@ -21,6 +21,7 @@ use medes_proto::{
     fleet::{EngineSettings, SnapshotReport},
     function::FunctionSpec,
     ids::{NodeId, SandboxId, SnapshotId},
+    registry::SnapshotPlace,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -30,6 +31,7 @@ use crate::{node, registry::TestRegistry};
 pub(crate) struct Station {
     pub(crate) host: Host,
     pub(crate) roads: Roads,
+    pub(crate) registry: TestRegistry,
     next: u32,
 }
 
@@ -59,14 +61,20 @@ impl Station {
         let name: NodeId = format!("roads-{}", std::process::id()).parse().expect("a name");
         let config = HostConfig { run_bytes_max: scratch_bytes, ..node::config(name.as_str()) };
         let host = Host::start(config, reaper.clone(), tasks.clone()).await.expect("host");
-        let (_registry, channel) = TestRegistry::start(&name).await;
+        let (test_registry, channel) = TestRegistry::start(&name).await;
         let pool = Pool::start(criu.clone(), reaper.clone(), 1, &tasks, stop, sandbox::seat);
-        let bases = Arc::new(Bases::new(name, Duration::from_secs(20)));
+        let bases = Arc::new(Bases::new(name, Duration::from_secs(20), Budgets::DEFAULT));
         let registry = Registry::new(channel, Duration::from_secs(20));
         let roads = Roads::new((criu, pool), reaper, bases, registry, Faults::default());
+        let station = Self { host, roads, registry: test_registry, next: 1 };
+        station.set(EngineSettings::default());
+        station
+    }
+
+    /// Other settings of the engine from now on.
+    pub(crate) fn set(&self, settings: EngineSettings) {
         let threads = NonZeroUsize::MIN.saturating_add(1);
-        roads.set_engine(Engine::new(DomainKey::from_bytes([7; 32]), EngineSettings::default(), threads));
-        Self { host, roads, next: 1 }
+        self.roads.set_engine(Engine::new(DomainKey::from_bytes([7; 32]), settings, threads));
     }
 
     /// From now on this step fails, once.
@@ -76,10 +84,16 @@ impl Station {
 
     /// A warm sandbox of the test function.
     pub(crate) async fn start(&mut self) -> (SandboxId, Warm) {
+        self.start_as("probe").await
+    }
+
+    /// The same under another function's name.
+    pub(crate) async fn start_as(&mut self, function: &str) -> (SandboxId, Warm) {
         let id = SandboxId::of(1, self.next).expect("an id");
         self.next += 1;
         let (housing, tree) = node::launch(&self.host, &id.to_string(), &node::function()).await;
-        let spec = FunctionSpec::from_toml("name = 'probe'\ncommand = ['x']").expect("a function");
+        let spec =
+            FunctionSpec::from_toml(&format!("name = '{function}'\ncommand = ['x']")).expect("a function");
         (id, Warm { spec: Arc::new(spec), housing, tree })
     }
 
@@ -98,7 +112,17 @@ impl Station {
         id: SandboxId,
         warm: Warm,
     ) -> Result<(Stored, Deduped), Box<NotDeduped>> {
-        dedupe::dedup(&self.roads, id, warm, true).await
+        self.dedup_with(id, warm, None).await
+    }
+
+    /// With a base that the controller named.
+    pub(crate) async fn dedup_with(
+        &self,
+        id: SandboxId,
+        warm: Warm,
+        base: Option<SnapshotPlace>,
+    ) -> Result<(Stored, Deduped), Box<NotDeduped>> {
+        dedupe::dedup(&self.roads, id, warm, DedupOrder { digest_memory: true, base }).await
     }
 
     pub(crate) async fn restore(&self, stored: Stored) -> Result<(Warm, Restored), Box<NotRestored>> {

@@ -59,6 +59,7 @@ fn without_a_base_a_sandbox_is_stored_whole() {
 
 fn children_threads_and_files_come_back() {
     at_station(SCRATCH, async |mut station: Station| {
+        let base = station.base().await.id;
         let (id, warm) = station.start().await;
         let set_up = "
 kept.child = os.fork()
@@ -71,6 +72,7 @@ threading.Thread(target=time.sleep, args=(3600,), daemon=True).start()
 ";
         run(&warm, set_up).await;
         let (stored, deduped) = station.dedup(id, warm).await.expect("a dedup image");
+        assert_eq!(deduped.aligned_with, Some(base), "its largest process");
         let (warm, restored) = station.restore(stored).await.expect("a sandbox");
         assert_eq!(deduped.memory_digest, restored.memory_digest);
         for (code, expected) in [

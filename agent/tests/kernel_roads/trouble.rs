@@ -130,7 +130,8 @@ fn a_flipped_bit_in_a_base_page_is_seen() {
         let good = bases.get(base.id).expect("the base");
         // One bit in every page: whichever pages the image uses, one of them is wrong.
         let bytes: Vec<u8> = good.pages().flat_map(flipped).collect();
-        let bad = Snapshot::new(base.id, good.function.clone(), good.tenant.clone(), sealed(&bytes));
+        let bad =
+            Snapshot::new(base.id, good.function.clone(), good.tenant.clone(), sealed(&bytes), Vec::new());
         bases.insert(Arc::new(bad.expect("whole pages")));
         let Err(not) = station.restore(stored).await else { panic!("wrong base pages went unseen") };
         let failure = not.error.failure(id);

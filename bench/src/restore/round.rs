@@ -19,6 +19,7 @@ use medes_agent::{
     bases::local::Snapshot,
     criu::{self, DumpRequest, Inherited, Leave, RestoreRequest, Seat, Worker, preflight},
     dedupe,
+    driver::DedupOrder,
     dump::Folder,
     restore,
     roads::{Stopwatch, Warm, blocking},
@@ -151,10 +152,11 @@ impl<'s> Series<'s> {
 
         let warm = Warm { spec, housing, tree };
         let began = Instant::now();
-        let (stored, deduped) = match dedupe::dedup(&station.roads, sandbox, warm, false).await {
-            Ok(done) => done,
-            Err(not) => return Err(not.error).context("dedup"),
-        };
+        let (stored, deduped) =
+            match dedupe::dedup(&station.roads, sandbox, warm, DedupOrder::default()).await {
+                Ok(done) => done,
+                Err(not) => return Err(not.error).context("dedup"),
+            };
         let dedup = Timed { ms: millis(began.elapsed()), phases: deduped.phases };
         // Copied, so that the comparison can come after the restore and warms no cache for it.
         let image = (!self.compared).then(|| (stored.image.as_ref().to_vec(), stored.places.clone()));

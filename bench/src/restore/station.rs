@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, num::NonZeroUsize, path::PathBuf, sync::Arc, ti
 
 use anyhow::{Context, Result};
 use medes_agent::{
-    bases::Bases,
+    bases::{Bases, Budgets},
     criu::{Criu, Pool},
     engine::Engine,
     faults::Faults,
@@ -77,7 +77,7 @@ impl Station {
             Pool::start(criu.clone(), reaper.clone(), RESTORE_WORKERS, &tasks, stop.clone(), sandbox::seat);
         let table = Arc::new(Table::new(TableSettings::default()));
         let channel = registry::serve(table.clone(), node.clone(), &tasks, stop.clone())?;
-        let bases = Arc::new(Bases::new(node, REGISTRY_MAX));
+        let bases = Arc::new(Bases::new(node, REGISTRY_MAX, Budgets::DEFAULT));
         let registry = Registry::new(channel, REGISTRY_MAX);
         let roads = Roads::new((criu, pool), reaper, bases, registry, Faults::default());
         roads.set_engine(Engine::new(KEY, EngineSettings::default(), threads()));

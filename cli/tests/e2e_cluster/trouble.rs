@@ -153,7 +153,8 @@ fn a_lost_base_turns_a_restore_into_a_cold_start() {
     if !can_run("a_lost_base_turns_a_restore_into_a_cold_start") {
         return;
     }
-    let mut cluster = Cluster::start(QUIET, &[("a", &[]), ("b", &[])]);
+    // Without room for a copy of the base, its pages are read from its node each time.
+    let mut cluster = Cluster::start(QUIET, &[("a", &[]), ("b", &["--replica-memory", "0B"])]);
     cluster.apply("f");
     let source = cluster.start_on("a", "f");
     cluster.ask(&["base", &source]);
@@ -180,4 +181,21 @@ fn a_lost_base_turns_a_restore_into_a_cold_start() {
     cluster.until_state(&second, "gone");
     let log = cluster.controller_log();
     assert!(log.lines().any(|line| line.contains("BaseLost") && line.contains(&second)), "{log}");
+}
+
+#[test]
+fn a_copy_of_a_lost_base_brings_sandboxes_back() {
+    if !can_run("a_copy_of_a_lost_base_brings_sandboxes_back") {
+        return;
+    }
+    let mut cluster = Cluster::start(QUIET, &[("a", &[]), ("b", &[])]);
+    cluster.apply("f");
+    let source = cluster.start_on("a", "f");
+    cluster.ask(&["base", &source]);
+    let sandbox = cluster.start_on("b", "f");
+    cluster.post_to(&sandbox, "f/count").good();
+    cluster.ask(&["dedup", &sandbox]);
+    cluster.kill_agent("a");
+    let reply = cluster.post_to(&sandbox, "f/count");
+    assert_eq!((reply.start(), &reply.good()["count"]), ("restore", &json!(2)), "{reply:?}");
 }

@@ -172,6 +172,19 @@ impl Driver {
         }
     }
 
+    /// A base of the sandbox's function that can be read, on its own node if there is one; the newest, which stays
+    /// longest.
+    pub(super) fn base_for(&self, id: SandboxId) -> Option<SnapshotPlace> {
+        let sandbox = self.sandboxes.get(&id)?;
+        let readable = self.snapshots.iter().filter(|(_, snapshot)| {
+            snapshot.function == sandbox.function && snapshot.life == SnapshotLife::Live
+        });
+        let (&snapshot, best) =
+            readable.max_by_key(|(id, snapshot)| (snapshot.node == sandbox.node, **id))?;
+        let address = self.nodes.get(&best.node)?.address.clone();
+        Some(SnapshotPlace { snapshot, node: best.node.clone(), address })
+    }
+
     pub(super) fn acquire(&mut self, ticket: Ticket, acquire: Acquire, out: &mut Vec<Action>) {
         let Acquire { sandbox, snapshots } = acquire;
         let missing = snapshots

@@ -111,7 +111,8 @@ impl Driver {
         out: &mut Vec<Action>,
     ) -> bool {
         let Some(node) = self.sandboxes.get(&id).map(|sandbox| sandbox.node.clone()) else { return false };
-        let command = medes_proto::fleet::Command::Dedup { sandbox: id, digest_memory };
+        let base = self.base_for(id);
+        let command = medes_proto::fleet::Command::Dedup { sandbox: id, digest_memory, base };
         let limit = self.settings.dedup_max;
         if !self.issue(now, &node, command, super::state::Kind::Dedup, limit, ticket, 0, out) {
             return false;

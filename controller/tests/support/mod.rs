@@ -423,6 +423,13 @@ impl Node for Inner {
         Err(Status::unimplemented("a fake has no pages"))
     }
 
+    async fn read_layout(
+        &self,
+        _request: Request<wire::ReadLayoutRequest>,
+    ) -> Result<Response<wire::SnapshotLayout>, Status> {
+        Err(Status::unimplemented("a fake has no pages"))
+    }
+
     async fn invoke(
         &self,
         request: Request<wire::InvokeRequest>,

@@ -210,6 +210,12 @@ impl<B: AsRef<[u8]>> DedupImage<B> {
         &self.bases
     }
 
+    /// The base snapshots whose facts are needed to rebuild some page.
+    pub fn facts_needed(&self) -> impl Iterator<Item = SnapshotId> {
+        let relations = self.bases.iter().zip(&self.relations);
+        relations.filter(|(_, relation)| relation.needs_facts()).map(|(snapshot, _)| *snapshot)
+    }
+
     /// How many pages of each kind it has.
     pub const fn classes(&self) -> PageClasses {
         self.classes

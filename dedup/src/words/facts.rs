@@ -40,7 +40,10 @@ pub(super) trait Runtime: fmt::Debug + Send + Sync {
 /// Tables of one target that are too large to make anew for each page. Made when first needed; they live as long as the
 /// image is open, and take at most what they take in the base.
 #[derive(Debug, Clone, Default)]
-pub(super) struct TableCache(OnceLock<Box<[OnceLock<Box<[u8]>>]>>);
+pub(super) struct TableCache(OnceLock<Box<[Slot]>>);
+
+/// One table, once it is made.
+type Slot = OnceLock<Box<[u8]>>;
 
 impl TableCache {
     /// Table `number` of `count`.

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use super::{
-    AgentMessage, Command, ControllerMessage, EngineSettings, Hello, Inventory, NodeMemory, SnapshotReport,
-    Success, Welcome,
+    AgentMessage, Command, ControllerMessage, EngineSettings, Hello, Inventory, Level, NodeMemory,
+    SnapshotReport, Success, Welcome,
 };
 use crate::{
     WireError,
@@ -206,7 +206,7 @@ impl TryFrom<wire::Hello> for Hello {
 
 impl From<EngineSettings> for wire::Engine {
     fn from(settings: EngineSettings) -> Self {
-        let EngineSettings { sampling, delta_bytes_max, bases_max, nodes_max } = settings;
+        let EngineSettings { sampling, delta_bytes_max, bases_max, nodes_max, level } = settings;
         let (kind, chunks) = match sampling {
             Sampling::Value { chunks } => (wire::engine::Sampling::Value, chunks),
             Sampling::Bottom { chunks } => (wire::engine::Sampling::Bottom, chunks),
@@ -217,6 +217,12 @@ impl From<EngineSettings> for wire::Engine {
             delta_bytes_max,
             bases_max,
             nodes_max,
+            level: match level {
+                Level::None => wire::engine::Level::None,
+                Level::Fast => wire::engine::Level::Fast,
+                Level::Small => wire::engine::Level::Small,
+            }
+            .into(),
         }
     }
 }
@@ -225,7 +231,7 @@ impl TryFrom<wire::Engine> for EngineSettings {
     type Error = WireError;
 
     fn try_from(raw: wire::Engine) -> Result<Self, WireError> {
-        let wire::Engine { sampling, chunks, delta_bytes_max, bases_max, nodes_max } = raw;
+        let wire::Engine { sampling, chunks, delta_bytes_max, bases_max, nodes_max, level } = raw;
         let chunks = u8::try_from(chunks)
             .ok()
             .and_then(medes_dedup::fingerprint::ChunkCount::new)
@@ -235,6 +241,12 @@ impl TryFrom<wire::Engine> for EngineSettings {
             Ok(wire::engine::Sampling::Bottom) => Sampling::Bottom { chunks },
             _ => return Err(WireError::invalid("engine.sampling", "unknown")),
         };
+        let level = match wire::engine::Level::try_from(level) {
+            Ok(wire::engine::Level::None) => Level::None,
+            Ok(wire::engine::Level::Fast) => Level::Fast,
+            Ok(wire::engine::Level::Small) => Level::Small,
+            _ => return Err(WireError::invalid("engine.level", "unknown")),
+        };
         let within = |value: u32, max: usize, field| match usize::try_from(value) {
             Ok(value) if (1..=max).contains(&value) => Ok(()),
             _ => Err(WireError::invalid(field, "out of range")),
@@ -242,7 +254,7 @@ impl TryFrom<wire::Engine> for EngineSettings {
         within(delta_bytes_max, medes_dedup::page::PAGE_BYTES, "engine.delta_bytes_max")?;
         within(bases_max, limits::IMAGE_BASES_MAX, "engine.bases_max")?;
         within(nodes_max, limits::IMAGE_BASES_MAX, "engine.nodes_max")?;
-        Ok(Self { sampling, delta_bytes_max, bases_max, nodes_max })
+        Ok(Self { sampling, delta_bytes_max, bases_max, nodes_max, level })
     }
 }
 
@@ -276,8 +288,8 @@ impl From<Command> for wire::command::Action {
             Command::MakeBase { sandbox, snapshot } => {
                 Self::MakeBase(wire::MakeBase { sandbox: sandbox.get(), snapshot: snapshot.get() })
             }
-            Command::Dedup { sandbox, digest_memory } => {
-                Self::Dedup(wire::Dedup { sandbox: sandbox.get(), digest_memory })
+            Command::Dedup { sandbox, digest_memory, base } => {
+                Self::Dedup(wire::Dedup { sandbox: sandbox.get(), digest_memory, base: base.map(Into::into) })
             }
             Command::Restore { sandbox, digest_memory } => {
                 Self::Restore(wire::Restore { sandbox: sandbox.get(), digest_memory })
@@ -349,9 +361,11 @@ impl TryFrom<wire::command::Action> for Command {
                 sandbox: id(sandbox)?,
                 snapshot: snapshot_from_wire(snapshot, "make_base.snapshot")?,
             },
-            Action::Dedup(wire::Dedup { sandbox, digest_memory }) => {
-                Self::Dedup { sandbox: id(sandbox)?, digest_memory }
-            }
+            Action::Dedup(wire::Dedup { sandbox, digest_memory, base }) => Self::Dedup {
+                sandbox: id(sandbox)?,
+                digest_memory,
+                base: base.map(TryInto::try_into).transpose()?,
+            },
             Action::Restore(wire::Restore { sandbox, digest_memory }) => {
                 Self::Restore { sandbox: id(sandbox)?, digest_memory }
             }
@@ -360,5 +374,46 @@ impl TryFrom<wire::command::Action> for Command {
                 Self::DropSnapshot { snapshot: snapshot_from_wire(snapshot, "drop_snapshot.snapshot")? }
             }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::registry::SnapshotPlace;
+    use medes_dedup::page::SnapshotId;
+
+    #[test]
+    fn settings_come_back_and_an_unknown_level_is_refused() {
+        for level in [Level::None, Level::Fast, Level::Small] {
+            let settings = EngineSettings { level, ..EngineSettings::default() };
+            assert_eq!(EngineSettings::try_from(wire::Engine::from(settings)), Ok(settings));
+        }
+        for level in [0, 4] {
+            let raw = wire::Engine { level, ..EngineSettings::default().into() };
+            assert_eq!(EngineSettings::try_from(raw).unwrap_err().field, "engine.level");
+        }
+    }
+
+    #[test]
+    fn a_dedup_names_a_base_or_none_and_a_wrong_one_is_refused() {
+        let place = SnapshotPlace {
+            snapshot: SnapshotId::new(7).unwrap(),
+            node: "n1".parse().unwrap(),
+            address: "n1:1".into(),
+        };
+        let sandbox = SandboxId::new(1).unwrap();
+        for named in [None, Some(place.clone())] {
+            let sent = Command::Dedup { sandbox, digest_memory: true, base: named.clone() };
+            let Ok(Command::Dedup { digest_memory: true, base, .. }) =
+                wire::command::Action::from(sent).try_into()
+            else {
+                panic!("not what was sent");
+            };
+            assert_eq!(base, named);
+        }
+        let zero = wire::SnapshotPlace { snapshot: 0, ..place.into() };
+        let raw = wire::Dedup { sandbox: 1, digest_memory: false, base: Some(zero) };
+        assert!(Command::try_from(wire::command::Action::Dedup(raw)).is_err());
     }
 }

@@ -53,6 +53,25 @@ fn the_first_idle_sandbox_becomes_base_and_then_dedup_like_the_others() {
 }
 
 #[test]
+fn a_dedup_is_told_the_base_of_its_function_that_is_nearest() {
+    let (mut bench, node) = Bench::with_node(Settings::default());
+    let other = bench.attach("n2", 1, Inventory::default());
+    let (_, far) = bench.base(other);
+    let sandbox = bench.warm(node);
+    let named = |bench: &mut Bench| {
+        bench.clear();
+        bench.driver.base_for(sandbox).map(|place| (place.snapshot, place.node.to_string()))
+    };
+    assert_eq!(named(&mut bench), Some((far, "n2".into())));
+    let (_, near) = bench.base(node);
+    assert_eq!(named(&mut bench), Some((near, "n1".into())));
+    for snapshot in bench.driver.snapshots.values_mut() {
+        snapshot.life = state::SnapshotLife::Dropping;
+    }
+    assert_eq!(named(&mut bench), None, "what goes away is not named");
+}
+
+#[test]
 fn warm_sandboxes_end_after_keep_alive_and_dedup_ones_after_keep_dedup() {
     let (mut bench, node) = Bench::with_node(Settings::default());
     let (warm, asleep) = (bench.warm(node), bench.dedup(node, &[]));

@@ -454,7 +454,7 @@ impl World {
     ) {
         let granted = self.acquired[&ticket];
         let Some(held) = self.agents[at].sandboxes.get_mut(&sandbox) else { return };
-        let command = Command::Dedup { sandbox, digest_memory: false };
+        let command = Command::Dedup { sandbox, digest_memory: false, base: None };
         if !granted {
             held.state = SandboxState::Warm;
             return self.done(at, id, &command, Err(FailureKind::DedupFailed));
