@@ -12,17 +12,20 @@
 //! ```
 
 mod align;
+mod context;
 mod cpython;
 mod delta;
 mod entropy;
 mod facts;
 mod index;
 mod learn;
+mod pieces;
 mod relation;
 mod siphash;
 mod token;
 mod translation;
 pub(crate) mod varint;
+mod wrong;
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -93,7 +96,7 @@ impl<'a> Aligner<'a> {
 
     /// The tables of the entropy coder, learned from a part of the pages.
     fn model(&self, plan: &Plan) -> entropy::Model {
-        let mut counts = entropy::Counts::new(delta::CONTEXTS);
+        let mut counts = entropy::Counts::new(context::ALL);
         let mut encoder = WordEncoder::new();
         let known = Known { pages: self.base_pages, facts: self.facts, relation: &plan.relation };
         let pages = self.memory.pages();

@@ -1,67 +1,21 @@
 //! One page as pieces of the base, with every word predicted, and what the prediction got wrong.
 //!
-//! As symbols for the entropy coder, each in a context of its own:
-//!
-//! ```text
-//! pieces     for each, until 64 blocks are covered:
-//!                origin: 0 where the recipe's base page says, 1 zeros, 2 the position used before the last one,
-//!                    or 3 + how many bits the change of position has (zigzag, in words), and these bits as digits
-//!                run: how many blocks, 0 to the end of the page
-//! wrong      for each wrong word:
-//!                gap: right words before it (63: so many, and another gap follows), or the end
-//!                how: a mask of the bytes that differ, and these bytes; 0 a small number is added;
-//!                    or zero; or as far off as one of the last few wrong words; or the same as one of these
-//! ```
-//!
-//! Positions are words of the base, for word 0 of the page; at first that of the recipe's base page. Nothing is set up to
-//! read a page: a pass over the base's words, a pass over the wrong ones.
+//! As symbols for the entropy coder: first the `pieces`, then what is `wrong`. Nothing is set up to read a page: a pass over the
+//! base's words, a pass over the wrong ones.
 
 use thiserror::Error;
 
-use super::align::{BLOCK_WORDS, Origin, PAGE_BLOCKS, Piece};
+use super::align::{BLOCK_WORDS, Origin, Piece};
 use super::entropy::{Coded, Counts, Decoder};
 use super::facts::Facts;
+use super::pieces::{Pieces, first_page, write_pieces};
 use super::relation::Relation;
 use super::token::{PAGE_WORDS, WORD_BYTES};
-use super::varint::{unzigzag, zigzag};
+use super::wrong::{Corrections, END, GAP_MAX};
 use crate::page::{Page, PageIndex};
 
 /// Bytes of a block.
 const BLOCK_BYTES: usize = BLOCK_WORDS * WORD_BYTES;
-
-/// What an origin can be besides a change of so many bits.
-const NAMED: u16 = 0;
-const ZEROS: u16 = 1;
-const BACK: u16 = 2;
-const CHANGE: u16 = 3;
-
-/// The longest gap in one symbol, and the symbol behind all gaps.
-const GAP_MAX: u16 = 63;
-const END: u16 = 64;
-
-/// What a word can be besides a mask of bytes.
-const SMALL: u16 = 0;
-const ZERO: u16 = 256;
-const SHIFT: u16 = 257;
-const VALUE: u16 = SHIFT + RECENT as u16;
-
-/// Wrong words that are remembered.
-const RECENT: usize = 8;
-
-/// Where the contexts of each sort of symbol begin.
-mod context {
-    pub(super) const ORIGIN: u8 = 0;
-    pub(super) const RUN: u8 = ORIGIN + 2;
-    pub(super) const DIGIT: u8 = RUN + 2;
-    pub(super) const GAP: u8 = DIGIT + 3;
-    pub(super) const HOW: u8 = GAP + 4;
-    pub(super) const SMALL: u8 = HOW + 16;
-    pub(super) const BYTE: u8 = SMALL + 1;
-    pub(super) const ALL: usize = BYTE as usize + 32;
-}
-
-/// Contexts that a model for pages of words has.
-pub(super) const CONTEXTS: usize = context::ALL;
 
 /// Why bytes are not a page made of base words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
@@ -253,135 +207,6 @@ impl WordEncoder {
     }
 }
 
-/// What the wrong words so far say about the next one.
-#[derive(Debug, Clone, Default)]
-struct Corrections {
-    gap: u16,
-    how: u8,
-    shifts: [u64; RECENT],
-    values: [u64; RECENT],
-}
-
-impl Corrections {
-    const fn gap_context(&self) -> u8 {
-        context::GAP
-            + match self.gap {
-                0 => 0,
-                1..4 => 1,
-                4..16 => 2,
-                _ => 3,
-            }
-    }
-
-    /// By what was predicted, too: a pointer goes wrong in other ways than a zero.
-    const fn how_context(&self, predicted: u64) -> u8 {
-        let sort = match predicted {
-            0 => 0,
-            1..0x1_0000 => 1,
-            0x1_0000..0x8000_0000_0000 => 2,
-            _ => 3,
-        };
-        context::HOW + self.how + 4 * sort
-    }
-
-    /// Remembers how a word was put right.
-    const fn was(&mut self, how: u16) {
-        self.how = match how {
-            SMALL => 0,
-            1..ZERO if (how as u8).count_ones() <= 4 => 1,
-            1..ZERO => 2,
-            _ => 3,
-        };
-    }
-
-    fn remember(&mut self, word: u64, predicted: u64) {
-        let shift = word.wrapping_sub(predicted);
-        let known = self.shifts.iter().position(|one| *one == shift).unwrap_or(RECENT - 1);
-        self.shifts[..=known].rotate_right(1);
-        self.shifts[0] = shift;
-        let known = self.values.iter().position(|one| *one == word).unwrap_or(RECENT - 1);
-        self.values[..=known].rotate_right(1);
-        self.values[0] = word;
-    }
-
-    fn write(&mut self, word: u64, predicted: u64, out: &mut Vec<Coded>) {
-        let shift = word.wrapping_sub(predicted);
-        let how_context = self.how_context(predicted);
-        let recent = |all: &[u64; RECENT], one: u64| all.iter().position(|known| *known == one);
-        let how = if word == 0 {
-            ZERO
-        } else if let Some(at) = recent(&self.shifts, shift) {
-            SHIFT + at as u16
-        } else if let Some(at) = recent(&self.values, word) {
-            VALUE + at as u16
-        } else if i8::try_from(shift as i64).is_ok() {
-            SMALL
-        } else {
-            let differing = (word ^ predicted).to_le_bytes();
-            differing.iter().rev().fold(0, |mask, byte| mask << 1 | u16::from(*byte != 0))
-        };
-        out.push(Coded { context: how_context, symbol: how });
-        match how {
-            SMALL => out.push(Coded { context: context::SMALL, symbol: u16::from(shift as u8) }),
-            1..ZERO => {
-                let mut mask = how as u8;
-                let class = byte_context(mask);
-                let bytes = word.to_le_bytes();
-                while mask != 0 {
-                    let at = mask.trailing_zeros() as u8;
-                    out.push(Coded { context: class + at, symbol: u16::from(bytes[usize::from(at)]) });
-                    mask &= mask - 1;
-                }
-            }
-            _ => {}
-        }
-        if how != SMALL && how != ZERO {
-            self.remember(word, predicted);
-        }
-        self.was(how);
-    }
-
-    /// The word, by what [`Corrections::write`] wrote.
-    #[inline]
-    fn read(&mut self, predicted: u64, from: &mut Decoder<'_>) -> Option<u64> {
-        let how = from.next(self.how_context(predicted))?;
-        let word = match how {
-            SMALL => predicted.wrapping_add(i64::from(from.next(context::SMALL)? as u8 as i8) as u64),
-            1..ZERO => {
-                let mut mask = how as u8;
-                let class = byte_context(mask);
-                let mut bytes = predicted.to_le_bytes();
-                while mask != 0 {
-                    let at = mask.trailing_zeros() as u8;
-                    bytes[usize::from(at)] = from.next(class + at)? as u8;
-                    mask &= mask - 1;
-                }
-                u64::from_le_bytes(bytes)
-            }
-            ZERO => 0,
-            SHIFT..VALUE => predicted.wrapping_add(self.shifts[usize::from(how - SHIFT)]),
-            _ => *self.values.get(usize::from(how - VALUE))?,
-        };
-        if how != SMALL && how != ZERO {
-            self.remember(word, predicted);
-        }
-        self.was(how);
-        Some(word)
-    }
-}
-
-/// The context of byte 0 of a word with this mask.
-const fn byte_context(mask: u8) -> u8 {
-    context::BYTE
-        + match (mask, mask.count_ones()) {
-            (_, ..=2) => 0,
-            (_, 3..=4) => 8,
-            // A pointer where none was expected.
-            (0x3f, _) => 16,
-            _ => 24,
-        }
-}
-
 /// The first half of decoding: writes the page that the pieces predict. The bytes may come from anywhere: every step is
 /// checked, and nothing but `page` is written. With another base or relation than the original the result is some error
 /// or some other page, so compare the page's hash.
@@ -467,133 +292,16 @@ pub(crate) fn pages_needed(
     Ok(())
 }
 
-/// The page of the base that the first piece begins in.
-fn first_page(pieces: &[Piece]) -> Option<PageIndex> {
-    let mut at = 0;
-    for piece in pieces {
-        if let Origin::Base(start) = piece.from {
-            let page = (start + at).div_euclid(PAGE_WORDS as i64);
-            return u32::try_from(page).ok().map(PageIndex);
-        }
-        at += i64::from(piece.blocks) * BLOCK_WORDS as i64;
-    }
-    None
-}
-
-/// Most bits of a change of position.
-const CHANGE_BITS_MAX: u16 = 64;
-
-/// Bits of a digit of a change: few, so that a table of their shares is learned soon.
-const DIGIT_BITS: u16 = 7;
-
-/// The context of a digit with so many above it.
-const fn digit_context(above: u16) -> u8 {
-    context::DIGIT + if above < 2 { above as u8 } else { 2 }
-}
-
-fn write_pieces(pieces: &[Piece], named: PageIndex, out: &mut Vec<Coded>) {
-    let mut last = i64::from(named.0) * PAGE_WORDS as i64;
-    let mut before = last;
-    let mut covered = 0;
-    for (number, piece) in pieces.iter().enumerate() {
-        let first = u8::from(number > 0);
-        let origin = |symbol| Coded { context: context::ORIGIN + first, symbol };
-        match piece.from {
-            Origin::Zeros => out.push(origin(ZEROS)),
-            Origin::Base(start) if start == last => out.push(origin(NAMED)),
-            Origin::Base(start) if start == before => {
-                out.push(origin(BACK));
-                (last, before) = (start, last);
-            }
-            Origin::Base(start) => {
-                let change = zigzag(start.wrapping_sub(last));
-                let bits = (u64::BITS - change.leading_zeros()) as u16;
-                out.push(origin(CHANGE + bits));
-                // The highest bit is known to be set.
-                let digits = (bits - 1).div_ceil(DIGIT_BITS);
-                for digit in (0..digits).rev() {
-                    let above = digits - 1 - digit;
-                    let top = if digit + 1 == digits { (1u64 << (bits - 1)) - 1 } else { u64::MAX };
-                    let symbol = ((change & top) >> (digit * DIGIT_BITS)) as u16 & ((1 << DIGIT_BITS) - 1);
-                    out.push(Coded { context: digit_context(above), symbol });
-                }
-                (last, before) = (start, last);
-            }
-        }
-        covered += usize::from(piece.blocks);
-        let run = if covered == PAGE_BLOCKS { 0 } else { u16::from(piece.blocks) };
-        out.push(Coded { context: context::RUN + first, symbol: run });
-    }
-}
-
-/// The pieces of one page.
-struct Pieces {
-    list: [Piece; PAGE_BLOCKS],
-    count: usize,
-}
-
-impl Pieces {
-    fn as_slice(&self) -> &[Piece] {
-        &self.list[..self.count]
-    }
-
-    fn read(from: &mut Decoder<'_>, named: PageIndex) -> Result<Self, DecodeWordsError> {
-        let mut pieces = Self { list: [Piece { blocks: 0, from: Origin::Zeros }; PAGE_BLOCKS], count: 0 };
-        let mut last = i64::from(named.0) * PAGE_WORDS as i64;
-        let mut before = last;
-        let mut covered = 0;
-        while covered < PAGE_BLOCKS {
-            let first = u8::from(pieces.count > 0);
-            let origin = match from.next(context::ORIGIN + first).ok_or(DecodeWordsError::Code)? {
-                ZEROS => Origin::Zeros,
-                NAMED => Origin::Base(last),
-                BACK => {
-                    (last, before) = (before, last);
-                    Origin::Base(last)
-                }
-                change => {
-                    let change = unzigzag(read_change(change - CHANGE, from)?);
-                    let start = last.checked_add(change).ok_or(DecodeWordsError::Pieces)?;
-                    (last, before) = (start, last);
-                    Origin::Base(start)
-                }
-            };
-            let blocks = match from.next(context::RUN + first).ok_or(DecodeWordsError::Code)? {
-                0 => PAGE_BLOCKS - covered,
-                blocks => usize::from(blocks),
-            };
-            covered += blocks;
-            let slot = pieces.list.get_mut(pieces.count).ok_or(DecodeWordsError::Pieces)?;
-            if covered > PAGE_BLOCKS {
-                return Err(DecodeWordsError::Pieces);
-            }
-            *slot = Piece { blocks: blocks as u8, from: origin };
-            pieces.count += 1;
-        }
-        Ok(pieces)
-    }
-}
-
-fn read_change(bits: u16, from: &mut Decoder<'_>) -> Result<u64, DecodeWordsError> {
-    if bits == 0 || bits > CHANGE_BITS_MAX {
-        return Err(DecodeWordsError::Pieces);
-    }
-    let mut change = 0u64;
-    let digits = (bits - 1).div_ceil(DIGIT_BITS);
-    for above in 0..digits {
-        let digit = from.next(digit_context(above)).ok_or(DecodeWordsError::Code)?;
-        change = change << DIGIT_BITS | u64::from(digit);
-    }
-    // Digits that say more than the bits they are for are no code of ours, and harmless.
-    Ok(change & ((1u64 << (bits - 1)) - 1) | 1 << (bits - 1))
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::words::entropy::Model;
+    use crate::words::align::PAGE_BLOCKS;
+    use crate::words::context::ALL as CONTEXTS;
+    use crate::words::entropy::{Counts, Model};
+    use crate::words::pieces::{CHANGE, NAMED, ZEROS};
+    use crate::words::wrong::{RECENT, SHIFT, VALUE, ZERO};
 
     /// A relation whose coder knows nothing: every symbol is escaped, so that any bytes lead somewhere.
     fn unlearned() -> Relation {

@@ -8,7 +8,7 @@
 
 use thiserror::Error;
 
-use super::delta::CONTEXTS;
+use super::context::ALL as CONTEXTS;
 use super::entropy::{Model, SYMBOLS_MAX};
 use super::facts::{Facts, SECRET_BYTES, Secret, TableCache};
 use super::token::WORD_BYTES;
