@@ -90,7 +90,9 @@ impl RestoreError {
     /// As the controller hears of it.
     pub fn failure(&self, sandbox: SandboxId) -> Failure {
         let kind = match self {
-            Self::Open(_) | Self::Rebuild(_) | Self::Sections(_) => FailureKind::Corrupt,
+            Self::Open(_) | Self::Rebuild(_) | Self::Sections(_) | Self::Fetch(FetchError::Hash(_)) => {
+                FailureKind::Corrupt
+            }
             Self::Bases(_) | Self::Fetch(_) => FailureKind::BaseLost,
             Self::Folder(source) | Self::Unpack(UnpackError::Write { source, .. })
                 if source.kind() == io::ErrorKind::StorageFull =>
