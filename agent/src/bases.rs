@@ -10,7 +10,10 @@ pub mod replicas;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use medes_dedup::page::{BasePage, PAGE_BYTES, Page, SnapshotId};
+use medes_dedup::{
+    page::{BasePage, PAGE_BYTES, Page, SnapshotId},
+    words::Facts,
+};
 use medes_proto::{
     ids::{NodeId, TenantName},
     registry::SnapshotPlace,
@@ -34,6 +37,11 @@ pub struct BasePages {
 }
 
 impl BasePages {
+    /// Adds a whole snapshot: all its pages, and what is known about it.
+    pub fn hold(&mut self, whole: Arc<Snapshot>) {
+        self.local.insert(whole.id, whole);
+    }
+
     /// The bytes of a page, if it was asked for and is there.
     pub fn page(&self, place: BasePage) -> Option<&Page> {
         if let Some(snapshot) = self.local.get(&place.snapshot) {
@@ -47,6 +55,10 @@ impl BasePages {
 impl medes_dedup::rebuild::BasePages for BasePages {
     fn base_page(&self, page: BasePage) -> Option<&Page> {
         self.page(page)
+    }
+
+    fn facts(&self, snapshot: SnapshotId) -> Option<&Facts> {
+        self.local.get(&snapshot).map(|whole| whole.facts())
     }
 }
 

@@ -341,7 +341,7 @@ fn put_together(
         image.push(&shorter.ok_or(DedupError::Unencoded { page })?)?;
     }
     if let Some(words) = words {
-        image.translation(words.worded.snapshot, &words.worded.translation);
+        image.relation(words.worded.snapshot, &words.worded.relation);
     }
     Ok(())
 }

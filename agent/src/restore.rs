@@ -8,20 +8,21 @@
 //! Eager, as the paper has it: every page is in place before the first instruction runs. After a failure there
 //! is no sandbox: half of one is killed, and what is left is removed by the caller.
 
-use std::{fmt, io};
+use std::{collections::BTreeMap, fmt, io};
 
 use medes_dedup::{
     image::{DedupImage, OpenImageError, ReadSectionsError},
-    page::{BasePage, PAGE_BYTES, Page},
+    page::{BasePage, PAGE_BYTES, Page, SnapshotId},
     rebuild::RebuildError,
 };
 use medes_proto::{
     failure::{Failure, FailureKind},
-    ids::SandboxId,
+    ids::{SandboxId, TenantName},
+    registry::SnapshotPlace,
 };
 
 use crate::{
-    bases::{BasePages, ReadBasesError},
+    bases::{BasePages, ReadBasesError, replicas::FetchError},
     criu::{self, RestoreRequest, TakeWorkerError, tree},
     digest::{DigestError, Mask, digest},
     driver::Restored,
@@ -50,6 +51,9 @@ pub enum RestoreError {
     /// Base pages could not be read.
     #[error("read base pages for it")]
     Bases(#[from] ReadBasesError),
+    /// A base that is needed as a whole is not to be had.
+    #[error("fetch a base for it")]
+    Fetch(#[from] FetchError),
     /// A page did not come out as it was stored.
     #[error("rebuild its pages")]
     Rebuild(#[from] RebuildError),
@@ -86,8 +90,10 @@ impl RestoreError {
     /// As the controller hears of it.
     pub fn failure(&self, sandbox: SandboxId) -> Failure {
         let kind = match self {
-            Self::Open(_) | Self::Rebuild(_) | Self::Sections(_) => FailureKind::Corrupt,
-            Self::Bases(_) => FailureKind::BaseLost,
+            Self::Open(_) | Self::Rebuild(_) | Self::Sections(_) | Self::Fetch(FetchError::Hash(_)) => {
+                FailureKind::Corrupt
+            }
+            Self::Bases(_) | Self::Fetch(_) => FailureKind::BaseLost,
             Self::Folder(source) | Self::Unpack(UnpackError::Write { source, .. })
                 if source.kind() == io::ErrorKind::StorageFull =>
             {
@@ -133,8 +139,7 @@ pub async fn restore(
         let image = blocking(move || DedupImage::open(image, &key)).await?;
         watch.step("open");
         roads.faults.pass(Step::ReadBack)?;
-        let wanted: Vec<BasePage> = image.reads().iter().map(|read| read.base).collect();
-        let bases = roads.bases.read(&wanted, &places).await?;
+        let bases = read_bases(roads, &spec.tenant, &image, &places).await?;
         watch.step("read_bases");
         let folder = Folder::create(housing.work_dir().join("restore")).map_err(RestoreError::Folder)?;
         let laid = lay_out(engine, image, bases, folder).await?;
@@ -153,6 +158,24 @@ pub async fn restore(
         }
         Err(error) => Err(Box::new(NotRestored { housing, error })),
     }
+}
+
+/// Reads what the image's pages are made of. Most bases are here as a whole, or are wanted so; of others only what is needed.
+async fn read_bases(
+    roads: &Roads,
+    tenant: &TenantName,
+    image: &DedupImage<MappedFile>,
+    places: &BTreeMap<SnapshotId, SnapshotPlace>,
+) -> Result<BasePages, RestoreError> {
+    let mut whole = Vec::new();
+    for snapshot in image.facts_needed() {
+        let place = places.get(&snapshot).ok_or(ReadBasesError::Unknown(snapshot))?;
+        whole.push(roads.bases.whole(place, tenant).await?);
+    }
+    let wanted: Vec<BasePage> = image.reads().iter().map(|read| read.base).collect();
+    let mut bases = roads.bases.read(&wanted, places).await?;
+    whole.into_iter().for_each(|snapshot| bases.hold(snapshot));
+    Ok(bases)
 }
 
 /// Rebuilds every page where CRIU will read it.

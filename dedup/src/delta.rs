@@ -21,18 +21,6 @@ const FRAME_START: [u8; 7] = [0x28, 0xb5, 0x2f, 0xfd, 0x60, 0x00, 0x0f];
 /// Room for the worst frame of one page: a bit more than `zstd::zstd_safe::compress_bound(4096)`.
 const FRAME_BYTES_MAX: usize = PAGE_BYTES + 128;
 
-/// How zstd begins every frame of 256 to 65,791 bytes, before the 2 bytes that say how many.
-const PACK_START: [u8; 5] = [0x28, 0xb5, 0x2f, 0xfd, 0x60];
-
-/// Fewest bytes that are packed. Below, the start of a frame looks otherwise, and there is little to gain.
-pub(crate) const PACK_BYTES_MIN: usize = 256;
-
-/// Most bytes that are packed: every word of a page wrong in every byte, and what says so.
-pub(crate) const PACK_BYTES_MAX: usize = PAGE_BYTES + 584;
-
-/// Room for the worst frame of these.
-const PACKED_BYTES_MAX: usize = PACK_BYTES_MAX + 128;
-
 /// Most bytes a compressed page may take. What takes as much as the page itself is kept as it is.
 pub const CODED_BYTES_MAX: usize = PAGE_BYTES - 1;
 
@@ -98,8 +86,6 @@ pub struct DeltaCodec {
     compressor: CCtx<'static>,
     decompressor: DCtx<'static>,
     frame: Box<[u8; FRAME_BYTES_MAX]>,
-    packed: Box<[u8; PACKED_BYTES_MAX]>,
-    plain: Box<[u8; PACK_BYTES_MAX]>,
 }
 
 impl DeltaCodec {
@@ -107,10 +93,7 @@ impl DeltaCodec {
     pub fn new() -> Self {
         let mut frame = Box::new([0; FRAME_BYTES_MAX]);
         frame[..FRAME_START.len()].copy_from_slice(&FRAME_START);
-        let mut packed = Box::new([0; PACKED_BYTES_MAX]);
-        packed[..PACK_START.len()].copy_from_slice(&PACK_START);
-        let plain = Box::new([0; PACK_BYTES_MAX]);
-        Self { compressor: CCtx::create(), decompressor: DCtx::create(), frame, packed, plain }
+        Self { compressor: CCtx::create(), decompressor: DCtx::create(), frame }
     }
 
     /// The bytes that turn `base` into `page`, if there are at most `max_bytes` of them.
@@ -143,31 +126,6 @@ impl DeltaCodec {
     /// Undoes [`Self::encode_alone`]. Same promises as [`Self::decode`].
     pub fn decode_alone(&mut self, coded: &[u8], page: &mut Page) -> Result<(), DecodeDeltaError> {
         self.decompress(coded, &[], page)
-    }
-
-    /// Bytes that are no page, compressed, if that takes at most `max_bytes` and there are neither too few nor too many.
-    pub(crate) fn pack(&mut self, plain: &[u8], max_bytes: usize, level: Level) -> Option<&[u8]> {
-        if !(PACK_BYTES_MIN..=PACK_BYTES_MAX).contains(&plain.len()) {
-            return None;
-        }
-        let frame: &mut [u8] = &mut self.packed[..];
-        let result = self.compressor.compress(frame, plain, level.0);
-        let start_is_usual = frame.starts_with(&PACK_START);
-        frame[..PACK_START.len()].copy_from_slice(&PACK_START);
-        let packed = frame.get(PACK_START.len()..result.ok()?)?;
-        (start_is_usual && packed.len() <= max_bytes).then_some(packed)
-    }
-
-    /// Undoes [`Self::pack`], for bytes from anywhere.
-    pub(crate) fn unpack(&mut self, packed: &[u8]) -> Result<&[u8], DecodeDeltaError> {
-        let length = DecodeDeltaError::Length { bytes: packed.len() };
-        let end = PACK_START.len() + packed.len();
-        self.packed.get_mut(PACK_START.len()..end).ok_or(length)?.copy_from_slice(packed);
-        let written = self
-            .decompressor
-            .decompress(&mut self.plain[..], &self.packed[..end])
-            .map_err(|code| DecodeDeltaError::Frame { problem: get_error_name(code) })?;
-        Ok(&self.plain[..written])
     }
 
     fn compress(&mut self, page: &Page, dictionary: &[u8], max_bytes: usize, level: Level) -> Option<&[u8]> {

@@ -9,7 +9,7 @@ use crate::key::{DomainKey, PageHash, PageHasher};
 use crate::page::{BasePage, PAGE_BYTES, Page, ZERO_PAGE, is_zero};
 use crate::rebuild::{BasePages, unpack};
 use crate::recipe::{Codec, Kind};
-use crate::words::{Translation, WordEncoder};
+use crate::words::{Relation, WordEncoder};
 
 mod words;
 
@@ -235,7 +235,7 @@ impl Encoder {
             let form = same.unwrap_or_else(|| self.smallest(page, candidates));
             (self.hasher.hash(page), form)
         };
-        let chosen = self.proven(page, (candidates, &Translation::default()), chosen);
+        let chosen = self.proven(page, (candidates, &Relation::default()), chosen);
         self.finished(hash, chosen)
     }
 
@@ -277,7 +277,7 @@ impl Encoder {
     fn proven<P: BasePages + ?Sized>(
         &mut self,
         page: &Page,
-        bases: (&P, &Translation),
+        bases: (&P, &Relation),
         form: Form<usize>,
     ) -> Form<usize> {
         let stored = form.map(|length| &self.best[..length]);

@@ -7,7 +7,7 @@
 //!  ├──────────────────────────────────────────────────────────────┤ 64
 //!  │ arena: the stored bytes of each page, in page order, no gaps │
 //!  ├──────────────────────────────────────────────────────────────┤
-//!  │ recipes: 24 bytes for each page (see `recipe`)               │
+//!  │ recipes: about 10 bytes for each page (see `recipe`)         │
 //!  ├──────────────────────────────────────────────────────────────┤
 //!  │ base snapshots: 8 bytes each, every number once              │
 //!  ├──────────────────────────────────────────────────────────────┤

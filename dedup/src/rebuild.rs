@@ -7,7 +7,7 @@ use crate::encode::Form;
 use crate::image::DedupImage;
 use crate::page::{BasePage, Page, PageIndex, SnapshotId};
 use crate::recipe::{Codec, Place, Source};
-use crate::words::{DecodeWordsError, PageSource, Translation, correct, decode_pieces, pages_needed};
+use crate::words::{DecodeWordsError, Facts, Known, PageSource, Relation, decode_pieces, pages_needed};
 
 /// Why a page could not be rebuilt. In every case the sandbox must not run with it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
@@ -27,6 +27,14 @@ pub enum RebuildError {
         page: PageIndex,
         /// What it needs.
         base: BasePage,
+    },
+    /// Words of the page follow from facts about the base, and these were not given.
+    #[error("page {page} needs what is known about {base}, which was not given")]
+    NoFacts {
+        /// The page.
+        page: PageIndex,
+        /// What they are about.
+        base: SnapshotId,
     },
     /// The stored bytes do not decode. The image is sound, so the fault is with the base page, if there is one.
     #[error("decode page {page}{}", on_base(.base))]
@@ -56,6 +64,11 @@ fn on_base(base: &Option<BasePage>) -> String {
 pub trait BasePages {
     /// The page, if it is at hand.
     fn base_page(&self, page: BasePage) -> Option<&Page>;
+
+    /// What is known about a snapshot beyond its pages, if that is at hand.
+    fn facts(&self, _snapshot: SnapshotId) -> Option<&Facts> {
+        None
+    }
 }
 
 /// The one page that a caller found in a recipe.
@@ -80,6 +93,7 @@ impl<B: BasePages + ?Sized> PageSource for OfSnapshot<'_, B> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum UnpackError {
     NoBase(BasePage),
+    NoFacts(SnapshotId),
     Decode(DecodeDeltaError),
 }
 
@@ -87,7 +101,7 @@ pub(crate) enum UnpackError {
 pub(crate) fn unpack<P: BasePages + ?Sized>(
     codec: &mut DeltaCodec,
     form: &Form<&[u8]>,
-    (bases, translation): (&P, &Translation),
+    (bases, relation): (&P, &Relation),
     page: &mut Page,
 ) -> Result<(), UnpackError> {
     let needed = |named: BasePage| bases.base_page(named).ok_or(UnpackError::NoBase(named));
@@ -103,17 +117,22 @@ pub(crate) fn unpack<P: BasePages + ?Sized>(
         Form::Delta { base, codec: Codec::Zstd, bytes } => codec.decode(bytes, needed(*base)?, page),
         Form::Delta { base, codec: words, bytes } if words.is_of_words() => {
             let snapshot = OfSnapshot(base.snapshot, bases);
-            let rest =
-                decode_pieces(bytes, base.page, &snapshot, translation, page).map_err(
-                    |problem| match problem {
-                        DecodeWordsError::NoPage { page } => UnpackError::NoBase(BasePage { page, ..*base }),
-                        other => UnpackError::Decode(other.into()),
-                    },
-                )?;
+            let facts = bases.facts(base.snapshot);
+            if facts.is_none() && relation.needs_facts() {
+                return Err(UnpackError::NoFacts(base.snapshot));
+            }
+            let none = Facts::none();
+            let known = Known { pages: &snapshot, facts: facts.unwrap_or(&none), relation };
+            let rest = decode_pieces(bytes, base.page, &known, page).map_err(|problem| match problem {
+                DecodeWordsError::NoPage { page } => UnpackError::NoBase(BasePage { page, ..*base }),
+                other => UnpackError::Decode(other.into()),
+            })?;
             match words {
-                Codec::PackedWords => codec.unpack(rest).and_then(|plain| Ok(correct(plain, page)?)),
-                Codec::Predicted => codec.decode_over(rest, page),
-                _ => correct(rest, page).map_err(DecodeDeltaError::from),
+                Codec::Predicted => match rest.bytes() {
+                    Ok(bytes) => codec.decode_over(bytes, page),
+                    Err(problem) => Err(problem.into()),
+                },
+                _ => rest.correct(page).map_err(DecodeDeltaError::from),
             }
         }
         Form::Whole { codec: Codec::Zstd, bytes } => codec.decode_alone(bytes, page),
@@ -177,8 +196,9 @@ impl<B: AsRef<[u8]>> DedupImage<B> {
             Source::Whole { codec, place } => Form::Whole { codec, bytes: self.stored(place) },
         };
         let named = form.base();
-        let translation = self.translation(named);
-        unpack(codec, &form, (bases, translation), out).map_err(|problem| match problem {
+        let relation = self.relation(named);
+        unpack(codec, &form, (bases, relation), out).map_err(|problem| match problem {
+            UnpackError::NoFacts(base) => RebuildError::NoFacts { page, base },
             UnpackError::NoBase(base) => RebuildError::NoBase { page, base },
             UnpackError::Decode(source) => RebuildError::Decode { page, base: named, source },
         })?;
@@ -205,7 +225,9 @@ impl<B: AsRef<[u8]>> DedupImage<B> {
                 && codec.is_of_words()
             {
                 // What does not parse will not rebuild either, and says so then.
-                if pages_needed(self.stored(place), base.page, &mut needed).is_err() {
+                if pages_needed(self.stored(place), base.page, self.relation(Some(base)), &mut needed)
+                    .is_err()
+                {
                     needed.clear();
                 }
             }

@@ -7,11 +7,11 @@ use common::{KEY, any_pair, base, changed, heap_page, noise_page};
 use medes_dedup::delta::{CODED_BYTES_MAX, DecodeDeltaError, DeltaCodec, Level};
 use medes_dedup::encode::{EncodeRules, Encoder};
 use medes_dedup::image::{DedupImage, ImageBuilder, OpenImageError, seal};
-use medes_dedup::key::{DomainKey, PageHasher};
+use medes_dedup::key::{DomainKey, PageHash, PageHasher};
 use medes_dedup::page::{PAGE_BYTES, Page, PageIndex, SnapshotId, ZERO_PAGE};
 use medes_dedup::rebuild::RebuildError;
-use medes_dedup::recipe::{RECORD_BYTES, Recipe};
-use medes_dedup::words::ReadTranslationError;
+use medes_dedup::recipe::{ParseRecipeError, Recipes, Source};
+use medes_dedup::words::ReadRelationError;
 use proptest::prelude::*;
 use proptest::sample::Index;
 
@@ -160,20 +160,24 @@ fn a_header_that_makes_no_sense_is_refused() {
         let changed = resealed(&file, |body| body[at..at + bytes.len()].copy_from_slice(bytes));
         open(&changed).unwrap_err()
     };
-    assert_eq!(with(8, &[2, 0]), OpenImageError::Version { version: 2 });
+    assert_eq!(with(8, &[1, 0]), OpenImageError::Version { version: 1 });
+    assert_eq!(with(8, &[3, 0]), OpenImageError::Version { version: 3 });
     assert_eq!(with(10, &[2]), OpenImageError::Level { level: 2 });
     // Level 1 has pointer tables, and this file has none.
-    let no_table = ReadTranslationError::Length;
+    let no_table = ReadRelationError::Short;
     assert_eq!(with(10, &[1]), OpenImageError::Table { position: 0, source: no_table });
-    for reserved in [11, 14, 20, 23, 40, 43, 44, 47] {
+    for reserved in [11, 14, 40, 43, 44, 47] {
         assert_eq!(with(reserved, &[1]), OpenImageError::Reserved);
     }
     let limit = |what, found, max| OpenImageError::Limit { what, found, max };
     assert_eq!(with(12, &[0, 1]), limit("base snapshots", 256, 255));
     assert_eq!(with(16, &[1, 0, 0, 1]), limit("pages", (1 << 24) + 1, 1 << 24));
+    assert_eq!(with(20, &[0xff; 4]), limit("recipe bytes", u64::from(u32::MAX), 5 * 17));
     assert_eq!(with(28, &[0xff; 4]), limit("section bytes", u64::from(u32::MAX), 64 << 20));
     assert_eq!(with(32, &[0xff; 8]), limit("arena bytes", u64::MAX, 5 * PAGE_BYTES as u64));
-    assert!(matches!(with(16, &[6]), OpenImageError::Length { .. }));
+    assert!(matches!(with(20, &[9]), OpenImageError::Length { .. }));
+    let short = ParseRecipeError::Short;
+    assert_eq!(with(16, &[6]), OpenImageError::Recipe { page: 5, source: short });
     assert!(matches!(with(24, &[0xff; 4]), OpenImageError::Length { .. }));
     assert_eq!(with(50, &[0xee]), OpenImageError::Key);
     let short = resealed(&file, |body| body.truncate(HEADER_BYTES - 1));
@@ -185,19 +189,32 @@ fn a_header_that_makes_no_sense_is_refused() {
 fn tables_that_disagree_are_refused() {
     let (file, _, _) = sample();
     let arena = u64::from_le_bytes(file[32..40].try_into().unwrap()) as usize;
-    let record = |page: usize| HEADER_BYTES + arena + page * RECORD_BYTES;
-    let bases = record(5);
+    let recipes = u32::from_le_bytes(file[20..24].try_into().unwrap()) as usize;
+    let start = HEADER_BYTES + arena;
+    let bases = start + recipes;
+    // Zero, same as page 9, its delta (8 less than expected), a page by itself.
+    assert_eq!(file[start..start + 3], [0, 0x11, 16]);
+    let delta = start + 3 + 8;
+    assert_eq!(file[delta..delta + 2], [0x12, 1]);
     let with = |at: usize, byte: u8| {
         let changed = resealed(&file, |body| body[at] = byte);
         open(&changed).unwrap_err()
     };
+    let recipe = |page, source| OpenImageError::Recipe { page, source };
+    assert_eq!(with(start, 7), recipe(0, ParseRecipeError::Kind { kind: 7 }));
+    assert_eq!(with(start + 2, 0), recipe(1, ParseRecipeError::NoDistance));
+    assert_eq!(with(start + 1, 0x09), recipe(1, ParseRecipeError::Base { base: 16, bases: 1 }));
+    assert_eq!(with(delta, 0x0a), recipe(2, ParseRecipeError::Base { base: 1, bases: 1 }));
     // A delta one byte shorter leaves a byte of the arena to nobody.
-    let length = file[record(2) + 18];
+    let length = file[delta + 2];
+    assert!((2..0x80).contains(&length), "the length is one byte");
     let arena = arena as u64;
-    assert_eq!(with(record(2) + 18, length - 1), OpenImageError::Arena { used: arena - 1, arena });
-    assert!(matches!(with(record(2) + 17, 1), OpenImageError::Recipe { page: 2, .. }));
-    assert!(matches!(with(record(2) + 16, 0xf), OpenImageError::Recipe { page: 2, .. }));
-    assert!(matches!(with(record(0) + 20, 1), OpenImageError::Recipe { page: 0, .. }));
+    assert_eq!(with(delta + 2, length - 1), OpenImageError::Arena { used: arena - 1, arena });
+    let longer = resealed(&file, |body| {
+        body[20..24].copy_from_slice(&(recipes as u32 + 1).to_le_bytes());
+        body.insert(bases, 0);
+    });
+    assert_eq!(open(&longer).unwrap_err(), OpenImageError::RecipesLeft { bytes: 1 });
     assert_eq!(with(bases, 0), OpenImageError::BaseTable { position: 0 });
     let unused = resealed(&file, |body| {
         body[12] = 2;
@@ -254,7 +271,7 @@ proptest! {
     /// Not an image at all, but with the right start.
     #[test]
     fn noise_is_never_an_image(body in proptest::collection::vec(any::<u8>(), 0..300), sealed in any::<bool>()) {
-        let mut file = [b"MedesImg\x01\0".as_slice(), &body].concat();
+        let mut file = [b"MedesImg\x02\0".as_slice(), &body].concat();
         if sealed {
             file = seal(file, &KEY);
         }
@@ -296,18 +313,24 @@ proptest! {
         prop_assert_eq!(out, page);
     }
 
-    /// Any 24 bytes: an error, or a recipe that stays inside its tables.
+    /// Any bytes as recipes: an error, or recipes that stay inside their tables and leave no gaps.
     #[test]
-    fn any_record_parses_safely(record: [u8; RECORD_BYTES], low in 0u8..0x25, bases in 0u64..4, offset in 0..u64::MAX / 2) {
+    fn any_recipes_parse_safely(
+        table in proptest::collection::vec(prop_oneof![0u8..0x28, any::<u8>()], 0..100),
+        pages in 0u32..100,
+        bases in 0u64..4,
+    ) {
         let bases: Vec<SnapshotId> = (1..=bases).filter_map(SnapshotId::new).collect();
-        let mut likely = record;
-        likely[16] = low;
-        likely[17] %= 4;
-        for record in [record, likely] {
-            if let Ok(recipe) = Recipe::parse(&record, &bases, offset) {
-                prop_assert!(recipe.source.base().is_none_or(|base| bases.contains(&base.snapshot)));
-                prop_assert_eq!(&recipe.hash.0[..], &record[..16]);
+        let mut end = 0;
+        let mut recipes = Recipes::new(&table, pages, &bases, PageHash([1; 8]));
+        let read = recipes.by_ref().map_while(Result::ok).inspect(|recipe| {
+            assert!(recipe.source.base().is_none_or(|base| bases.contains(&base.snapshot)));
+            if let Source::Delta { place, .. } | Source::Whole { place, .. } = recipe.source {
+                assert!(place.offset == end && (1..=PAGE_BYTES).contains(&place.bytes.into()));
+                end += u64::from(place.bytes);
             }
-        }
+        });
+        prop_assert!(read.count() <= pages as usize);
+        prop_assert!(recipes.next().is_none(), "goes on after its end");
     }
 }

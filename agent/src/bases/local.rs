@@ -5,7 +5,10 @@ use std::{
     sync::{Arc, OnceLock, PoisonError, RwLock},
 };
 
-use medes_dedup::page::{PAGE_BYTES, Page, PageIndex, SnapshotId};
+use medes_dedup::{
+    page::{PAGE_BYTES, Page, PageIndex, SnapshotId},
+    words::{Facts, Memory},
+};
 use medes_proto::{
     ids::{FunctionName, TenantName},
     layout::{ProcessLayout, SnapshotLayout},
@@ -25,6 +28,7 @@ pub struct Snapshot {
     bytes: MappedFile,
     processes: Vec<ProcessLayout>,
     hash: OnceLock<[u8; 32]>,
+    facts: OnceLock<Facts>,
 }
 
 /// The process of a snapshot that sandboxes are aligned with: its largest one, whose pages are the snapshot's first.
@@ -58,6 +62,7 @@ impl Snapshot {
             bytes,
             processes,
             hash: OnceLock::new(),
+            facts: OnceLock::new(),
         })
     }
 
@@ -66,9 +71,10 @@ impl Snapshot {
         u32::try_from(self.bytes.len() / PAGE_BYTES).unwrap_or(u32::MAX)
     }
 
-    /// How many bytes it holds.
+    /// How many bytes it holds, with what has been found out about them.
     pub fn len_bytes(&self) -> u64 {
-        self.bytes.len() as u64
+        let facts = self.facts.get().map_or(0, Facts::memory_bytes);
+        (self.bytes.len() + facts) as u64
     }
 
     /// One page.
@@ -86,6 +92,17 @@ impl Snapshot {
     pub fn main_process(&self) -> Option<MainProcess<'_>> {
         let layout = self.processes.first()?;
         Some(MainProcess { layout, pages: self.pages().take(layout.pages()).collect() })
+    }
+
+    /// What its main process says about itself: part of what sandboxes are aligned by, and what some of their pages need to
+    /// come back. Reads all its pages the first time: call it from a blocking thread.
+    pub fn facts(&self) -> &Facts {
+        self.facts.get_or_init(|| {
+            let Some(main) = self.main_process() else { return Facts::none() };
+            let (addresses, mappings) = (main.layout.addresses(), main.layout.mappings());
+            // Pages that are not in order are no memory of a process: nothing is known about them.
+            Memory::new(&main.pages, &addresses, &mappings).map_or_else(|_| Facts::none(), Facts::study)
+        })
     }
 
     /// What another node needs besides the pages. Hashes them all the first time: call it from a blocking thread.

@@ -113,7 +113,7 @@ fn align(
     let (range, pages) = dump.pages_of(file);
     let (addresses, mappings) = (layout.addresses(), layout.mappings());
     let memory = Memory::new(&pages, &addresses, &mappings)?;
-    let base = WordsBase { snapshot: base.id, index: &index, pages: &main.pages };
+    let base = WordsBase { snapshot: base.id, index: &index, pages: &main.pages, facts: base.facts() };
     Ok((range, encode(memory, base)))
 }
 

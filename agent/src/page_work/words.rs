@@ -8,7 +8,7 @@ use medes_dedup::{
     encode::{EncodeRules, EncodedPage, EncodedRun, Encoder, PageClass, WordRules, WordsOf},
     key::DomainKey,
     page::{Page, PageIndex, SnapshotId},
-    words::{Aligner, BaseIndex, Memory, Part, Translation},
+    words::{Aligner, BaseIndex, Facts, Memory, Part, Relation},
 };
 use medes_proto::fleet::Level;
 
@@ -23,6 +23,8 @@ pub struct WordsBase<'b> {
     pub index: &'b BaseIndex,
     /// Its pages.
     pub pages: &'b [&'b Page],
+    /// What they say about themselves.
+    pub facts: &'b Facts,
 }
 
 /// A process made of words of a base.
@@ -32,8 +34,8 @@ pub struct Worded {
     pub snapshot: SnapshotId,
     /// Its pages in order.
     pub runs: Vec<EncodedRun>,
-    /// The pointer table they were made with, which the image keeps.
-    pub translation: Translation,
+    /// What they were predicted with, which the image keeps.
+    pub relation: Relation,
 }
 
 /// A page of words from this many bytes on is worth a question to the registry: another base may have it.
@@ -57,7 +59,7 @@ pub fn encode(
     threads: NonZeroUsize,
 ) -> Worded {
     let pages = memory.pages();
-    let aligner = Aligner::new(memory, base.index, base.pages);
+    let aligner = Aligner::new(memory, base.index, base.pages, base.facts);
     let plan = aligner.plan(parts(&aligner, pages.len(), threads));
     let (plan, word_rules) = match level {
         Level::None | Level::Fast => (plan, WordRules::FAST),
@@ -66,9 +68,10 @@ pub fn encode(
             (second.plan(parts(&second, pages.len(), threads)), WordRules::SMALL)
         }
     };
-    let words = WordsOf { snapshot: base.snapshot, pages: base.pages, plan: &plan, rules: word_rules };
+    let WordsBase { snapshot, pages: base_pages, facts, .. } = base;
+    let words = WordsOf { snapshot, pages: base_pages, facts, plan: &plan, rules: word_rules };
     let runs = runs(pages, &words, (key, rules), threads);
-    Worded { snapshot: base.snapshot, runs, translation: plan.translation().clone() }
+    Worded { snapshot: base.snapshot, runs, relation: plan.relation().clone() }
 }
 
 /// Consecutive ranges of so many pages, one for each worker.

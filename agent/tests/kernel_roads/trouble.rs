@@ -142,14 +142,14 @@ fn a_flipped_bit_in_a_base_page_is_seen() {
 
 fn base_pages_from_another_node_are_used_only_if_they_are_right() {
     at_station(SCRATCH, async |mut station: Station| {
-        let base = station.base().await.id;
-        let snapshot = station.roads.bases.local.get(base).expect("the base");
         for (wire, expected) in [
             (Wire::Good, None),
             (Wire::FlippedBit, Some(FailureKind::Corrupt)),
             (Wire::Short, Some(FailureKind::BaseLost)),
         ] {
-            station.roads.bases.local.insert(snapshot.clone());
+            // Each time another base, so that no copy of an earlier one can help.
+            let base = station.base().await.id;
+            let snapshot = station.roads.bases.local.get(base).expect("the base");
             let (id, mut stored) = stored(&mut station).await;
             stored.places.insert(base, holder::serve(snapshot.clone(), wire).await);
             station.roads.bases.local.remove(base);
@@ -165,6 +165,7 @@ fn base_pages_from_another_node_are_used_only_if_they_are_right() {
                 }
                 (result, _) => panic!("{wire:?} gave {result:?}"),
             }
+            station.roads.bases.local.insert(snapshot);
         }
     });
 }

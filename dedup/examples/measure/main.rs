@@ -18,7 +18,7 @@ use medes_dedup::encode::EncodeRules;
 use medes_dedup::fingerprint::Sampling;
 use medes_dedup::page::Page;
 use medes_dedup::paper;
-use medes_dedup::words::{BaseIndex, Memory};
+use medes_dedup::words::{BaseIndex, Facts, Memory};
 use methods::{Measured, alone, hinted, planned, same};
 
 fn main() {
@@ -54,6 +54,14 @@ fn program(root: &Path, name: &str, words_only: bool) -> Vec<Measured> {
     let base_pages = base.pages();
     let memory = Memory::new(&base_pages, &base.addresses, &base.mappings).unwrap();
     let (index, index_seconds) = methods::timed(|| BaseIndex::new(memory));
+    let (facts, facts_seconds) = methods::timed(|| {
+        if std::env::var_os("GENERIC").is_some() { Facts::none() } else { Facts::study(memory) }
+    });
+    println!(
+        "facts {:.0} MB/s {:.3} of base",
+        base.bytes().len() as f64 / 1e6 / facts_seconds,
+        facts.memory_bytes() as f64 / base.bytes().len() as f64
+    );
     let mut sums: Vec<Measured> = Vec::new();
     for folder in (2..).map_while(dump) {
         let target = Dump::read(&folder);
@@ -61,7 +69,7 @@ fn program(root: &Path, name: &str, words_only: bool) -> Vec<Measured> {
         if !words_only {
             all.extend(others(&target, &base_pages));
         }
-        all.extend(planned(&target, &base_pages, &index));
+        all.extend(planned(&target, &base_pages, &index, &facts));
         if sums.is_empty() {
             sums = all;
         } else {

@@ -1,47 +1,28 @@
 //! Encoding with a plan: a page as words of its base first, and another way only where that is not short enough.
 
 use super::{EncodedPage, Encoder, Form};
-use crate::delta::{CODED_BYTES_MAX, Level, PACK_BYTES_MIN};
+use crate::delta::{CODED_BYTES_MAX, Level};
 use crate::page::{BasePage, Page, PageIndex, SnapshotId, is_zero};
 use crate::rebuild::BasePages;
 use crate::recipe::Codec;
-use crate::words::Plan;
+use crate::words::{Facts, Plan};
 
 /// How hard to work on pages of words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WordRules {
-    /// From this many bytes on, other ways to store the page are tried too.
+    /// From this many bytes on, other ways to store the page are tried too: the predicted page as a dictionary, which finds
+    /// bytes that moved by less than a word, and the page by itself.
     pub enough_bytes_max: usize,
-    /// From this many bytes on, also as a dictionary for the page: it finds bytes that moved by less than a word.
-    pub dictionary_from: usize,
-    /// How hard to work on corrections.
-    pub pack_level: Level,
-    /// How hard to work on pages that are better off without the base.
-    pub whole_level: Level,
+    /// How hard to work on these.
+    pub other_level: Level,
 }
 
 impl WordRules {
     /// For a sandbox that is parked just now: most pages stay as the prediction left them.
-    ///
-    /// Measured on Python processes: from 384 bytes on, 0.4 % of the memory less would be stored, and pages would come back
-    /// about a tenth slower, because more of them pass through zstd.
-    pub const FAST: Self = Self {
-        enough_bytes_max: 768,
-        dictionary_from: 1024,
-        pack_level: Level::FASTEST,
-        whole_level: Level::FASTEST,
-    };
+    pub const FAST: Self = Self { enough_bytes_max: 1024, other_level: Level::FASTEST };
 
-    /// For what stays parked, with a plan that was refined: every correction that is worth it is packed.
-    ///
-    /// Level 9 and the dictionary from 256 bytes on would store 0.25 % of the memory less, at a third
-    /// of the speed.
-    pub const SMALL: Self = Self {
-        enough_bytes_max: PACK_BYTES_MIN,
-        dictionary_from: 768,
-        pack_level: Level::constant(3),
-        whole_level: Level::constant(3),
-    };
+    /// For what stays parked, with a plan that was refined.
+    pub const SMALL: Self = Self { enough_bytes_max: 384, other_level: Level::constant(3) };
 }
 
 /// A base that a target is planned with.
@@ -51,6 +32,8 @@ pub struct WordsOf<'w> {
     pub snapshot: SnapshotId,
     /// Its pages, all of them.
     pub pages: &'w [&'w Page],
+    /// What they say about themselves.
+    pub facts: &'w Facts,
     /// How the target is made of it.
     pub plan: &'w Plan,
     /// How hard to work.
@@ -61,6 +44,10 @@ impl BasePages for WordsOf<'_> {
     fn base_page(&self, page: BasePage) -> Option<&Page> {
         let found = (page.snapshot == self.snapshot).then(|| self.pages.get(page.page.0 as usize));
         found.flatten().copied()
+    }
+
+    fn facts(&self, snapshot: SnapshotId) -> Option<&Facts> {
+        (snapshot == self.snapshot).then_some(self.facts)
     }
 }
 
@@ -74,7 +61,7 @@ impl Encoder {
         } else {
             (self.hasher.hash(page), self.words_or_else(page, at, base))
         };
-        let form = self.proven(page, (base, base.plan.translation()), form);
+        let form = self.proven(page, (base, base.plan.relation()), form);
         self.finished(hash, form)
     }
 
@@ -87,7 +74,7 @@ impl Encoder {
         }
         let mut form = None;
         let mut limit = CODED_BYTES_MAX;
-        if let Some(words) = base.plan.encode(&mut self.words, at, page, base.pages) {
+        if let Some(words) = base.plan.encode(&mut self.words, at, page, (base.pages, base.facts)) {
             let name = BasePage { snapshot: base.snapshot, page: words.named };
             if words.bytes.len() <= limit {
                 limit = words.bytes.len();
@@ -99,20 +86,9 @@ impl Encoder {
             {
                 return form;
             }
-            let (pieces, corrections) = words.bytes.split_at(words.pieces_bytes);
+            let pieces = words.pieces;
             let room = limit.saturating_sub(pieces.len() + 1);
-            if corrections.len() >= PACK_BYTES_MIN
-                && let Some(packed) = self.codec.pack(corrections, room, base.rules.pack_level)
-            {
-                limit = pieces.len() + packed.len();
-                self.best[..pieces.len()].copy_from_slice(pieces);
-                self.best[pieces.len()..limit].copy_from_slice(packed);
-                form = Some(Form::Delta { base: name, codec: Codec::PackedWords, bytes: limit });
-            }
-            let room = limit.saturating_sub(pieces.len() + 1);
-            if words.bytes.len() > base.rules.dictionary_from
-                && let Some(delta) = self.codec.encode(page, words.predicted, room, base.rules.whole_level)
-            {
+            if let Some(delta) = self.codec.encode(page, words.predicted, room, base.rules.other_level) {
                 limit = pieces.len() + delta.len();
                 self.best[..pieces.len()].copy_from_slice(pieces);
                 self.best[pieces.len()..limit].copy_from_slice(delta);
@@ -121,7 +97,7 @@ impl Encoder {
         }
         // A page by itself is rarely shorter than good corrections.
         if limit > WHOLE_TRIED_FROM
-            && let Some(coded) = self.codec.encode_alone(page, limit - 1, base.rules.whole_level)
+            && let Some(coded) = self.codec.encode_alone(page, limit - 1, base.rules.other_level)
         {
             self.best[..coded.len()].copy_from_slice(coded);
             form = Some(Form::Whole { codec: Codec::Zstd, bytes: coded.len() });

@@ -11,8 +11,8 @@ use super::{BASES_MAX, PAGES_MAX, PageClasses, SECTION_NAME_BYTES_MAX, SECTIONS_
 use crate::encode::{EncodedPage, EncodedRun, Form};
 use crate::key::DomainKey;
 use crate::page::{BasePage, SnapshotId};
-use crate::recipe::{Kind, RECORD_BYTES, Record};
-use crate::words::Translation;
+use crate::recipe::{Kind, PAGES_PER_GROUP, RECIPE_BYTES_MAX, Record, write_group};
+use crate::words::Relation;
 
 /// Why an image cannot be made. The sandbox it was meant for stays as it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
@@ -75,7 +75,9 @@ pub struct ImageBuilder {
     key: DomainKey,
     /// Room for the header, then the arena: what `finish` completes into the file.
     file: Vec<u8>,
-    records: Vec<u8>,
+    /// Recipes of all groups that are full, and of the one that is not.
+    recipes: Vec<u8>,
+    group: Vec<Record>,
     bases: Vec<SnapshotId>,
     /// Bases of pages of words.
     word_bases: BTreeSet<SnapshotId>,
@@ -91,7 +93,8 @@ impl ImageBuilder {
         Self {
             key: key.clone(),
             file: vec![0; HEADER_BYTES],
-            records: Vec::new(),
+            recipes: Vec::new(),
+            group: Vec::with_capacity(PAGES_PER_GROUP),
             bases: Vec::new(),
             word_bases: BTreeSet::new(),
             tables: BTreeMap::new(),
@@ -103,7 +106,7 @@ impl ImageBuilder {
 
     /// Adds the next page.
     pub fn push(&mut self, page: &EncodedPage<'_>) -> Result<(), BuildImageError> {
-        if self.records.len() / RECORD_BYTES >= PAGES_MAX {
+        if self.classes.pages() as usize >= PAGES_MAX {
             return Err(BuildImageError::TooManyPages);
         }
         let kind = match page.form {
@@ -118,8 +121,11 @@ impl ImageBuilder {
             }
             Form::Whole { codec, bytes } => Kind::Whole { codec, bytes: self.store(bytes) },
         };
-        self.records.extend_from_slice(&Record { hash: page.hash, kind }.write());
+        self.group.push(Record { hash: page.hash, kind });
         self.classes.count(kind);
+        if self.group.len() == PAGES_PER_GROUP {
+            self.write_group();
+        }
         Ok(())
     }
 
@@ -129,8 +135,8 @@ impl ImageBuilder {
     }
 
     /// Adds the pointer table that pages of words of this base were made with.
-    pub fn translation(&mut self, snapshot: SnapshotId, translation: &Translation) {
-        self.tables.insert(snapshot, translation.write());
+    pub fn relation(&mut self, snapshot: SnapshotId, relation: &Relation) {
+        self.tables.insert(snapshot, relation.write());
     }
 
     /// Adds a named section.
@@ -160,7 +166,7 @@ impl ImageBuilder {
     }
 
     /// The image file. Open it before giving up what it was made from: that checks it once more from the outside.
-    pub fn finish(self) -> Result<Vec<u8>, BuildImageError> {
+    pub fn finish(mut self) -> Result<Vec<u8>, BuildImageError> {
         let (sections, sections_plain_bytes) = pack(&self.sections)?;
         if let Some(snapshot) = self.word_bases.iter().find(|base| !self.tables.contains_key(base)) {
             return Err(BuildImageError::NoTable { snapshot: *snapshot });
@@ -174,9 +180,12 @@ impl ImageBuilder {
             tables.as_ref().map(|all| u32::try_from(all.len()).map_err(|_error| tables_too_long(all)));
         let tables = tables.as_deref().unwrap_or_default();
         let too_long = BuildImageError::SectionsTooLong { bytes: sections.len() };
+        self.write_group();
+        const { assert!(PAGES_MAX * RECIPE_BYTES_MAX < u32::MAX as usize) };
         let header = Header {
             bases: u16::try_from(self.bases.len()).ok().ok_or(BuildImageError::TooManyBases)?,
             pages: self.classes.pages(),
+            recipe_bytes: self.recipes.len() as u32,
             sections_stored_bytes: u32::try_from(sections.len()).ok().ok_or(too_long)?,
             sections_plain_bytes,
             table_bytes: table_bytes.transpose()?,
@@ -187,16 +196,22 @@ impl ImageBuilder {
         file[..HEADER_BYTES].copy_from_slice(&header.write());
         // Also gives back what the arena's buffer had in reserve: an image may live for hours.
         let rest =
-            self.records.len() + self.bases.len() * 8 + tables.len() + sections.len() + seal::TRAILER_BYTES;
+            self.recipes.len() + self.bases.len() * 8 + tables.len() + sections.len() + seal::TRAILER_BYTES;
         file.shrink_to(file.len() + rest);
         file.reserve_exact(rest);
-        file.extend_from_slice(&self.records);
+        file.extend_from_slice(&self.recipes);
         for snapshot in &self.bases {
             file.extend_from_slice(&snapshot.get().to_le_bytes());
         }
         file.extend_from_slice(tables);
         file.extend_from_slice(&sections);
         Ok(seal::seal(file, &self.key))
+    }
+
+    /// Writes down the recipes of the group at hand.
+    fn write_group(&mut self) {
+        write_group(&self.group, &mut self.recipes);
+        self.group.clear();
     }
 
     /// Position of the page's snapshot in the table; adds it at first use.

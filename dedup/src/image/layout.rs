@@ -6,7 +6,7 @@
 //! 10  level, 1; zero, 1       32  arena bytes, 8               64
 //! 12  base count, 2; zero, 2
 //! 16  page count, 4
-//! 20  zero, 4
+//! 20  recipe bytes, 4
 //! ```
 
 use std::ops::Range;
@@ -14,11 +14,11 @@ use std::ops::Range;
 use super::open::OpenImageError;
 use super::{BASES_MAX, PAGES_MAX, SECTIONS_BYTES_MAX};
 use crate::page::PAGE_BYTES;
-use crate::recipe::RECORD_BYTES;
+use crate::recipe::RECIPE_BYTES_MAX;
 
 pub(super) const HEADER_BYTES: usize = 64;
 pub(super) const MAGIC: [u8; 8] = *b"MedesImg";
-pub(super) const VERSION: u16 = 1;
+pub(super) const VERSION: u16 = 2;
 /// No pointer tables.
 const LEVEL_PAGES: u8 = 0;
 /// With a pointer table for each base.
@@ -30,6 +30,7 @@ pub(super) const BASE_BYTES: usize = 8;
 pub(super) struct Header {
     pub(super) bases: u16,
     pub(super) pages: u32,
+    pub(super) recipe_bytes: u32,
     pub(super) sections_stored_bytes: u32,
     pub(super) sections_plain_bytes: u32,
     pub(super) arena_bytes: u64,
@@ -56,6 +57,7 @@ impl Header {
         header[10] = if self.table_bytes.is_some() { LEVEL_WORDS } else { LEVEL_PAGES };
         header[12..14].copy_from_slice(&self.bases.to_le_bytes());
         header[16..20].copy_from_slice(&self.pages.to_le_bytes());
+        header[20..24].copy_from_slice(&self.recipe_bytes.to_le_bytes());
         header[24..28].copy_from_slice(&self.sections_stored_bytes.to_le_bytes());
         header[28..32].copy_from_slice(&self.sections_plain_bytes.to_le_bytes());
         header[32..40].copy_from_slice(&self.arena_bytes.to_le_bytes());
@@ -79,16 +81,16 @@ impl Header {
         let unused = [
             u32::from_le_bytes(field(header, 44)).into(),
             if level == LEVEL_PAGES { u32::from_le_bytes(field(header, 40)).into() } else { 0 },
-            u32::from_le_bytes(field(header, 20)).into(),
             u16::from_le_bytes(field(header, 14)).into(),
             u8::from_le_bytes(field(header, 11)).into(),
         ];
-        if unused != [0u64; 5] {
+        if unused != [0u64; 4] {
             return Err(OpenImageError::Reserved);
         }
         let parsed = Self {
             bases: u16::from_le_bytes(field(header, 12)),
             pages: u32::from_le_bytes(field(header, 16)),
+            recipe_bytes: u32::from_le_bytes(field(header, 20)),
             sections_stored_bytes: u32::from_le_bytes(field(header, 24)),
             sections_plain_bytes: u32::from_le_bytes(field(header, 28)),
             arena_bytes: u64::from_le_bytes(field(header, 32)),
@@ -101,6 +103,7 @@ impl Header {
         };
         within("base snapshots", parsed.bases.into(), BASES_MAX)?;
         within("pages", parsed.pages.into(), PAGES_MAX)?;
+        within("recipe bytes", parsed.recipe_bytes.into(), parsed.pages as usize * RECIPE_BYTES_MAX)?;
         within("section bytes", parsed.sections_plain_bytes.into(), SECTIONS_BYTES_MAX)?;
         within("arena bytes", parsed.arena_bytes, parsed.pages as usize * PAGE_BYTES)?;
         Ok(parsed)
@@ -110,7 +113,7 @@ impl Header {
     pub(super) fn layout(&self, body_bytes: usize) -> Result<Layout, OpenImageError> {
         // No sum can overflow: each part has been held against its limit.
         let arena = HEADER_BYTES..HEADER_BYTES + self.arena_bytes as usize;
-        let recipes = arena.end..arena.end + self.pages as usize * RECORD_BYTES;
+        let recipes = arena.end..arena.end + self.recipe_bytes as usize;
         let bases = recipes.end..recipes.end + usize::from(self.bases) * BASE_BYTES;
         let tables = bases.end..bases.end + self.table_bytes.unwrap_or(0) as usize;
         let sections = tables.end..tables.end + self.sections_stored_bytes as usize;

@@ -8,14 +8,19 @@ use super::layout::{BASE_BYTES, Header, Layout, MAGIC};
 use super::seal::{Checked, UnsealError};
 use super::section::{ReadSectionsError, Sections};
 use super::tables;
-use crate::key::{DomainKey, PageHasher};
+use crate::key::{DomainKey, PageHash, PageHasher};
 use crate::page::{BasePage, PageIndex, SnapshotId};
-use crate::recipe::{Kind, ParseRecipeError, RECORD_BYTES, Recipe, Record, Source};
-use crate::words::{ReadTranslationError, Translation};
+use crate::recipe::{Kind, PAGES_PER_GROUP, ParseRecipeError, Recipe, Recipes, Records};
+use crate::words::{ReadRelationError, Relation};
 
-/// Where every how-many-th page's bytes begin is kept. Finding a page adds up fewer lengths than this, and the index
-/// costs an eighth of a byte for each page.
-const PAGES_PER_MARK: usize = 64;
+/// Where the recipes of a group of pages begin, and the bytes of its first page. That is a quarter of a byte for each page.
+#[derive(Debug, Clone, Copy)]
+struct Mark {
+    /// From the start of the arena.
+    arena: u64,
+    /// From the start of the table of recipes.
+    recipes: u32,
+}
 
 /// Why a file is not a dedup image that can be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
@@ -71,13 +76,19 @@ pub enum OpenImageError {
         /// What there is.
         found: usize,
     },
-    /// A recipe makes no sense.
+    /// A recipe makes no sense, or is not written the one usual way.
     #[error("recipe of page {page}")]
     Recipe {
         /// The page.
         page: u32,
         /// What is wrong with it.
         source: ParseRecipeError,
+    },
+    /// The table of recipes goes on after the last page.
+    #[error("{bytes} bytes after the last recipe")]
+    RecipesLeft {
+        /// How many.
+        bytes: usize,
     },
     /// The pages' bytes do not fill the arena exactly.
     #[error("recipes use {used} bytes of an arena of {arena}")]
@@ -93,7 +104,7 @@ pub enum OpenImageError {
         /// The base's place in the table of bases.
         position: usize,
         /// What is wrong with it.
-        source: ReadTranslationError,
+        source: ReadRelationError,
     },
     /// The table of base snapshots holds a zero, a number twice, or a snapshot no page refers to.
     #[error("base snapshot {position} is zero, repeated or unused")]
@@ -149,10 +160,10 @@ pub struct DedupImage<B> {
     layout: Layout,
     bases: Vec<SnapshotId>,
     /// For each base how its pointers translate; none at all in an image without tables.
-    translations: Vec<Translation>,
-    unchanged: Translation,
-    /// Where the bytes of page 0, 64, 128, ... begin in the arena.
-    marks: Vec<u64>,
+    relations: Vec<Relation>,
+    unchanged: Relation,
+    /// One for each group of pages.
+    marks: Box<[Mark]>,
     classes: PageClasses,
     hasher: PageHasher,
 }
@@ -178,14 +189,15 @@ impl<B: AsRef<[u8]>> DedupImage<B> {
         }
         let layout = header.layout(checked.body.len())?;
         let bases = parse_bases(&checked.body[layout.bases.clone()])?;
-        let (records, _) = checked.body[layout.recipes.clone()].as_chunks::<RECORD_BYTES>();
-        let (marks, classes) = check_records(records, bases.len(), header.arena_bytes)?;
-        let translations = match header.table_bytes {
+        let hasher = PageHasher::new(key);
+        let recipes = &checked.body[layout.recipes.clone()];
+        let (marks, classes) = check_recipes(recipes, &header, hasher.zero())?;
+        let relations = match header.table_bytes {
             Some(_) => tables::read(&checked.body[layout.tables.clone()], bases.len())?,
             None => Vec::new(),
         };
-        let (hasher, unchanged) = (PageHasher::new(key), Translation::default());
-        Ok(Self { file, header, layout, bases, translations, unchanged, marks, classes, hasher })
+        let unchanged = Relation::default();
+        Ok(Self { file, header, layout, bases, relations, unchanged, marks, classes, hasher })
     }
 
     /// How many pages the image has.
@@ -198,6 +210,12 @@ impl<B: AsRef<[u8]>> DedupImage<B> {
         &self.bases
     }
 
+    /// The base snapshots whose facts are needed to rebuild some page.
+    pub fn facts_needed(&self) -> impl Iterator<Item = SnapshotId> {
+        let relations = self.bases.iter().zip(&self.relations);
+        relations.filter(|(_, relation)| relation.needs_facts()).map(|(snapshot, _)| *snapshot)
+    }
+
     /// How many pages of each kind it has.
     pub const fn classes(&self) -> PageClasses {
         self.classes
@@ -205,38 +223,31 @@ impl<B: AsRef<[u8]>> DedupImage<B> {
 
     /// Every byte the image takes while it is kept: the file with header, tables and checksum, and the index of its pages.
     pub fn stored_bytes(&self) -> u64 {
-        let index = self.marks.len() * size_of::<u64>() + self.bases.len() * size_of::<SnapshotId>();
+        let index = size_of_val(&self.marks[..]) + size_of_val(&self.bases[..]);
         (self.file.as_ref().len() + index + size_of::<Self>()) as u64
     }
 
     /// Bytes of the unpacked pointer tables, which exist only while the image is open.
     pub fn table_bytes(&self) -> u64 {
-        self.translations.iter().map(|one| size_of_val(one) + one.memory_bytes()).sum::<usize>() as u64
+        self.relations.iter().map(|one| size_of_val(one) + one.memory_bytes()).sum::<usize>() as u64
     }
 
     /// The recipe of a page. `None` past the last page.
     pub fn recipe(&self, page: PageIndex) -> Option<Recipe> {
         let at = usize::try_from(page.0).ok()?;
-        let records = self.records();
-        let record = records.get(at)?;
-        let first = at - at % PAGES_PER_MARK;
-        let before = records.get(first..at)?;
-        let skipped: u64 = before.iter().map(stored_bytes).sum();
-        let offset = self.marks.get(at / PAGES_PER_MARK)? + skipped;
+        let mark = self.marks.get(at / PAGES_PER_GROUP)?;
+        let table = self.part(&self.layout.recipes).get(mark.recipes as usize..)?;
+        let in_group = at % PAGES_PER_GROUP;
+        let pages = self.pages().checked_sub(page.0)?.checked_add(in_group as u32)?;
+        let mut recipes = Recipes::starting_at(mark.arena, table, pages, &self.bases, self.hasher.zero());
         // Checked when the file was opened; fails only if memory outside our control has changed since.
-        Recipe::parse(record, &self.bases, offset).ok()
+        recipes.nth(in_group)?.ok()
     }
 
     /// All recipes in page order.
     pub fn recipes(&self) -> impl Iterator<Item = Recipe> {
-        let mut offset = 0;
-        self.records().iter().map_while(move |record| {
-            let recipe = Recipe::parse(record, &self.bases, offset).ok()?;
-            if let Source::Delta { place, .. } | Source::Whole { place, .. } = recipe.source {
-                offset += u64::from(place.bytes);
-            }
-            Some(recipe)
-        })
+        let table = self.part(&self.layout.recipes);
+        Recipes::new(table, self.pages(), &self.bases, self.hasher.zero()).map_while(Result::ok)
     }
 
     /// Unpacks the named sections.
@@ -259,17 +270,13 @@ impl<B: AsRef<[u8]>> DedupImage<B> {
     }
 
     /// How pointers of this base translate.
-    pub(crate) fn translation(&self, base: Option<BasePage>) -> &Translation {
+    pub(crate) fn relation(&self, base: Option<BasePage>) -> &Relation {
         let position = base.and_then(|base| self.bases.iter().position(|one| *one == base.snapshot));
-        position.and_then(|at| self.translations.get(at)).unwrap_or(&self.unchanged)
+        position.and_then(|at| self.relations.get(at)).unwrap_or(&self.unchanged)
     }
 
     pub(crate) fn arena(&self) -> &[u8] {
         self.part(&self.layout.arena)
-    }
-
-    fn records(&self) -> &[[u8; RECORD_BYTES]] {
-        self.part(&self.layout.recipes).as_chunks().0
     }
 
     /// A part of the file. Empty if an owner of a strange sort has made the file shorter meanwhile.
@@ -288,11 +295,6 @@ impl<B: AsRef<[u8]>> fmt::Debug for DedupImage<B> {
     }
 }
 
-/// The length field of a record, without parsing the rest.
-fn stored_bytes(record: &[u8; RECORD_BYTES]) -> u64 {
-    u64::from(u16::from_le_bytes([record[18], record[19]]))
-}
-
 fn parse_bases(table: &[u8]) -> Result<Vec<SnapshotId>, OpenImageError> {
     let (numbers, _) = table.as_chunks::<BASE_BYTES>();
     let mut bases: Vec<SnapshotId> = Vec::with_capacity(numbers.len());
@@ -303,32 +305,40 @@ fn parse_bases(table: &[u8]) -> Result<Vec<SnapshotId>, OpenImageError> {
     Ok(bases)
 }
 
-fn check_records(
-    records: &[[u8; RECORD_BYTES]],
-    bases: usize,
-    arena: u64,
-) -> Result<(Vec<u64>, PageClasses), OpenImageError> {
-    let mut marks = Vec::with_capacity(records.len().div_ceil(PAGES_PER_MARK));
+/// Reads the whole table once; what it says of pages must fill the arena and use every base.
+fn check_recipes(
+    table: &[u8],
+    header: &Header,
+    zero: PageHash,
+) -> Result<(Box<[Mark]>, PageClasses), OpenImageError> {
+    let bases = usize::from(header.bases);
+    // Grows with the recipes that are really there, not with the number of pages that somebody wrote down.
+    let mut marks = Vec::new();
     let mut classes = PageClasses::default();
     let mut used = 0;
     let mut base_used = [false; super::BASES_MAX];
-    for (page, record) in (0u32..).zip(records) {
-        if (page as usize).is_multiple_of(PAGES_PER_MARK) {
-            marks.push(used);
+    let mut records = Records::new(table, header.pages, bases, zero);
+    for page in 0..header.pages {
+        if (page as usize).is_multiple_of(PAGES_PER_GROUP) {
+            marks.push(Mark { arena: used, recipes: (table.len() - records.unread()) as u32 });
         }
-        let parsed =
-            Record::parse(record, bases).map_err(|source| OpenImageError::Recipe { page, source })?;
-        used += u64::from(parsed.kind.stored_bytes());
-        classes.count(parsed.kind);
-        if let Some(base) = parsed.kind.base() {
+        let Some(record) = records.next() else { break };
+        let kind = record.map_err(|source| OpenImageError::Recipe { page, source })?.kind;
+        used += u64::from(kind.stored_bytes());
+        classes.count(kind);
+        if let Some(base) = kind.base() {
             base_used[usize::from(base)] = true;
         }
     }
+    if records.unread() > 0 {
+        return Err(OpenImageError::RecipesLeft { bytes: records.unread() });
+    }
+    let arena = header.arena_bytes;
     if used != arena {
         return Err(OpenImageError::Arena { used, arena });
     }
     match base_used[..bases].iter().position(|used| !used) {
         Some(position) => Err(OpenImageError::BaseTable { position }),
-        None => Ok((marks, classes)),
+        None => Ok((marks.into_boxed_slice(), classes)),
     }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use super::OpenImageError;
 use crate::page::SnapshotId;
-use crate::words::{ReadTranslationError, Translation};
+use crate::words::{ReadRelationError, Relation};
 
 /// The tables of these bases, one after another.
 pub(super) fn write(bases: &[SnapshotId], tables: &BTreeMap<SnapshotId, Vec<u8>>) -> Vec<u8> {
@@ -19,21 +19,21 @@ pub(super) fn write(bases: &[SnapshotId], tables: &BTreeMap<SnapshotId, Vec<u8>>
 }
 
 /// Reads one table for each base; they must fill `bytes`.
-pub(super) fn read(bytes: &[u8], bases: usize) -> Result<Vec<Translation>, OpenImageError> {
+pub(super) fn read(bytes: &[u8], bases: usize) -> Result<Vec<Relation>, OpenImageError> {
     let mut rest = bytes;
-    let mut translations = Vec::with_capacity(bases);
+    let mut relations = Vec::with_capacity(bases);
     for position in 0..bases {
-        let short = OpenImageError::Table { position, source: ReadTranslationError::Length };
+        let short = OpenImageError::Table { position, source: ReadRelationError::Short };
         let (length, behind) = rest.split_first_chunk().ok_or(short)?;
         let (table, behind) = behind.split_at_checked(u32::from_le_bytes(*length) as usize).ok_or(short)?;
         rest = behind;
-        translations.push(match table {
-            [] => Translation::default(),
-            table => Translation::read(table).map_err(|source| OpenImageError::Table { position, source })?,
+        relations.push(match table {
+            [] => Relation::default(),
+            table => Relation::read(table).map_err(|source| OpenImageError::Table { position, source })?,
         });
     }
     match rest {
-        [] => Ok(translations),
-        _ => Err(OpenImageError::Table { position: bases, source: ReadTranslationError::Length }),
+        [] => Ok(relations),
+        _ => Err(OpenImageError::Table { position: bases, source: ReadRelationError::Short }),
     }
 }

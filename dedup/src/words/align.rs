@@ -1,8 +1,9 @@
 //! Where each part of a page comes from in the base: pieces of a page, each a run of blocks with one base position.
 //!
 //! Heaps of two processes hold the same objects at other distances, so a page rarely lines up with one base page.
-//! The search goes block by block (64 bytes) and compares tokens: the position of the block before is kept while it
-//! fits; else a few recent positions, the same place by mapping, and anchors found in the base's index may take over.
+//! For each block (64 bytes) a few base positions compete: those that won before, the same place by mapping, and places
+//! that the base's index names for the block's words. The sequence that explains most words at the price of fewest changes
+//! of position wins (the Viterbi algorithm, with a narrow beam); where one position explains everything, nothing else is looked at.
 
 use super::index::{ANCHOR_WORDS, BaseIndex, Memory, anchor};
 use super::token::{KINDS, PAGE_WORDS, Token, exact, token, tokens, word};
@@ -15,27 +16,26 @@ pub(crate) const BLOCK_WORDS: usize = 8;
 /// Blocks of a page.
 pub(crate) const PAGE_BLOCKS: usize = PAGE_WORDS / BLOCK_WORDS;
 
-/// Blocks that are compared at once. Two, so that one odd word does not decide.
-const LOOK_BLOCKS: usize = 2;
+/// Something for each word of a block.
+type Block<T> = [T; BLOCK_WORDS];
 
-/// Words that are compared at once.
-pub(super) const LOOK_WORDS: usize = LOOK_BLOCKS * BLOCK_WORDS;
+/// What a word that is predicted right is worth: a zero, a pointer of some kind, anything else.
+const WEIGHTS: [i32; 3] = [1, 2, 4];
 
-/// Something for each of these words.
-type Look<T> = [T; LOOK_WORDS];
+/// What a change of position costs, in the same measure: a piece takes about as many bytes as one and a half wrong words.
+const SWITCH_COST: i32 = 6;
 
-/// Something for each word of a page; behind its end, words that count nothing, so that the last block can look ahead.
-type Padded<T> = Box<[T; PAGE_WORDS + LOOK_WORDS]>;
+/// Positions that compete for one block.
+const CANDIDATES_MAX: usize = 24;
 
-/// What another position must bring to be taken: two words, more than what a piece costs, because each piece is another
-/// place to read. It hardly matters: 2, 4 and 7 stored the same within 0.1 % of the memory.
-const SWITCH_GAIN: u32 = 6;
+/// Positions that are kept from one block to the next.
+const BEAM: usize = 10;
 
-/// Positions tried again because they were right lately.
+/// Positions tried again at the start of a page because they were right lately.
 const RECENT: usize = 6;
 
 /// Anchors looked up for one block.
-const LOOKUPS_MAX: usize = 3;
+const LOOKUPS_MAX: usize = 4;
 
 /// Where a run of blocks comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,17 +63,61 @@ pub(crate) struct Seen {
     pub(crate) shift: u64,
 }
 
+/// A position in the competition: the base word that stands for word 0 of the page, and how well it did so far.
+#[derive(Debug, Clone, Copy)]
+struct State {
+    from: Origin,
+    score: i32,
+    /// Which state of the block before it comes from.
+    parent: u8,
+}
+
+/// The competitors at one block.
+#[derive(Debug, Clone)]
+struct Round {
+    states: [State; CANDIDATES_MAX],
+    count: usize,
+}
+
+impl Round {
+    const EMPTY: Self =
+        Self { states: [State { from: Origin::Zeros, score: 0, parent: 0 }; CANDIDATES_MAX], count: 0 };
+
+    fn states(&self) -> &[State] {
+        &self.states[..self.count]
+    }
+
+    /// Is there room for one more that is not there yet?
+    fn takes(&self, from: Origin) -> bool {
+        self.count < CANDIDATES_MAX && !self.states().iter().any(|state| state.from == from)
+    }
+
+    fn push(&mut self, state: State) {
+        self.states[self.count] = state;
+        self.count += 1;
+    }
+
+    /// The best ones first, and no others.
+    fn prune(&mut self) {
+        let states = &mut self.states[..self.count];
+        states.sort_unstable_by_key(|state| std::cmp::Reverse(state.score));
+        let least = states[0].score - SWITCH_COST;
+        // Who is a whole change behind can as well be changed to later.
+        let good = states.iter().take_while(|state| state.score > least).count();
+        self.count = good.clamp(1, BEAM);
+    }
+}
+
 /// Walks over the pages of a target in order.
 pub(super) struct Walk<'b> {
     base: &'b BaseIndex,
     /// Are words compared as they are?
     exact: bool,
-    /// Base position minus target position, in words, over the whole memories.
-    drift: i64,
+    /// Base position minus target position, in words over the whole memories: what was right lately, the last one first.
     recent: [i64; RECENT],
-    next: usize,
-    tokens: Padded<Token>,
-    weights: Padded<u32>,
+    tokens: Box<[Token; PAGE_WORDS]>,
+    weights: Box<[i32; PAGE_WORDS]>,
+    rounds: Vec<Round>,
 }
 
 impl<'b> Walk<'b> {
@@ -81,11 +125,10 @@ impl<'b> Walk<'b> {
         Self {
             base,
             exact,
-            drift: 0,
             recent: [0; RECENT],
-            next: 0,
             tokens: Box::new([0; _]),
             weights: Box::new([0; _]),
+            rounds: vec![Round::EMPTY; PAGE_BLOCKS],
         }
     }
 
@@ -104,102 +147,89 @@ impl<'b> Walk<'b> {
             true => tokens(memory.pages()[at], exact, &mut self.tokens[..]),
             false => tokens(memory.pages()[at], |word| token(word, mappings), &mut self.tokens[..]),
         }
-        for (weight, token) in self.weights.iter_mut().zip(&self.tokens[..PAGE_WORDS]) {
-            *weight = 1 + 2 * u32::from(*token > 0) + u32::from(*token > *KINDS.end());
+        for (weight, token) in self.weights.iter_mut().zip(&self.tokens[..]) {
+            *weight = WEIGHTS[usize::from(*token > 0) + usize::from(*token > *KINDS.end())];
         }
         let page_start = (at * PAGE_WORDS) as i64;
-        let same = same.map(|page| (page * PAGE_WORDS) as i64 - page_start);
-        let mut from = Origin::Base(page_start + self.drift);
-        let mut run = 0;
+        let same = same.map(|page| Origin::Base((page * PAGE_WORDS) as i64));
         let mut before = before.iter().flat_map(|piece| (0..piece.blocks).map(|_| piece.from));
         for block in 0..PAGE_BLOCKS {
-            let chosen = self.block(block, page_start, from, (same, before.next()));
-            if chosen != from && run > 0 {
-                pieces.push(Piece { blocks: run, from });
-                run = 0;
-            }
-            from = chosen;
-            run += 1;
+            self.round(block, page_start, same, before.next());
         }
-        pieces.push(Piece { blocks: run, from });
+        self.choose(page_start, pieces);
     }
 
-    /// Where this block comes from, given where the one before came from.
-    fn block(
-        &mut self,
-        block: usize,
-        page_start: i64,
-        now: Origin,
-        (same, before): (Option<i64>, Option<Origin>),
-    ) -> Origin {
-        let now_score = self.score(block, now);
-        let perfect: u32 = self.weights[block * BLOCK_WORDS..][..LOOK_WORDS].iter().sum();
-        if now_score == perfect {
-            return now;
+    /// Lets the candidates of one block compete.
+    fn round(&mut self, block: usize, page_start: i64, same: Option<Origin>, before: Option<Origin>) {
+        let Self { base, recent, tokens, weights, rounds, .. } = self;
+        let at = block * BLOCK_WORDS;
+        let (Some(tokens), Some(weights)) = (tokens.get(at..), weights[at..].first_chunk()) else { return };
+        let Some(mine) = tokens.first_chunk() else { return };
+        let agreed = |from| agreed(base, at, from, mine, weights);
+        let perfect: i32 = weights.iter().sum();
+        let (past, [round, ..]) = rounds.split_at_mut(block) else { return };
+        round.count = 0;
+        let last = past.last().map_or(&[][..], Round::states);
+        let (changed, mut best) = (last.first().map_or(0, |state| state.score) - SWITCH_COST, i32::MIN);
+        for (parent, state) in last.iter().enumerate() {
+            let agreed = agreed(state.from);
+            best = best.max(agreed);
+            round.push(State { from: state.from, score: state.score + agreed, parent: parent as u8 });
         }
-        let mut best = (now_score + SWITCH_GAIN, now);
-        let consider = |best: &mut (u32, Origin), from| {
-            let score = self.score(block, from);
-            if score > best.0 {
-                *best = (score, from);
-            }
-            score == perfect
-        };
-        if consider(&mut best, Origin::Zeros) {
-            return Origin::Zeros;
-        }
-        if let Some(before) = before {
-            consider(&mut best, before);
-        }
-        for drift in same.into_iter().chain(self.recent) {
-            if consider(&mut best, Origin::Base(page_start + drift)) {
-                break;
-            }
-        }
-        // Looking up costs most, so it is for blocks that are far from right.
-        if best.0 < perfect - perfect / 4 {
-            let mut lookups = 0;
-            for at in block * BLOCK_WORDS..((block + 1) * BLOCK_WORDS).min(PAGE_WORDS - ANCHOR_WORDS) {
-                let Some(hash) = self.tokens[at..].first_chunk().and_then(anchor) else { continue };
-                for place in self.base.places(hash) {
-                    consider(&mut best, Origin::Base(place as i64 - at as i64));
+        // While somebody is right, only what is right too could matter later.
+        if best < perfect {
+            let consider = |round: &mut Round, from: Origin| {
+                if !round.takes(from) {
+                    return i32::MIN;
                 }
-                lookups += 1;
-                if lookups == LOOKUPS_MAX {
-                    break;
+                let agreed = agreed(from);
+                round.push(State { from, score: changed + agreed, parent: 0 });
+                agreed
+            };
+            best = best.max(consider(round, Origin::Zeros));
+            for from in same.into_iter().chain(before) {
+                best = best.max(consider(round, from));
+            }
+            if block == 0 {
+                for drift in *recent {
+                    best = best.max(consider(round, Origin::Base(page_start + drift)));
                 }
             }
+            // Looking up costs most, so it is for blocks that are far from right.
+            if best < perfect - perfect / 8 {
+                let anchors = tokens.windows(ANCHOR_WORDS).take(BLOCK_WORDS).enumerate();
+                let found = anchors.filter_map(|(word, tokens)| Some((word, anchor(tokens.first_chunk()?)?)));
+                for (word, hash) in found.take(LOOKUPS_MAX) {
+                    for place in base.places(hash) {
+                        consider(round, Origin::Base(place as i64 - (at + word) as i64));
+                    }
+                }
+            }
         }
-        if let Origin::Base(start) = best.1 {
-            self.remember(start - page_start);
+        round.prune();
+    }
+
+    /// Follows the winner back to the start of the page.
+    fn choose(&mut self, page_start: i64, pieces: &mut Vec<Piece>) {
+        let mut chosen = [Origin::Zeros; PAGE_BLOCKS];
+        let mut winner = 0;
+        for block in (0..PAGE_BLOCKS).rev() {
+            let state = self.rounds[block].states[winner];
+            chosen[block] = state.from;
+            winner = usize::from(state.parent);
         }
-        best.1
+        for run in chosen.chunk_by(|a, b| a == b) {
+            pieces.push(Piece { blocks: run.len() as u8, from: run[0] });
+            if let Origin::Base(start) = run[0] {
+                self.remember(start - page_start);
+            }
+        }
     }
 
     fn remember(&mut self, drift: i64) {
-        self.drift = drift;
-        if !self.recent.contains(&drift) {
-            self.recent[self.next] = drift;
-            self.next = (self.next + 1) % RECENT;
-        }
-    }
-
-    /// How well the words from this block on agree with the base there.
-    #[inline]
-    fn score(&self, block: usize, from: Origin) -> u32 {
-        let at = block * BLOCK_WORDS;
-        let (Some(mine), Some(weights)) = (self.tokens[at..].first_chunk(), self.weights[at..].first_chunk())
-        else {
-            return 0;
-        };
-        match from {
-            Origin::Zeros => agreement(mine, &[0; LOOK_WORDS], weights),
-            Origin::Base(start) => {
-                let Ok(first) = usize::try_from(start + at as i64) else { return 0 };
-                let theirs = self.base.tokens.get(first..).and_then(<[Token]>::first_chunk);
-                theirs.map_or(0, |theirs| agreement(mine, theirs, weights))
-            }
-        }
+        let known = self.recent.iter().position(|known| *known == drift).unwrap_or(RECENT - 1);
+        self.recent[..=known].rotate_right(1);
+        self.recent[0] = drift;
     }
 
     /// Pointers of the page just aligned that stand where the base has pointers of the same kind.
@@ -239,12 +269,25 @@ impl<'b> Walk<'b> {
     }
 }
 
+/// How well a block's words, which begin at word `at` of the page, agree with the base there.
+#[inline]
+fn agreed(base: &BaseIndex, at: usize, from: Origin, mine: &Block<Token>, weights: &Block<i32>) -> i32 {
+    match from {
+        Origin::Zeros => agreement(mine, &[0; BLOCK_WORDS], weights),
+        Origin::Base(start) => {
+            let Ok(first) = usize::try_from(start + at as i64) else { return 0 };
+            let theirs = base.tokens.get(first..).and_then(<[Token]>::first_chunk);
+            theirs.map_or(0, |theirs| agreement(mine, theirs, weights))
+        }
+    }
+}
+
 /// The weights of the words that are equal. Without branches, so that it becomes a few vector instructions.
 #[inline]
-fn agreement(mine: &Look<Token>, theirs: &Look<Token>, weights: &Look<u32>) -> u32 {
+fn agreement(mine: &Block<Token>, theirs: &Block<Token>, weights: &Block<i32>) -> i32 {
     let mut sum = 0;
-    for word in 0..LOOK_WORDS {
-        sum += u32::from(mine[word] == theirs[word]).wrapping_neg() & weights[word];
+    for word in 0..BLOCK_WORDS {
+        sum += i32::from(mine[word] == theirs[word]).wrapping_neg() & weights[word];
     }
     sum
 }

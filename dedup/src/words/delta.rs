@@ -1,59 +1,35 @@
 //! One page as pieces of the base, with every word predicted, and what the prediction got wrong.
 //!
-//! ```text
-//! pieces     for each, until 64 blocks are covered:
-//!                head: blocks - 1 in the low 6 bits, how in the high 2
-//!                    0 base, the position as a change from the last one (zigzag varint follows)
-//!                    1 zeros
-//!                    2 base, the position used before the last one
-//!            positions are words of the base, for word 0 of the page, at first that of the recipe's base page
-//! wrong      (or a zstd frame with the predicted page as dictionary, or all of this compressed: see the recipe's codec)
-//!            nothing more if no word is wrong; else
-//!                8 bytes: for each block of 8 words, is a word wrong?
-//!                for each such block 1 byte: which words
-//!                for each wrong word 1 byte: which of its bytes differ; 0 says that a small number is added
-//!                for each wrong word the bytes that differ, or the small number
-//! ```
-//!
-//! Nothing is set up to read a page: a pass over the base's words, a pass over the wrong ones.
+//! As symbols for the entropy coder: first the `pieces`, then what is `wrong`. Nothing is set up to read a page: a pass over the
+//! base's words, a pass over the wrong ones.
 
 use thiserror::Error;
 
-use super::align::{BLOCK_WORDS, Origin, PAGE_BLOCKS, Piece};
+use super::align::{BLOCK_WORDS, Origin, Piece};
+use super::entropy::{Coded, Counts, Decoder};
+use super::facts::Facts;
+use super::pieces::{Pieces, first_page, write_pieces};
+use super::relation::Relation;
 use super::token::{PAGE_WORDS, WORD_BYTES};
-use super::translation::Translation;
-use super::varint::{read, unzigzag, write, zigzag};
+use super::wrong::{Corrections, END, GAP_MAX};
 use crate::page::{Page, PageIndex};
 
 /// Bytes of a block.
 const BLOCK_BYTES: usize = BLOCK_WORDS * WORD_BYTES;
 
-/// Bytes of the bitmap of blocks.
-const BITMAP_BYTES: usize = PAGE_BLOCKS / 8;
-
-const _: () = assert!(PAGE_BLOCKS == 64 && BLOCK_WORDS == 8);
-
-const RUN_BITS: u8 = 0x3f;
-const MOVE: u8 = 0;
-const ZEROS: u8 = 1;
-const BACK: u8 = 2;
-
 /// Why bytes are not a page made of base words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum DecodeWordsError {
-    /// They end too early.
-    #[error("a page of words ends too early")]
-    Short,
+    /// They end too early, or hold what no encoder writes.
+    #[error("the code of a page of words breaks off")]
+    Code,
     /// They go on when the page is complete.
-    #[error("{bytes} bytes behind a page of words")]
-    Long {
-        /// How many.
-        bytes: usize,
-    },
+    #[error("the code of a page of words goes on behind its end")]
+    Long,
     /// Pieces of an unknown kind, or of more blocks than a page has.
     #[error("the pieces of a page of words make no sense")]
     Pieces,
-    /// A block with wrong words has none, or a small number is none.
+    /// More words than a page has, or a reference to a word that was not there.
     #[error("the corrections of a page of words make no sense")]
     Corrections,
     /// A piece lies outside of what is known of the base.
@@ -76,38 +52,49 @@ impl PageSource for [&Page] {
     }
 }
 
-/// Fills the page with what the pieces and the pointer table say.
+/// All that words are predicted from.
+#[derive(Debug)]
+pub(crate) struct Known<'k, P: ?Sized> {
+    /// Pages of the base.
+    pub(crate) pages: &'k P,
+    /// What they say about themselves.
+    pub(crate) facts: &'k Facts,
+    /// How the target differs from the base.
+    pub(crate) relation: &'k Relation,
+}
+
+/// Fills the page with what the pieces say.
 fn predict<P: PageSource + ?Sized>(
     pieces: &[Piece],
-    base: &P,
-    translation: &Translation,
+    known: &Known<'_, P>,
     page: &mut Page,
 ) -> Result<(), DecodeWordsError> {
     let mut rest = page.as_chunks_mut::<WORD_BYTES>().0;
     let mut at = 0;
     for piece in pieces {
         let words = usize::from(piece.blocks) * BLOCK_WORDS;
-        let (mut out, behind) = rest.split_at_mut_checked(words).ok_or(DecodeWordsError::Pieces)?;
+        let (out, behind) = rest.split_at_mut_checked(words).ok_or(DecodeWordsError::Pieces)?;
         rest = behind;
         match piece.from {
             Origin::Zeros => out.fill([0; WORD_BYTES]),
             Origin::Base(start) => {
                 let first = start.checked_add(at as i64).and_then(|first| usize::try_from(first).ok());
-                let mut first = first.ok_or(DecodeWordsError::Pieces)?;
-                while !out.is_empty() {
+                let first = first.ok_or(DecodeWordsError::Pieces)?;
+                let mut next = first;
+                let mut left = &mut *out;
+                while !left.is_empty() {
                     let number =
-                        u32::try_from(first / PAGE_WORDS).map_err(|_error| DecodeWordsError::Pieces)?;
+                        u32::try_from(next / PAGE_WORDS).map_err(|_error| DecodeWordsError::Pieces)?;
                     let number = PageIndex(number);
-                    let from = base.page(number).ok_or(DecodeWordsError::NoPage { page: number })?;
-                    let from = &from.as_chunks::<WORD_BYTES>().0[first % PAGE_WORDS..];
-                    let count = from.len().min(out.len());
-                    let (now, later) = out.split_at_mut(count);
-                    for (to, word) in now.iter_mut().zip(from) {
-                        *to = translation.translate(u64::from_le_bytes(*word)).to_le_bytes();
-                    }
-                    out = later;
-                    first += count;
+                    let from = known.pages.page(number).ok_or(DecodeWordsError::NoPage { page: number })?;
+                    let from = &from.as_chunks::<WORD_BYTES>().0[next % PAGE_WORDS..];
+                    let count = from.len().min(left.len());
+                    let (now, later) = left.split_at_mut(count);
+                    now.copy_from_slice(&from[..count]);
+                    left = later;
+                    next += count;
                 }
+                known.relation.predict(known.facts, first, out);
             }
         }
         at += words;
@@ -122,8 +109,8 @@ pub(crate) struct PageOfWords<'e> {
     pub(crate) named: PageIndex,
     /// Pieces and corrections.
     pub(crate) bytes: &'e [u8],
-    /// How many of the bytes are pieces.
-    pub(crate) pieces_bytes: usize,
+    /// Pieces without corrections.
+    pub(crate) pieces: &'e [u8],
     /// What the pieces give without corrections.
     pub(crate) predicted: &'e Page,
 }
@@ -132,20 +119,15 @@ pub(crate) struct PageOfWords<'e> {
 #[derive(Debug)]
 pub(crate) struct WordEncoder {
     predicted: Box<Page>,
-    masks: Vec<u8>,
-    differing: Vec<u8>,
+    symbols: Vec<Coded>,
+    pieces: Vec<u8>,
     out: Vec<u8>,
 }
 
 impl WordEncoder {
     /// An encoder.
     pub(crate) fn new() -> Self {
-        Self {
-            predicted: Box::new([0; _]),
-            masks: Vec::with_capacity(PAGE_WORDS),
-            differing: Vec::with_capacity(PAGE_WORDS * WORD_BYTES),
-            out: Vec::new(),
-        }
+        Self { predicted: Box::new([0; _]), symbols: Vec::new(), pieces: Vec::new(), out: Vec::new() }
     }
 
     /// The base page to name in the recipe, and the bytes. `None` if no piece is of the base or a piece leaves it.
@@ -153,135 +135,147 @@ impl WordEncoder {
         &mut self,
         page: &Page,
         pieces: &[Piece],
-        base: &P,
-        translation: &Translation,
+        known: &Known<'_, P>,
     ) -> Option<PageOfWords<'_>> {
-        predict(pieces, base, translation, &mut self.predicted).ok()?;
-        let named = first_page(pieces)?;
+        let (named, pieces_end) = self.symbols(page, pieces, known)?;
+        let model = &known.relation.model;
+        self.pieces.clear();
         self.out.clear();
-        write_pieces(pieces, named, &mut self.out);
-        let pieces_bytes = self.out.len();
+        model.encode(&self.symbols[..pieces_end], &mut self.pieces);
+        model.encode(&self.symbols, &mut self.out);
+        Some(PageOfWords { named, bytes: &self.out, pieces: &self.pieces, predicted: &self.predicted })
+    }
+
+    /// Counts the symbols of a page, to learn a model from.
+    pub(super) fn count<P: PageSource + ?Sized>(
+        &mut self,
+        page: &Page,
+        pieces: &[Piece],
+        known: &Known<'_, P>,
+        counts: &mut Counts,
+    ) {
+        if self.symbols(page, pieces, known).is_some() {
+            counts.see(&self.symbols);
+        }
+    }
+
+    /// The page as symbols: the base page to name, and how many symbols are pieces.
+    fn symbols<P: PageSource + ?Sized>(
+        &mut self,
+        page: &Page,
+        pieces: &[Piece],
+        known: &Known<'_, P>,
+    ) -> Option<(PageIndex, usize)> {
+        predict(pieces, known, &mut self.predicted).ok()?;
+        let named = first_page(pieces)?;
+        self.symbols.clear();
+        write_pieces(pieces, named, &mut self.symbols);
+        let pieces_end = self.symbols.len();
         if page != &*self.predicted {
             self.corrections(page);
         }
-        Some(PageOfWords { named, bytes: &self.out, pieces_bytes, predicted: &self.predicted })
+        Some((named, pieces_end))
     }
 
     fn corrections(&mut self, page: &Page) {
-        self.masks.clear();
-        self.differing.clear();
-        let bitmap_at = self.out.len();
-        self.out.extend_from_slice(&[0; BITMAP_BYTES]);
-        let mut bitmap = 0u64;
+        let mut state = Corrections::default();
+        let mut right = 0;
         let blocks =
             page.as_chunks::<BLOCK_BYTES>().0.iter().zip(self.predicted.as_chunks::<BLOCK_BYTES>().0);
-        for (block, (is, predicted)) in blocks.enumerate() {
+        for (is, predicted) in blocks {
             if is == predicted {
+                right += BLOCK_WORDS as u16;
                 continue;
             }
-            let mut wrong = 0u8;
             let words = is.as_chunks::<WORD_BYTES>().0.iter().zip(predicted.as_chunks::<WORD_BYTES>().0);
-            for (in_block, (is, predicted)) in words.enumerate() {
+            for (is, predicted) in words {
                 if is == predicted {
+                    right += 1;
                     continue;
                 }
-                wrong |= 1 << in_block;
-                let change = u64::from_le_bytes(*is).wrapping_sub(u64::from_le_bytes(*predicted)) as i64;
-                if let Ok(small) = i8::try_from(change) {
-                    self.masks.push(0);
-                    self.differing.push(small as u8);
-                    continue;
+                while right >= GAP_MAX {
+                    self.symbols.push(Coded { context: state.gap_context(), symbol: GAP_MAX });
+                    right -= GAP_MAX;
                 }
-                let mut mask = 0;
-                for (byte, (a, b)) in is.iter().zip(predicted).enumerate() {
-                    if a != b {
-                        mask |= 1 << byte;
-                        self.differing.push(*a);
-                    }
-                }
-                self.masks.push(mask);
+                self.symbols.push(Coded { context: state.gap_context(), symbol: right });
+                state.gap = right;
+                right = 0;
+                state.write(u64::from_le_bytes(*is), u64::from_le_bytes(*predicted), &mut self.symbols);
             }
-            bitmap |= 1 << block;
-            self.out.push(wrong);
         }
-        self.out[bitmap_at..bitmap_at + BITMAP_BYTES].copy_from_slice(&bitmap.to_le_bytes());
-        self.out.extend_from_slice(&self.masks);
-        self.out.extend_from_slice(&self.differing);
+        self.symbols.push(Coded { context: state.gap_context(), symbol: END });
     }
 }
 
-/// The first half of decoding: writes the page that the pieces and the table predict, and gives back the corrections.
-///
-/// The bytes may come from anywhere: every step is checked, and nothing but `page` is written. With another base or
-/// table than the original the result is some error or some other page, so compare the page's hash.
+/// The first half of decoding: writes the page that the pieces predict. The bytes may come from anywhere: every step is
+/// checked, and nothing but `page` is written. With another base or relation than the original the result is some error
+/// or some other page, so compare the page's hash.
 pub(crate) fn decode_pieces<'d, P: PageSource + ?Sized>(
     bytes: &'d [u8],
     named: PageIndex,
-    base: &P,
-    translation: &Translation,
+    known: &Known<'d, P>,
     page: &mut Page,
-) -> Result<&'d [u8], DecodeWordsError> {
-    let mut rest = bytes;
-    let pieces = Pieces::read(&mut rest, named)?;
-    predict(pieces.as_slice(), base, translation, page)?;
-    Ok(rest)
+) -> Result<Rest<'d>, DecodeWordsError> {
+    let mut from = known.relation.model.decoder(bytes).ok_or(DecodeWordsError::Code)?;
+    let pieces = Pieces::read(&mut from, named)?;
+    predict(pieces.as_slice(), known, page)?;
+    Ok(Rest(from))
 }
 
-/// The second half: puts right what the prediction got wrong. No bytes, no corrections.
-pub(crate) fn correct(bytes: &[u8], page: &mut Page) -> Result<(), DecodeWordsError> {
-    if bytes.is_empty() { Ok(()) } else { correct_words(bytes, page) }
-}
+/// What stands behind the pieces.
+#[derive(Debug)]
+pub(crate) struct Rest<'d>(Decoder<'d>);
 
-fn correct_words(bytes: &[u8], page: &mut Page) -> Result<(), DecodeWordsError> {
-    let (bitmap, rest) = bytes.split_first_chunk::<BITMAP_BYTES>().ok_or(DecodeWordsError::Short)?;
-    let mut bitmap = u64::from_le_bytes(*bitmap);
-    let blocks = bitmap.count_ones() as usize;
-    let (wrong, rest) = rest.split_at_checked(blocks).ok_or(DecodeWordsError::Short)?;
-    let words = wrong.iter().map(|wrong| wrong.count_ones() as usize).sum();
-    let (masks, mut differing) = rest.split_at_checked(words).ok_or(DecodeWordsError::Short)?;
-    let mut masks = masks.iter();
-    let page_words = page.as_chunks_mut::<WORD_BYTES>().0;
-    for wrong in wrong {
-        let block = bitmap.trailing_zeros() as usize * BLOCK_WORDS;
-        bitmap &= bitmap.wrapping_sub(1);
-        let mut wrong = *wrong;
-        if wrong == 0 {
-            return Err(DecodeWordsError::Corrections);
+impl<'d> Rest<'d> {
+    /// Nothing of the code, and these bytes behind it.
+    pub(crate) fn bytes(self) -> Result<&'d [u8], DecodeWordsError> {
+        self.0.end().ok_or(DecodeWordsError::Code)
+    }
+
+    /// Puts right what the prediction got wrong.
+    pub(crate) fn correct(self, page: &mut Page) -> Result<(), DecodeWordsError> {
+        let Self(mut from) = self;
+        if from.is_at_end() {
+            return Ok(());
         }
-        while wrong != 0 {
-            let word = &mut page_words[block + wrong.trailing_zeros() as usize];
-            wrong &= wrong - 1;
-            let mask = *masks.next().ok_or(DecodeWordsError::Short)?;
-            if mask == 0 {
-                let (small, rest) = differing.split_first().ok_or(DecodeWordsError::Short)?;
-                differing = rest;
-                let change = i64::from(*small as i8) as u64;
-                *word = u64::from_le_bytes(*word).wrapping_add(change).to_le_bytes();
-                continue;
+        let words = page.as_chunks_mut::<WORD_BYTES>().0;
+        let mut state = Corrections::default();
+        let mut at = 0;
+        loop {
+            let gap = from.next(state.gap_context()).ok_or(DecodeWordsError::Code)?;
+            match gap {
+                END => break,
+                GAP_MAX => {
+                    at += usize::from(GAP_MAX);
+                    continue;
+                }
+                _ => at += usize::from(gap),
             }
-            let count = mask.count_ones() as usize;
-            let (now, rest) = differing.split_at_checked(count).ok_or(DecodeWordsError::Short)?;
-            differing = rest;
-            let mut mask = mask;
-            for byte in now {
-                word[mask.trailing_zeros() as usize & 7] = *byte;
-                mask &= mask.wrapping_sub(1);
-            }
+            state.gap = gap;
+            let word = words.get_mut(at).ok_or(DecodeWordsError::Corrections)?;
+            let right = state.read(u64::from_le_bytes(*word), &mut from);
+            *word = right.ok_or(DecodeWordsError::Code)?.to_le_bytes();
+            at += 1;
+        }
+        match from.end() {
+            Some([]) => Ok(()),
+            Some(_) => Err(DecodeWordsError::Long),
+            None => Err(DecodeWordsError::Code),
         }
     }
-    if differing.is_empty() { Ok(()) } else { Err(DecodeWordsError::Long { bytes: differing.len() }) }
 }
 
 /// The base pages needed to decode these bytes, each once, in no order.
 pub(crate) fn pages_needed(
     bytes: &[u8],
     named: PageIndex,
+    relation: &Relation,
     out: &mut Vec<PageIndex>,
 ) -> Result<(), DecodeWordsError> {
-    let mut rest = bytes;
+    let mut from = relation.model.decoder(bytes).ok_or(DecodeWordsError::Code)?;
     let before = out.len();
     let mut at = 0;
-    for piece in Pieces::read(&mut rest, named)?.as_slice() {
+    for piece in Pieces::read(&mut from, named)?.as_slice() {
         let words = i64::from(piece.blocks) * BLOCK_WORDS as i64;
         if let Origin::Base(start) = piece.from {
             let first = start.checked_add(at).ok_or(DecodeWordsError::Pieces)?;
@@ -298,111 +292,53 @@ pub(crate) fn pages_needed(
     Ok(())
 }
 
-/// The page of the base that the first piece begins in.
-fn first_page(pieces: &[Piece]) -> Option<PageIndex> {
-    let mut at = 0;
-    for piece in pieces {
-        if let Origin::Base(start) = piece.from {
-            let page = (start + at).div_euclid(PAGE_WORDS as i64);
-            return u32::try_from(page).ok().map(PageIndex);
-        }
-        at += i64::from(piece.blocks) * BLOCK_WORDS as i64;
-    }
-    None
-}
-
-fn write_pieces(pieces: &[Piece], named: PageIndex, out: &mut Vec<u8>) {
-    let mut last = i64::from(named.0) * PAGE_WORDS as i64;
-    let mut before = last;
-    for piece in pieces {
-        let run = piece.blocks.wrapping_sub(1) & RUN_BITS;
-        match piece.from {
-            Origin::Zeros => out.push(run | ZEROS << 6),
-            Origin::Base(start) if start == before && start != last => {
-                out.push(run | BACK << 6);
-                (last, before) = (start, last);
-            }
-            Origin::Base(start) => {
-                out.push(run | MOVE << 6);
-                write(out, zigzag(start - last));
-                if start != last {
-                    (last, before) = (start, last);
-                }
-            }
-        }
-    }
-}
-
-/// The pieces of one page.
-struct Pieces {
-    list: [Piece; PAGE_BLOCKS],
-    count: usize,
-}
-
-impl Pieces {
-    fn as_slice(&self) -> &[Piece] {
-        &self.list[..self.count]
-    }
-
-    fn read(bytes: &mut &[u8], named: PageIndex) -> Result<Self, DecodeWordsError> {
-        let mut pieces = Self { list: [Piece { blocks: 0, from: Origin::Zeros }; PAGE_BLOCKS], count: 0 };
-        let mut last = i64::from(named.0) * PAGE_WORDS as i64;
-        let mut before = last;
-        let mut covered = 0;
-        while covered < PAGE_BLOCKS {
-            let (head, rest) = bytes.split_first().ok_or(DecodeWordsError::Short)?;
-            *bytes = rest;
-            let blocks = (head & RUN_BITS) + 1;
-            covered += usize::from(blocks);
-            let from = match head >> 6 {
-                ZEROS => Origin::Zeros,
-                MOVE => {
-                    let change = unzigzag(read(bytes).ok_or(DecodeWordsError::Short)?);
-                    let start = last.checked_add(change).ok_or(DecodeWordsError::Pieces)?;
-                    if start != last {
-                        (last, before) = (start, last);
-                    }
-                    Origin::Base(start)
-                }
-                BACK => {
-                    (last, before) = (before, last);
-                    Origin::Base(last)
-                }
-                _ => return Err(DecodeWordsError::Pieces),
-            };
-            let slot = pieces.list.get_mut(pieces.count).ok_or(DecodeWordsError::Pieces)?;
-            *slot = Piece { blocks, from };
-            pieces.count += 1;
-        }
-        if covered == PAGE_BLOCKS { Ok(pieces) } else { Err(DecodeWordsError::Pieces) }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::words::align::PAGE_BLOCKS;
+    use crate::words::context::ALL as CONTEXTS;
+    use crate::words::entropy::{Counts, Model};
+    use crate::words::pieces::{CHANGE, NAMED, ZEROS};
+    use crate::words::wrong::{RECENT, SHIFT, VALUE, ZERO};
+
+    /// A relation whose coder knows nothing: every symbol is escaped, so that any bytes lead somewhere.
+    fn unlearned() -> Relation {
+        Relation { model: Model::learn(&Counts::new(CONTEXTS)), ..Relation::default() }
+    }
+
+    /// The symbols as bytes that [`unlearned`] reads.
+    fn coded(symbols: &[Coded]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        unlearned().model.encode(symbols, &mut bytes);
+        bytes
+    }
+
+    fn decode(bytes: &[u8], named: PageIndex, base: &[&Page]) -> Result<Page, DecodeWordsError> {
+        let (facts, relation) = (Facts::none(), unlearned());
+        let known = Known { pages: base, facts: &facts, relation: &relation };
+        let mut page = [1; _];
+        decode_pieces(bytes, named, &known, &mut page)?.correct(&mut page)?;
+        Ok(page)
+    }
 
     proptest! {
         /// Any bytes, with any page named: an error or some page, and the pages read are those that were said to be.
         #[test]
         fn any_bytes_decode_or_fail(
             raw in proptest::collection::vec(any::<u8>(), 0..200),
-            one_piece in any::<bool>(),
+            symbols in proptest::collection::vec(prop_oneof![0u16..6, 0u16..70, 250u16..275], 0..60),
+            as_symbols: bool,
             named in prop_oneof![0u32..4, any::<u32>()],
         ) {
-            // A single piece of a whole page, so that corrections are reached more often.
-            let bytes = if one_piece { [&[0x3f, 0][..], &raw].concat() } else { raw };
-            let named = PageIndex(named);
+            let symbols: Vec<Coded> = symbols.into_iter().map(|symbol| Coded { context: 0, symbol }).collect();
+            let bytes = if as_symbols { coded(&symbols) } else { raw };
             let pages = [[3; _]; 4];
             let base: Vec<&Page> = pages.iter().collect();
-            let mut page = [1; _];
-            let decoded = decode_pieces(&bytes, named, base.as_slice(), &Translation::default(), &mut page)
-                .and_then(|rest| correct(rest, &mut page));
             let mut needed = Vec::new();
-            let named_pages = pages_needed(&bytes, named, &mut needed);
-            if decoded.is_ok() {
+            let named_pages = pages_needed(&bytes, PageIndex(named), &unlearned(), &mut needed);
+            if decode(&bytes, PageIndex(named), &base).is_ok() {
                 prop_assert_eq!(named_pages, Ok(()));
                 prop_assert!(needed.iter().all(|page| page.0 < 4));
             }
@@ -412,7 +348,10 @@ mod tests {
         /// Any pieces are written so that they are read again.
         #[test]
         fn pieces_come_back(
-            raw in proptest::collection::vec((1u8..20, prop_oneof![Just(None), (-600i64..4000).prop_map(Some)]), 1..60),
+            raw in proptest::collection::vec(
+                (1u8..20, prop_oneof![Just(None), (-600i64..4000).prop_map(Some), any::<i32>().prop_map(|far| Some(far.into()))]),
+                1..60,
+            ),
             named in 0u32..9,
         ) {
             let mut pieces = Vec::new();
@@ -427,34 +366,61 @@ mod tests {
             if left > 0 {
                 pieces.push(Piece { blocks: left, from: Origin::Zeros });
             }
-            let mut bytes = Vec::new();
-            write_pieces(&pieces, PageIndex(named), &mut bytes);
-            let mut rest = bytes.as_slice();
-            let read = Pieces::read(&mut rest, PageIndex(named)).unwrap();
+            let mut symbols = Vec::new();
+            write_pieces(&pieces, PageIndex(named), &mut symbols);
+            let bytes = coded(&symbols);
+            let relation = unlearned();
+            let mut from = relation.model.decoder(&bytes).unwrap();
+            let read = Pieces::read(&mut from, PageIndex(named)).unwrap();
             prop_assert_eq!(read.as_slice(), pieces.as_slice());
-            prop_assert!(rest.is_empty());
+            prop_assert!(from.is_at_end());
+        }
+
+        /// Any corrections are written so that they are read again.
+        #[test]
+        fn corrections_come_back(
+            words in proptest::collection::vec(
+                (0usize..PAGE_WORDS, prop_oneof![Just(0u64), any::<u64>(), 0u64..300, (0u64..4).prop_map(|x| 0x7f00 + x * 0x1_0000_0000)]),
+                0..200,
+            ),
+        ) {
+            let base = [0x11; _];
+            let mut page = base;
+            for (at, word) in words {
+                page.as_chunks_mut::<WORD_BYTES>().0[at] = word.to_le_bytes();
+            }
+            let (facts, relation) = (Facts::none(), unlearned());
+            let pages: [&Page; 1] = [&base];
+            let known = Known { pages: &pages[..], facts: &facts, relation: &relation };
+            let pieces = [Piece { blocks: PAGE_BLOCKS as u8, from: Origin::Base(0) }];
+            let mut encoder = WordEncoder::new();
+            let encoded = encoder.encode(&page, &pieces, &known).unwrap();
+            prop_assert_eq!(decode(encoded.bytes, encoded.named, &pages), Ok(page));
         }
     }
 
     #[test]
     fn each_mistake_has_its_error() {
         let base: [&Page; 1] = [&[3; _]];
-        let decode = |bytes: &[u8]| {
-            let mut page = [1; _];
-            decode_pieces(bytes, PageIndex(0), base.as_slice(), &Translation::default(), &mut page)
-                .and_then(|rest| correct(rest, &mut page))
+        let symbols = |all: &[u16]| -> Vec<Coded> {
+            all.iter().map(|symbol| Coded { context: 0, symbol: *symbol }).collect()
         };
-        assert_eq!(decode(&[0x3f, 0]), Ok(()));
-        assert_eq!(decode(&[]), Err(DecodeWordsError::Short));
-        assert_eq!(decode(&[0x3e, 0]), Err(DecodeWordsError::Short));
-        assert_eq!(decode(&[0x3e, 0, 0x41]), Err(DecodeWordsError::Pieces));
-        assert_eq!(decode(&[0xff]), Err(DecodeWordsError::Pieces));
-        assert_eq!(decode(&[0x3f, 1]), Err(DecodeWordsError::Pieces));
-        assert_eq!(decode(&[0x3f, 2]), Err(DecodeWordsError::NoPage { page: PageIndex(1) }));
-        assert_eq!(decode(&[0x3f, 0, 1]), Err(DecodeWordsError::Short));
-        assert_eq!(decode(&[0x3f, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0]), Err(DecodeWordsError::Corrections));
-        assert_eq!(decode(&[0x3f, 0, 1, 0, 0, 0, 0, 0, 0, 0, 1, 2]), Err(DecodeWordsError::Short));
-        assert_eq!(decode(&[0x3f, 0, 1, 0, 0, 0, 0, 0, 0, 0, 1, 2, 9]), Ok(()));
-        assert_eq!(decode(&[0x3f, 0, 0, 0, 0, 0, 0, 0, 0, 0, 7]), Err(DecodeWordsError::Long { bytes: 1 }));
+        let decode = |all: &[u16]| decode(&coded(&symbols(all)), PageIndex(0), &base).map(|_| ());
+        assert_eq!(decode(&[NAMED, 0]), Ok(()));
+        assert_eq!(decode(&[]), Err(DecodeWordsError::Code));
+        assert_eq!(decode(&[NAMED]), Err(DecodeWordsError::Code));
+        assert_eq!(decode(&[NAMED, 63]), Err(DecodeWordsError::Code));
+        assert_eq!(decode(&[NAMED, 63, ZEROS, 2]), Err(DecodeWordsError::Pieces));
+        assert_eq!(decode(&[CHANGE, 0]), Err(DecodeWordsError::Pieces));
+        assert_eq!(decode(&[CHANGE + 2, 0, 0]), Err(DecodeWordsError::NoPage { page: PageIndex(1) }));
+        assert_eq!(decode(&[NAMED, 0, 5, ZERO, 1, SHIFT, END]), Ok(()));
+        assert_eq!(decode(&[NAMED, 0, 5, ZERO, 1, SHIFT, END, 5]), Err(DecodeWordsError::Code));
+        assert_eq!(decode(&[NAMED, 0, 5]), Err(DecodeWordsError::Code));
+        assert_eq!(decode(&[NAMED, 0, 5, VALUE + RECENT as u16, END]), Err(DecodeWordsError::Code));
+        let far = [[NAMED, 0].as_slice(), &[GAP_MAX; 9], &[0, ZERO, END]].concat();
+        assert_eq!(decode(&far), Err(DecodeWordsError::Corrections));
+        let mut longer = coded(&symbols(&[NAMED, 0, 5, ZERO, END]));
+        longer.push(7);
+        assert_eq!(super::tests::decode(&longer, PageIndex(0), &base), Err(DecodeWordsError::Long));
     }
 }

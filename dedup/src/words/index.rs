@@ -2,9 +2,10 @@
 
 use thiserror::Error;
 
-use super::align::LOOK_WORDS;
+use super::align::BLOCK_WORDS;
+use super::facts::Facts;
+use super::relation::Relation;
 use super::token::{KINDS, PAGE_WORDS, Token, exact, token, tokens};
-use super::translation::Translation;
 use crate::image::PAGES_MAX;
 use crate::mapping::Mappings;
 use crate::page::{PAGE_BYTES, Page, PageIndex};
@@ -108,29 +109,34 @@ impl BaseIndex {
     /// Reads the whole base once.
     pub fn new(memory: Memory<'_>) -> Self {
         let Memory { pages, addresses, mappings } = memory;
-        Self::with_tokens(pages, addresses.to_vec(), mappings.clone(), |word| token(word, mappings))
+        let tokens = |_, page: &Page, out: &mut _| tokens(page, |word| token(word, mappings), out);
+        Self::with_tokens(pages, addresses.to_vec(), mappings.clone(), tokens)
     }
 
-    /// The same base as a target sees it: its pointers translated, every word compared as it is.
-    pub(super) fn translated(&self, pages: &[&Page], translation: &Translation) -> Self {
-        let see = |word| exact(translation.translate(word));
-        Self::with_tokens(pages, self.addresses.clone(), self.mappings.clone(), see)
+    /// The same base as a target sees it: its words predicted, every one compared as it is.
+    pub(super) fn predicted(&self, pages: &[&Page], facts: &Facts, relation: &Relation) -> Self {
+        let tokens = |at, page: &Page, out: &mut _| {
+            let mut page = *page;
+            relation.predict(facts, at * PAGE_WORDS, page.as_chunks_mut().0);
+            tokens(&page, exact, out);
+        };
+        Self::with_tokens(pages, self.addresses.clone(), self.mappings.clone(), tokens)
     }
 
     fn with_tokens(
         pages: &[&Page],
         addresses: Vec<u64>,
         mappings: Mappings,
-        token: impl Fn(u64) -> Token + Copy,
+        tokens: impl Fn(usize, &Page, &mut [Token]),
     ) -> Self {
-        let mut all = Vec::with_capacity(pages.len() * PAGE_WORDS + LOOK_WORDS);
+        let mut all = Vec::with_capacity(pages.len() * PAGE_WORDS + BLOCK_WORDS);
         let mut page_tokens = [0; PAGE_WORDS];
-        for page in pages {
-            tokens(page, token, &mut page_tokens);
+        for (at, page) in pages.iter().enumerate() {
+            tokens(at, page, &mut page_tokens);
             all.extend_from_slice(&page_tokens);
         }
         // Behind the end there is nothing that agrees with anything.
-        all.extend_from_slice(&[NOTHING; LOOK_WORDS]);
+        all.extend_from_slice(&[NOTHING; BLOCK_WORDS]);
         // One place in four becomes an anchor, and a bucket has four ways: half of the ways stay free.
         let buckets = (all.len() / 8).next_power_of_two().max(16);
         let mut index = Self {
@@ -140,7 +146,7 @@ impl BaseIndex {
             anchors: vec![[NONE; WAYS]; buckets],
             shift: 64 - buckets.trailing_zeros(),
         };
-        for at in 0..index.tokens.len() - LOOK_WORDS {
+        for at in 0..index.tokens.len() - BLOCK_WORDS {
             if let Some(hash) = index.tokens[at..].first_chunk().and_then(anchor) {
                 let ways = &mut index.anchors[(hash >> index.shift) as usize];
                 // The first ones stay: what comes often, comes early.

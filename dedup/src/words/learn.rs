@@ -10,6 +10,9 @@ const COUNTERS: usize = 1 << 13;
 /// Sightings kept. More than this say nothing new.
 const SEEN_MAX: usize = 1 << 24;
 
+/// Numbers that are no addresses stay what they are: a wider gap between mappings gets an entry of its own.
+const GAP_BYTES_MAX: u64 = 1 << 20;
+
 /// A run with fewer votes does not pay for its entry.
 const VOTES_MIN: u64 = 2;
 
@@ -65,7 +68,12 @@ impl Learner {
         let runs = runs(&self.seen);
         let mut entries: Vec<(u64, u64)> = Vec::new();
         let mut runs = runs.into_iter().peekable();
+        let mut free_from = 0;
         for (mapping, shift) in base.as_slice().iter().zip(base.shifts_to(target)) {
+            if mapping.start - free_from > GAP_BYTES_MAX && free_from > 0 {
+                entries.push((free_from, 0));
+            }
+            free_from = mapping.end;
             // Until something else is seen, a mapping moved as a whole.
             let mut begins = true;
             while let Some(run) = runs.next_if(|run| run.start < mapping.end) {

@@ -2,7 +2,7 @@
 
 /// Appends a number.
 #[inline]
-pub(super) fn write(out: &mut Vec<u8>, mut number: u64) {
+pub(crate) fn write(out: &mut Vec<u8>, mut number: u64) {
     while number >= 0x80 {
         out.push(number as u8 | 0x80);
         number >>= 7;
@@ -12,7 +12,7 @@ pub(super) fn write(out: &mut Vec<u8>, mut number: u64) {
 
 /// Takes a number off the front. `None` if there is none, or it is not written the one usual way.
 #[inline]
-pub(super) fn read(bytes: &mut &[u8]) -> Option<u64> {
+pub(crate) fn read(bytes: &mut &[u8]) -> Option<u64> {
     let mut number = 0;
     for shift in (0..64).step_by(7) {
         let (byte, rest) = bytes.split_first()?;
@@ -31,12 +31,12 @@ pub(super) fn read(bytes: &mut &[u8]) -> Option<u64> {
 
 /// Small numbers of either sign as small numbers.
 #[inline]
-pub(super) const fn zigzag(number: i64) -> u64 {
+pub(crate) const fn zigzag(number: i64) -> u64 {
     ((number << 1) ^ (number >> 63)) as u64
 }
 
 /// Undoes [`zigzag`].
 #[inline]
-pub(super) const fn unzigzag(number: u64) -> i64 {
+pub(crate) const fn unzigzag(number: u64) -> i64 {
     (number >> 1) as i64 ^ -((number & 1) as i64)
 }

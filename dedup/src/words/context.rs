@@ -1,0 +1,10 @@
+//! Where the contexts of each sort of symbol begin: what the entropy coder has a table of its own for.
+
+pub(super) const ORIGIN: u8 = 0;
+pub(super) const RUN: u8 = ORIGIN + 2;
+pub(super) const DIGIT: u8 = RUN + 2;
+pub(super) const GAP: u8 = DIGIT + 3;
+pub(super) const HOW: u8 = GAP + 4;
+pub(super) const SMALL: u8 = HOW + 16;
+pub(super) const BYTE: u8 = SMALL + 1;
+pub(super) const ALL: usize = BYTE as usize + 32;

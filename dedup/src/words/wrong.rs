@@ -1,0 +1,153 @@
+//! The second half of a page's code: the words that were predicted wrongly, each by what the others say about it.
+//!
+//! ```text
+//! for each wrong word:
+//!     gap: right words before it (63: so many, and another gap follows), or the end
+//!     how: a mask of the bytes that differ, and these bytes; 0 a small number is added;
+//!         or zero; or as far off as one of the last few wrong words; or the same as one of these
+//! ```
+
+use super::context;
+use super::entropy::{Coded, Decoder};
+
+/// The longest gap in one symbol, and the symbol behind all gaps.
+pub(super) const GAP_MAX: u16 = 63;
+pub(super) const END: u16 = 64;
+
+/// What a word can be besides a mask of bytes.
+pub(super) const SMALL: u16 = 0;
+pub(super) const ZERO: u16 = 256;
+pub(super) const SHIFT: u16 = 257;
+pub(super) const VALUE: u16 = SHIFT + RECENT as u16;
+
+/// Wrong words that are remembered.
+pub(super) const RECENT: usize = 8;
+
+/// What the wrong words so far say about the next one.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Corrections {
+    pub(super) gap: u16,
+    how: u8,
+    shifts: [u64; RECENT],
+    values: [u64; RECENT],
+}
+
+impl Corrections {
+    pub(super) const fn gap_context(&self) -> u8 {
+        context::GAP
+            + match self.gap {
+                0 => 0,
+                1..4 => 1,
+                4..16 => 2,
+                _ => 3,
+            }
+    }
+
+    /// By what was predicted, too: a pointer goes wrong in other ways than a zero.
+    const fn how_context(&self, predicted: u64) -> u8 {
+        let sort = match predicted {
+            0 => 0,
+            1..0x1_0000 => 1,
+            0x1_0000..0x8000_0000_0000 => 2,
+            _ => 3,
+        };
+        context::HOW + self.how + 4 * sort
+    }
+
+    /// Remembers how a word was put right.
+    const fn was(&mut self, how: u16) {
+        self.how = match how {
+            SMALL => 0,
+            1..ZERO if (how as u8).count_ones() <= 4 => 1,
+            1..ZERO => 2,
+            _ => 3,
+        };
+    }
+
+    fn remember(&mut self, word: u64, predicted: u64) {
+        let shift = word.wrapping_sub(predicted);
+        let known = self.shifts.iter().position(|one| *one == shift).unwrap_or(RECENT - 1);
+        self.shifts[..=known].rotate_right(1);
+        self.shifts[0] = shift;
+        let known = self.values.iter().position(|one| *one == word).unwrap_or(RECENT - 1);
+        self.values[..=known].rotate_right(1);
+        self.values[0] = word;
+    }
+
+    pub(super) fn write(&mut self, word: u64, predicted: u64, out: &mut Vec<Coded>) {
+        let shift = word.wrapping_sub(predicted);
+        let how_context = self.how_context(predicted);
+        let recent = |all: &[u64; RECENT], one: u64| all.iter().position(|known| *known == one);
+        let how = if word == 0 {
+            ZERO
+        } else if let Some(at) = recent(&self.shifts, shift) {
+            SHIFT + at as u16
+        } else if let Some(at) = recent(&self.values, word) {
+            VALUE + at as u16
+        } else if i8::try_from(shift as i64).is_ok() {
+            SMALL
+        } else {
+            let differing = (word ^ predicted).to_le_bytes();
+            differing.iter().rev().fold(0, |mask, byte| mask << 1 | u16::from(*byte != 0))
+        };
+        out.push(Coded { context: how_context, symbol: how });
+        match how {
+            SMALL => out.push(Coded { context: context::SMALL, symbol: u16::from(shift as u8) }),
+            1..ZERO => {
+                let mut mask = how as u8;
+                let class = byte_context(mask);
+                let bytes = word.to_le_bytes();
+                while mask != 0 {
+                    let at = mask.trailing_zeros() as u8;
+                    out.push(Coded { context: class + at, symbol: u16::from(bytes[usize::from(at)]) });
+                    mask &= mask - 1;
+                }
+            }
+            _ => {}
+        }
+        if how != SMALL && how != ZERO {
+            self.remember(word, predicted);
+        }
+        self.was(how);
+    }
+
+    /// The word, by what [`Corrections::write`] wrote.
+    #[inline]
+    pub(super) fn read(&mut self, predicted: u64, from: &mut Decoder<'_>) -> Option<u64> {
+        let how = from.next(self.how_context(predicted))?;
+        let word = match how {
+            SMALL => predicted.wrapping_add(i64::from(from.next(context::SMALL)? as u8 as i8) as u64),
+            1..ZERO => {
+                let mut mask = how as u8;
+                let class = byte_context(mask);
+                let mut bytes = predicted.to_le_bytes();
+                while mask != 0 {
+                    let at = mask.trailing_zeros() as u8;
+                    bytes[usize::from(at)] = from.next(class + at)? as u8;
+                    mask &= mask - 1;
+                }
+                u64::from_le_bytes(bytes)
+            }
+            ZERO => 0,
+            SHIFT..VALUE => predicted.wrapping_add(self.shifts[usize::from(how - SHIFT)]),
+            _ => *self.values.get(usize::from(how - VALUE))?,
+        };
+        if how != SMALL && how != ZERO {
+            self.remember(word, predicted);
+        }
+        self.was(how);
+        Some(word)
+    }
+}
+
+/// The context of byte 0 of a word with this mask.
+const fn byte_context(mask: u8) -> u8 {
+    context::BYTE
+        + match (mask, mask.count_ones()) {
+            (_, ..=2) => 0,
+            (_, 3..=4) => 8,
+            // A pointer where none was expected.
+            (0x3f, _) => 16,
+            _ => 24,
+        }
+}
