@@ -143,7 +143,7 @@ fn a_restore_that_fails_at_any_step_becomes_a_cold_start() {
         cluster.ask(&["purge", reply.sandbox()]);
     }
     assert_eq!(cluster.processes(), [0; 0]);
-    assert_eq!(cluster.controller_log().matches("start failed").count(), STEPS.len());
+    assert_eq!(cluster.controller_log().matches("restore failed").count(), STEPS.len());
 }
 
 #[test]

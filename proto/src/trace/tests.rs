@@ -29,7 +29,7 @@ fn one_of_each() -> Vec<What> {
         What::Start(choice()),
         What::Ready { start: StartKind::Restore, took: Duration::from_micros(77), phases: phases() },
         What::Dedup(DedupSummary {
-            pages: PageClasses { zero: 1, same: 2, delta: 3, whole: 4, ..PageClasses::default() },
+            pages: PageClasses { zero: 1, same: 2, delta: 3, whole: 4 },
             bases: vec![snapshot],
             nodes: vec!["n1".parse().unwrap()],
             bytes_in: 40_960,
