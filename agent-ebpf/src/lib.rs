@@ -1,69 +1,175 @@
-//! What the kernel programs and the agent agree on: record layouts, map names and sizes.
+//! What the kernel programs and the agent agree on: names, bits, bounds, and how records lie in maps.
+//!
+//! Every record is a row of 64-bit words, so that neither side needs a promise about the layout of a struct.
 //!
 //! The agent links only this library. It must never link `aya-ebpf`, whose exported `memcpy` would
 //! take the place of libc's and halve the speed of page copies; the kernel side is therefore a
 //! binary (`main.rs`) that exists for the bpf target alone.
 #![no_std]
 
-/// Name of the program on the `sched_switch` tracepoint.
-pub const SCHED_SWITCH: &str = "sched_switch";
+/// Programs, each on the BTF tracepoint of its name.
+pub mod program {
+    /// A CPU goes over to another task.
+    pub const SCHED_SWITCH: &str = "sched_switch";
+    /// A task becomes runnable.
+    pub const SCHED_WAKEUP: &str = "sched_wakeup";
+    /// A new task becomes runnable for the first time.
+    pub const SCHED_WAKEUP_NEW: &str = "sched_wakeup_new";
+    /// A task begets another.
+    pub const SCHED_PROCESS_FORK: &str = "sched_process_fork";
+    /// A task ends.
+    pub const SCHED_PROCESS_EXIT: &str = "sched_process_exit";
+    /// A timer goes off on this CPU...
+    pub const HRTIMER_EXPIRE_ENTRY: &str = "hrtimer_expire_entry";
+    /// ... and has done what it had to do.
+    pub const HRTIMER_EXPIRE_EXIT: &str = "hrtimer_expire_exit";
+    /// A program touched a page that is not there, or not in that way. Not on every architecture.
+    pub const PAGE_FAULT_USER: &str = "page_fault_user";
+    /// The kernel did so on behalf of a program (`read` into a buffer).
+    pub const PAGE_FAULT_KERNEL: &str = "page_fault_kernel";
+}
 
-/// Name of the map from cgroup id to [`Activity`], one value per CPU.
-pub const ACTIVITY: &str = "ACTIVITY";
+/// Maps.
+pub mod map {
+    /// Sandbox key → [`super::ActivityWords`]. The agent puts a sandbox in and takes it out.
+    pub const SANDBOXES: &str = "SANDBOXES";
+    /// Sandbox key → bits of [`super::wants`].
+    pub const WANTED: &str = "WANTED";
+    /// Process number (the kernel's tgid) → sandbox key, of the processes that were there when the watch of their
+    /// sandbox began; only used without a cgroup v2 hierarchy.
+    pub const MEMBERS: &str = "MEMBERS";
+    /// Address of a task → [`super::TaskWords`].
+    pub const TASKS: &str = "TASKS";
+    /// Address of a task → key of the sandbox it was counted in as runnable.
+    pub const RUNNABLE: &str = "RUNNABLE";
+    /// Events of faults, oldest first.
+    pub const FAULTS: &str = "FAULTS";
+    /// [`super::HeatKey`] → [`super::HeatWords`].
+    pub const HEAT: &str = "HEAT";
+    /// One count per [`super::Lost`], per CPU.
+    pub const LOST: &str = "LOST";
+}
 
-/// How many cgroups are counted at once. The least recently seen one gives way to a new one.
-pub const CGROUPS_MAX: u32 = 4096;
+/// Variables the agent sets before it loads the programs.
+pub mod variable {
+    /// 1: a sandbox is a cgroup, its key the cgroup's id. 0: a sandbox is what [`super::map::MEMBERS`] says.
+    pub const BY_CGROUP: &str = "BY_CGROUP";
+}
 
-/// What the tasks of one cgroup did, on one CPU or summed over all.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Activity {
+/// Sandboxes watched at once.
+pub const SANDBOXES_MAX: u32 = 4096;
+/// Processes of sandboxes there when their watch began, without cgroup v2.
+pub const MEMBERS_MAX: u32 = 16_384;
+/// Tasks of sandboxes known at once.
+pub const TASKS_MAX: u32 = 65_536;
+/// Tasks of sandboxes that are runnable at once.
+pub const RUNNABLE_MAX: u32 = 16_384;
+/// Pages whose heat is kept; the one not seen for longest gives way.
+pub const HEAT_MAX: u32 = 65_536;
+/// Bytes of fault events that may wait for the agent.
+pub const FAULTS_BYTES: u32 = 1 << 20;
+
+/// A sandbox that a timer woke has not worked until it has used this much CPU time, in nanoseconds.
+pub const TIMER_WORK_NS: u64 = 2_000_000;
+
+/// What the agent wants to know of a sandbox's faults: bits of the values in [`map::WANTED`].
+pub mod wants {
+    /// An event for each.
+    pub const EVENTS: u64 = 1;
+    /// The heat of each page.
+    pub const HEAT: u64 = 2;
+}
+
+/// Whose a task is: sandbox key, process number (the kernel's tgid; 0 for one that has not run yet).
+pub type TaskWords = [u64; 2];
+
+/// What happened to the tasks of one sandbox.
+pub type ActivityWords = [u64; 12];
+
+/// Which word of [`ActivityWords`] is what.
+pub mod word {
+    /// Tasks that are runnable or run now; two's complement.
+    pub const RUNNABLE: usize = 0;
+    /// How often the sandbox as a whole became runnable.
+    pub const WAKES: usize = 1;
+    /// How often of these it was by a timer.
+    pub const TIMER_WAKES: usize = 2;
     /// How often one of its tasks went off a CPU.
-    pub switches: u64,
-    /// Time its tasks spent on a CPU, in nanoseconds. A stretch counts when it ends.
-    pub run_ns: u64,
-    /// When a task of it last went off a CPU: nanoseconds of `CLOCK_MONOTONIC`.
-    pub last_ran_ns: u64,
+    pub const SWITCHES: usize = 3;
+    /// Time its tasks spent on CPUs, in nanoseconds; a stretch counts when it ends.
+    pub const RUN_NS: usize = 4;
+    /// When one of its tasks last went off a CPU: nanoseconds of `CLOCK_MONOTONIC`.
+    pub const LAST_RAN_NS: usize = 5;
+    /// The same, without what timers woke for less than [`super::TIMER_WORK_NS`].
+    pub const LAST_WORK_NS: usize = 6;
+    /// CPU time since it last became runnable, in nanoseconds.
+    pub const STRETCH_NS: usize = 7;
+    /// 1 while nothing but timers has woken it since then.
+    pub const STRETCH_BY_TIMER: usize = 8;
+    /// Processes and threads begun.
+    pub const FORKS: usize = 9;
+    /// Processes and threads ended.
+    pub const EXITS: usize = 10;
+    /// Faults seen while they were wanted.
+    pub const FAULTS: usize = 11;
 }
 
-/// The words of an [`Activity`] as they lie in the map. The agent reads these, so that it needs no
-/// promise about the layout of a struct.
-pub type ActivityWords = [u64; 3];
+/// One fault: sandbox key, address, `CLOCK_MONOTONIC` nanoseconds, and process number with the [`fault`] bits above.
+pub type FaultWords = [u64; 4];
 
-const _: () = assert!(size_of::<Activity>() == size_of::<ActivityWords>());
-
-impl From<ActivityWords> for Activity {
-    fn from([switches, run_ns, last_ran_ns]: ActivityWords) -> Self {
-        Self { switches, run_ns, last_ran_ns }
-    }
+/// Bits of the last word of [`FaultWords`], above the 32 of the process number.
+pub mod fault {
+    /// It was a write.
+    pub const WRITE: u64 = 1 << 32;
+    /// In the kernel, on behalf of the process.
+    pub const IN_KERNEL: u64 = 1 << 33;
+    /// All bits that may be set.
+    pub const ALL: u64 = WRITE | IN_KERNEL | u32::MAX as u64;
 }
 
-impl Activity {
-    /// Adds what another CPU saw.
-    #[must_use]
-    pub fn plus(self, other: Self) -> Self {
-        Self {
-            switches: self.switches.saturating_add(other.switches),
-            run_ns: self.run_ns.saturating_add(other.run_ns),
-            last_ran_ns: self.last_ran_ns.max(other.last_ran_ns),
-        }
-    }
+/// Sandbox key, process number, page number (address / 4096).
+pub type HeatKey = [u64; 3];
+/// Touches and writes, in 256ths and decayed; when last.
+pub type HeatWords = [u64; 3];
+
+/// A heat halves in this many nanoseconds, as a power of two (8.6 s).
+pub const HEAT_HALF_LIFE_LOG2_NS: u32 = 33;
+/// One touch.
+pub const HEAT_ONE: u64 = 256;
+
+/// What a heat has become after a time.
+#[inline(always)]
+#[must_use]
+pub const fn decayed(heat: u64, age_ns: u64) -> u64 {
+    let halvings = age_ns >> HEAT_HALF_LIFE_LOG2_NS;
+    if halvings > 63 { 0 } else { heat >> halvings }
 }
+
+/// Things that did not fit, by place in [`map::LOST`].
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lost {
+    /// Fault events: the ring was full.
+    Faults = 0,
+    /// Runnable tasks: the table was full.
+    Tasks = 1,
+    /// Tasks to be known: the table was full.
+    Members = 2,
+}
+
+/// Number of kinds of [`Lost`].
+pub const LOST_KINDS: u32 = 3;
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn cpus_add_up_and_the_latest_run_wins() {
-        let first = Activity::from([2, 100, 900]);
-        let second = Activity::from([3, 50, 700]);
-        assert_eq!(first.plus(second), Activity { switches: 5, run_ns: 150, last_ran_ns: 900 });
-    }
-
-    #[test]
-    fn a_full_counter_stays_full() {
-        let full = Activity::from([u64::MAX, u64::MAX, 1]);
-        assert_eq!(full.plus(Activity::from([1, 1, 2])), Activity::from([u64::MAX, u64::MAX, 2]));
+    fn heat_halves_with_each_half_life_and_ends_at_nothing() {
+        let life = 1u64 << HEAT_HALF_LIFE_LOG2_NS;
+        assert_eq!(decayed(HEAT_ONE, life - 1), HEAT_ONE);
+        assert_eq!(decayed(HEAT_ONE, life), HEAT_ONE / 2);
+        assert_eq!(decayed(u64::MAX, 63 * life), 1);
+        assert_eq!(decayed(u64::MAX, u64::MAX), 0);
     }
 }

@@ -49,6 +49,13 @@ pub enum Event {
     Unwanted(Vec<SandboxId>),
     /// How long a sandbox must be idle before it is reported.
     IdlePeriod(Duration),
+    /// For how long the kernel has seen a sandbox do nothing, asked or not; zero while it works.
+    Quiet {
+        /// Which.
+        sandbox: SandboxId,
+        /// How long.
+        idle: Duration,
+    },
     /// A request for a sandbox is at the door.
     RequestAsked {
         /// For which sandbox.
@@ -296,7 +303,17 @@ impl Driver {
             Event::BaseMade { sandbox, result } => self.base_made(now, sandbox, result, out),
             Event::Removed { sandbox } => self.removed(sandbox, out),
             Event::Exited { sandbox, why } => self.exited(sandbox, why, out),
+            Event::Quiet { sandbox, idle } => self.quiet(now, sandbox, idle),
             Event::Tick => self.report_idle(now, out),
+        }
+    }
+
+    /// Work that nobody asked for is use too: a sandbox in the middle of it is not idle.
+    fn quiet(&mut self, now: Instant, sandbox: SandboxId, idle: Duration) {
+        if let Some(entry) = self.sandboxes.get_mut(&sandbox)
+            && let Some(worked) = now.checked_sub(idle)
+        {
+            entry.last_used = entry.last_used.max(worked);
         }
     }
 

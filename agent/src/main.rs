@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use medes_agent::{config::Config, heap, keeper, run, sandbox, stage};
+use medes_agent::{config::Config, heap, keeper, run, sandbox, stage, watch::writes};
 
 /// The agent of one Medes node: runs sandboxes, takes their memory away while they are idle, gives it back
 #[derive(Parser)]
@@ -29,6 +29,9 @@ enum Helper {
     /// Cleans up when the agent is gone; started by the agent
     #[command(hide = true)]
     Keeper,
+    /// Makes a userfaultfd in a process; started by the agent
+    #[command(hide = true)]
+    Inject(writes::InjectArgs),
 }
 
 fn main() -> ExitCode {
@@ -37,6 +40,7 @@ fn main() -> ExitCode {
         // These run before any thread exists, and need no runtime.
         (Some(Helper::Stage(args)), _) => stage::main(&args),
         (Some(Helper::Keeper), _) => keeper::main(),
+        (Some(Helper::Inject(args)), _) => writes::inject_main(&args),
         (None, Some(config)) => agent(config),
         (None, None) => ExitCode::FAILURE,
     }

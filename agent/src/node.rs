@@ -5,6 +5,7 @@
 
 mod door;
 mod measure;
+mod watching;
 mod work;
 
 pub use door::NodeHandle;
@@ -24,7 +25,7 @@ use medes_proto::{
 use tokio::{sync::mpsc, task::JoinHandle, time::MissedTickBehavior};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use self::{door::Asked, measure::Measured, work::Worked};
+use self::{door::Asked, measure::Measured, watching::Watching, work::Worked};
 use crate::{
     base,
     driver::{Action, DedupOrder, Driver, Event, Ticket},
@@ -34,6 +35,7 @@ use crate::{
     metrics,
     roads::{Roads, Stored, Warm},
     sandbox::{Host, Housing},
+    watch::Watch,
 };
 
 /// A sandbox, as the loop holds it while no work is under way.
@@ -97,6 +99,7 @@ pub struct Node {
     doors: BTreeMap<Ticket, Asked>,
     next_ticket: u64,
     measured: Measured,
+    watching: Watching,
     /// The open stream's queue.
     outgoing: Option<mpsc::Sender<AgentMessage>>,
     inbox: mpsc::Sender<Input>,
@@ -116,7 +119,7 @@ const CLOSE_DEADLINE: Duration = Duration::from_secs(10);
 
 impl Node {
     /// A node without sandboxes, and the way to ask it.
-    pub fn new(identity: Identity, tools: Arc<Tools>) -> (Self, NodeHandle, NodeInbox) {
+    pub fn new(identity: Identity, tools: Arc<Tools>, watch: Watch) -> (Self, NodeHandle, NodeInbox) {
         let (inbox, inputs) = mpsc::channel(INBOX_MAX);
         let handle = NodeHandle::new(inbox.clone(), tools.tasks.clone());
         let measured = Measured::new(identity.cap_bytes);
@@ -128,6 +131,7 @@ impl Node {
             doors: BTreeMap::new(),
             next_ticket: 0,
             measured,
+            watching: Watching::new(watch),
             outgoing: None,
             inbox,
             heartbeat: HEARTBEAT,
@@ -153,6 +157,9 @@ impl Node {
                 Some(input) = inputs.recv() => self.input(input),
                 Some(said) = link.recv() => self.link_said(said).await,
                 _ = tick.tick() => {
+                    for (sandbox, idle) in self.watching.look() {
+                        self.apply(Event::Quiet { sandbox, idle });
+                    }
                     self.apply(Event::Tick);
                     if last_heartbeat.elapsed() + TICK / 2 >= self.heartbeat {
                         last_heartbeat = Instant::now();
@@ -272,6 +279,7 @@ impl Node {
             Action::MakeBase { sandbox, snapshot } => self.make_base(sandbox, snapshot),
             Action::Restore { sandbox, digest_memory } => self.restore(sandbox, digest_memory),
             Action::Remove { sandbox } => {
+                self.watching.end(sandbox);
                 let remains = self.bodies.remove(&sandbox).and_then(Body::into_remains);
                 self.work(work::remove(sandbox, remains));
             }
@@ -368,6 +376,7 @@ impl Node {
         match self.bodies.remove(&sandbox)? {
             Body::Warm(warm, watch) => {
                 watch.cancel();
+                self.watching.end(sandbox);
                 Some(warm)
             }
             other => {
@@ -379,6 +388,7 @@ impl Node {
 
     /// Takes a warm sandbox back, or in for the first time, and watches for its end.
     fn keep_warm(&mut self, sandbox: SandboxId, warm: Box<Warm>) {
+        self.watching.begin(sandbox, warm.housing.cgroup());
         let watch = CancellationToken::new();
         let (tree, log, stop) = (warm.tree.clone(), warm.housing.log().clone(), watch.clone());
         let inbox = self.inbox.clone();

@@ -61,7 +61,9 @@ pub async fn run(config: Config) -> Result<()> {
     let channel = channel(&config.controller)?;
     let bases = Arc::new(Bases::new(config.node.clone(), READ_DEADLINE, config.budgets()));
     let mut lacks = Vec::new();
-    let watch = Watch::start().map_err(|error| lacks.push(format!("eBPF: {}", chain(&error)))).ok();
+    let (watch, no_ebpf) = Watch::start();
+    lacks.extend(no_ebpf.map(|error| format!("eBPF, so sandboxes are watched by procfs: {}", chain(&error))));
+    tracing::info!(sight = %watch.sight(), "watching sandboxes");
     let roads = roads(&config, &reaper, &tasks, &stop, &bases, channel.clone()).await;
     let roads = roads.map_err(|error| lacks.push(format!("CRIU: {error:#}"))).ok().map(Arc::new);
     for lack in &lacks {
@@ -76,7 +78,7 @@ pub async fn run(config: Config) -> Result<()> {
         threads: config.threads(),
     };
     let tools = Tools { host: Arc::new(host.clone()), roads, bases: bases.clone(), tasks: tasks.clone() };
-    let (node, handle, inbox) = Node::new(identity, Arc::new(tools));
+    let (node, handle, inbox) = Node::new(identity, Arc::new(tools), watch);
     let (from_link, link_inbox) = mpsc::channel(LINK_MAX);
     tasks.spawn(link::run(channel, from_link, stop.clone()));
     let service = NodeServer::new(NodeService::new(bases, handle))
@@ -98,7 +100,6 @@ pub async fn run(config: Config) -> Result<()> {
     if tokio::time::timeout(STOP_DEADLINE, tasks.wait()).await.is_err() {
         tracing::warn!(left = tasks.len(), deadline = ?STOP_DEADLINE, "tasks did not end in time");
     }
-    drop(watch);
     reaper_stop.cancel();
     reaper_tasks.close();
     reaper_tasks.wait().await;

@@ -10,6 +10,7 @@ mod restore;
 mod scratch;
 mod show;
 mod stats;
+mod watch;
 
 use std::process::ExitCode;
 
@@ -29,6 +30,8 @@ enum Experiment {
     Demo(demo::Options),
     /// Times every way to a first answer: cold start, plain CRIU restore, Medes restore, warm sandbox
     Restore(restore::Options),
+    /// Times warm requests unwatched, watched by the kernel programs, and with writes tracked
+    Watch(watch::Options),
 }
 
 fn main() -> ExitCode {
@@ -39,6 +42,7 @@ fn main() -> ExitCode {
             .context("start the runtime")
             .and_then(|runtime| runtime.block_on(demo::run(options))),
         Experiment::Restore(options) => restore::main(&options),
+        Experiment::Watch(options) => watch::main(&options),
     };
     match done {
         Ok(code) => code,

@@ -10,9 +10,12 @@ use crate::watch::{Watch, WatchError};
 /// The first with `PAGEMAP_SCAN` and asynchronous write protection.
 const WANTED: (u32, u32) = (6, 7);
 const TYPES: &str = "/sys/kernel/btf/vmlinux";
+/// What a node without kernel programs does.
+const WITHOUT: &str =
+    "sandboxes are watched through procfs: idle within one look, timers count as work, no faults seen";
 
 pub(super) fn checks() -> Vec<Check> {
-    vec![version(&release()), types(Path::new(TYPES).is_file()), watch(Watch::start().err().as_ref())]
+    vec![version(&release()), types(Path::new(TYPES).is_file()), watch(&Watch::start())]
 }
 
 /// As the kernel names itself; empty when it does not say.
@@ -43,18 +46,13 @@ fn types(there: bool) -> Check {
     if there {
         return Check::ok("btf", TYPES);
     }
-    Check::degraded(
-        "btf",
-        format!("no {TYPES}"),
-        "no eBPF: sandboxes are watched through procfs",
-        "use a kernel built with CONFIG_DEBUG_INFO_BTF",
-    )
+    Check::degraded("btf", format!("no {TYPES}"), WITHOUT, "use a kernel built with CONFIG_DEBUG_INFO_BTF")
 }
 
-fn watch(failure: Option<&WatchError>) -> Check {
+fn watch((watch, failure): &(Watch, Option<WatchError>)) -> Check {
     let name = "ebpf";
     let Some(failure) = failure else {
-        return Check::ok(name, "the kernel programs load and attach");
+        return Check::ok(name, format!("the kernel programs load and attach ({})", watch.sight()));
     };
     let fix = match failure {
         WatchError::NotBuilt { .. } => "run `cargo xtask setup`, then build the agent again",
@@ -62,7 +60,7 @@ fn watch(failure: Option<&WatchError>) -> Check {
         WatchError::NoBtf { .. } | WatchError::NoTracepoint { .. } => "use a kernel with BTF and tracepoints",
         _ => "report this with the kernel's version: the programs should load",
     };
-    Check::degraded(name, whole(failure), "sandboxes are watched through procfs", fix)
+    Check::degraded(name, whole(failure), WITHOUT, fix)
 }
 
 /// An error with everything that led to it.
@@ -102,7 +100,8 @@ mod tests {
 
     #[test]
     fn an_agent_without_kernel_programs_says_why_and_what_helps() {
-        let check = watch(Some(&WatchError::NotBuilt { reason: "bpf-linker is not installed" }));
+        let failure = WatchError::NotBuilt { reason: "bpf-linker is not installed" };
+        let check = watch(&(Watch::procfs(), Some(failure)));
         assert_eq!(check.verdict, Verdict::Degraded);
         assert!(check.found.contains("bpf-linker"), "{}", check.found);
         assert!(check.fix.is_some_and(|fix| fix.contains("xtask setup")));

@@ -305,3 +305,24 @@ fn an_idle_sandbox_is_reported_once_per_idle_period() {
     }
     assert_eq!(reports, 4);
 }
+
+#[test]
+fn a_sandbox_that_works_by_itself_is_not_idle() {
+    let mut world = World::new();
+    world.step(Step::Start(1));
+    world.finish(0, 0);
+    world.apply(Event::IdlePeriod(Duration::from_secs(60)));
+    let id = world.driver.sandboxes(world.now, |_| 0)[0].id;
+    let mut idle_at = Vec::new();
+    for second in 1..=200u64 {
+        world.now += Duration::from_secs(1);
+        let idle = Duration::from_secs(second.saturating_sub(100));
+        world.apply(Event::Quiet { sandbox: id, idle });
+        let mut actions = Vec::new();
+        world.driver.apply(world.now, Event::Tick, &mut actions);
+        if actions.iter().any(|action| matches!(action, Action::ReportIdle { .. })) {
+            idle_at.push(second);
+        }
+    }
+    assert_eq!(idle_at, [160], "sixty seconds after its own work ended");
+}

@@ -27,6 +27,12 @@ pub enum WatchError {
         /// What reading it met.
         source: BtfError,
     },
+    /// There is no cgroup v2 hierarchy, and processes cannot be followed from inside a pid namespace either.
+    #[error("sandboxes cannot be told apart: no cgroup v2 hierarchy holds them")]
+    NoCgroup,
+    /// Asked of a watch that has none.
+    #[error("only the kernel programs see this, and they are not loaded")]
+    OnlyEbpf,
     /// The kernel has no such tracepoint.
     #[error("the kernel has no tracepoint {tracepoint}")]
     NoTracepoint {
@@ -72,6 +78,12 @@ pub enum WatchError {
         map: &'static str,
         /// What the library met.
         source: MapError,
+    },
+    /// The kernel does not count what programs cost.
+    #[error("have the kernel count what programs cost")]
+    Count {
+        /// What the call met.
+        source: aya::sys::SyscallError,
     },
     /// The object file is not the one this agent was written for.
     #[error("the kernel programs' object file has no {lacks}")]

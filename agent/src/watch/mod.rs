@@ -1,129 +1,231 @@
-//! The kernel's view of the sandboxes: eBPF programs loaded, attached and read.
+//! The kernel's view of the sandboxes: who works, who is idle since when, which pages are touched.
 //!
-//! Only this module and `agent-ebpf` know eBPF. The agent must run without it: [`Watch::start`]
-//! says in a typed error what is missing, and its callers fall back to procfs.
+//! One interface, [`Watch`], with two ways to see: kernel programs (eBPF), and `/proc` where these do not load. The
+//! choice is made at the start, and [`Watch::sight`] says which it was. Only this room and `agent-ebpf` know eBPF.
+//! Which pages a sandbox writes is seen in a third way, [`writes`], and what follows from it is [`heat`].
 
+mod ebpf;
 mod error;
+pub mod heat;
+mod procfs;
+mod record;
+pub mod writes;
 
 use std::fmt;
+use std::num::NonZeroU64;
+use std::path::PathBuf;
 
-use aya::maps::{MapData, PerCpuHashMap};
-use aya::programs::{BtfTracePoint, ProgramInfo};
-use aya::{Btf, Ebpf, EbpfLoader};
-use aya_log::EbpfLogger;
+use nix::time::{ClockId, clock_gettime};
+use nix::unistd::Pid;
+
+pub use ebpf::{Cost, CostCount, Diagnostics, Lost, Membership, Options, Wants};
 pub use error::WatchError;
-use log::Log;
-pub use medes_agent_ebpf::Activity;
-use medes_agent_ebpf::{ACTIVITY, ActivityWords, SCHED_SWITCH};
+pub use record::{Activity, Counts, Fault, PageHeat, RecordError};
 
-/// The kernel programs as built with this agent; empty when no tool chain was there.
-const OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/medes-watch.o"));
+use ebpf::Programs;
+use procfs::Procfs;
 
-/// Why `OBJECT` is empty.
-const ABSENT: &str = env!("MEDES_EBPF_ABSENT");
+/// What a watch calls a sandbox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Key(NonZeroU64);
 
-/// Programs attached to the kernel, counting what the tasks of each cgroup do.
-///
-/// Dropping it detaches and unloads everything: nothing is pinned.
-pub struct Watch {
-    activity: PerCpuHashMap<MapData, u64, ActivityWords>,
-    /// Reads the programs' log lines.
-    log: Option<EbpfLogger<&'static dyn Log>>,
-    /// Owns the programs and their attachments.
-    programs: Ebpf,
-}
-
-/// Whether the kernel programs say what they could not do.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Diagnostics {
-    /// Silent, and the log statements cost one comparison.
-    #[default]
-    Off,
-    /// Lines wait in a ring of the kernel until [`Watch::pass_log_on`] is called.
-    On,
-}
-
-impl fmt::Debug for Watch {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.debug_struct("Watch").field("programs", &self.program_ids()).finish_non_exhaustive()
+impl Key {
+    pub(crate) const fn new(number: u64) -> Option<Self> {
+        match NonZeroU64::new(number) {
+            Some(number) => Some(Self(number)),
+            None => None,
+        }
     }
+
+    /// The number: the id of the cgroup where sandboxes are told apart by these.
+    pub const fn get(self) -> u64 {
+        self.0.get()
+    }
+}
+
+/// The processes of a sandbox, as they are found from outside.
+#[derive(Debug, Clone)]
+pub struct Group {
+    /// Id of its cgroup in the v2 hierarchy, if there is one.
+    pub cgroup_id: Option<u64>,
+    /// File that lists its processes, one number a line.
+    pub procs: PathBuf,
+}
+
+impl Group {
+    /// Its processes now; none when the group is gone.
+    pub fn pids(&self) -> Vec<Pid> {
+        let text = std::fs::read_to_string(&self.procs).unwrap_or_default();
+        text.lines().filter_map(|line| line.parse().ok()).map(Pid::from_raw).collect()
+    }
+}
+
+/// How a watch sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sight {
+    /// By kernel programs, which tell sandboxes apart in this way.
+    Ebpf(Membership),
+    /// By looking at `/proc` from time to time.
+    Procfs,
+}
+
+impl fmt::Display for Sight {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(match self {
+            Self::Ebpf(Membership::Cgroup) => "eBPF, sandboxes by cgroup",
+            Self::Ebpf(Membership::Processes) => "eBPF, sandboxes by process tree",
+            Self::Procfs => "procfs",
+        })
+    }
+}
+
+/// Watches sandboxes. Dropping it leaves nothing in the kernel: programs and maps go with it.
+#[derive(Debug)]
+pub struct Watch {
+    eyes: Eyes,
+    next: u64,
+}
+
+#[derive(Debug)]
+enum Eyes {
+    Kernel(Box<Programs>),
+    Procfs(Procfs),
 }
 
 impl Watch {
-    /// Loads and attaches, without diagnostics. Takes some milliseconds; blocks.
-    ///
-    /// # Errors
-    /// What this kernel, this build or these rights do not allow.
-    pub fn start() -> Result<Self, WatchError> {
-        Self::start_with(Diagnostics::Off)
-    }
-
-    /// Loads and attaches.
-    ///
-    /// # Errors
-    /// What this kernel, this build or these rights do not allow.
-    pub fn start_with(diagnostics: Diagnostics) -> Result<Self, WatchError> {
-        if OBJECT.is_empty() {
-            return Err(WatchError::NotBuilt { reason: ABSENT });
+    /// Starts the best watch this machine allows; the error says why it is not the kernel programs. Blocks for some
+    /// ten milliseconds.
+    pub fn start() -> (Self, Option<WatchError>) {
+        match Self::ebpf(Options::default()) {
+            Ok(watch) => (watch, None),
+            Err(error) => (Self::procfs(), Some(error)),
         }
-        let types = Btf::from_sys_fs().map_err(|source| WatchError::NoBtf { source })?;
-        let level: u8 = match diagnostics {
-            Diagnostics::Off => 0,
-            Diagnostics::On => u8::MAX,
-        };
-        let mut programs = EbpfLoader::new()
-            .btf(Some(&types))
-            // A build without log statements has no such variable, and needs none.
-            .override_global(aya_log::LEVEL, &level, false)
-            .load(OBJECT)
-            .map_err(WatchError::from_load)?;
-        let log = match diagnostics {
-            Diagnostics::Off => None,
-            Diagnostics::On => {
-                Some(EbpfLogger::init(&mut programs).map_err(|source| WatchError::Log { source })?)
-            }
-        };
-        let map = programs.take_map(ACTIVITY).ok_or(WatchError::Foreign { lacks: ACTIVITY })?;
-        let activity =
-            PerCpuHashMap::try_from(map).map_err(|source| WatchError::Map { map: ACTIVITY, source })?;
-        attach(&mut programs, SCHED_SWITCH, &types)?;
-        Ok(Self { activity, log, programs })
     }
 
-    /// What the tasks of this cgroup did since the watch started, summed over all CPUs.
+    /// A watch by kernel programs.
     ///
-    /// The id is that of the cgroup v2 hierarchy: the inode number of the cgroup's folder. `None`:
-    /// no task of it was seen to leave a CPU, or so many cgroups are busy that it was pushed out.
-    pub fn activity(&self, cgroup_id: u64) -> Option<Activity> {
-        let cpus = self.activity.get(&cgroup_id, 0).ok()?;
-        Some(cpus.iter().fold(Activity::default(), |sum, words| sum.plus(Activity::from(*words))))
+    /// # Errors
+    /// What this kernel, this build or these rights do not allow.
+    pub fn ebpf(options: Options) -> Result<Self, WatchError> {
+        Ok(Self { eyes: Eyes::Kernel(Box::new(Programs::load(options)?)), next: 1 })
     }
 
-    /// Drops what was counted for a cgroup that is gone. Knowing nothing of it is no error.
-    pub fn forget(&mut self, cgroup_id: u64) {
-        // The only failure is "no such entry", and then there is nothing to drop.
-        drop(self.activity.remove(&cgroup_id));
+    /// A watch that looks at `/proc`.
+    pub fn procfs() -> Self {
+        Self { eyes: Eyes::Procfs(Procfs::default()), next: 1 }
+    }
+
+    /// How it sees.
+    pub fn sight(&self) -> Sight {
+        match &self.eyes {
+            Eyes::Kernel(programs) => Sight::Ebpf(programs.membership()),
+            Eyes::Procfs(_) => Sight::Procfs,
+        }
+    }
+
+    /// Begins to watch a sandbox. It counts as just having worked.
+    ///
+    /// # Errors
+    /// The kernel's table is full, or the sandbox cannot be told from others.
+    pub fn add(&mut self, group: Group, now_ns: u64) -> Result<Key, WatchError> {
+        let by_cgroup = matches!(self.sight(), Sight::Ebpf(Membership::Cgroup));
+        let number = if by_cgroup { group.cgroup_id.unwrap_or(0) } else { self.next };
+        let key = Key::new(number).ok_or(WatchError::NoCgroup)?;
+        self.next += 1;
+        match &mut self.eyes {
+            Eyes::Kernel(programs) => programs.add(key, &group, now_ns)?,
+            Eyes::Procfs(procfs) => procfs.add(key, group, now_ns),
+        }
+        Ok(key)
+    }
+
+    /// Stops watching a sandbox. Knowing nothing of it is no error.
+    pub fn remove(&mut self, key: Key) {
+        match &mut self.eyes {
+            Eyes::Kernel(programs) => programs.remove(key),
+            Eyes::Procfs(procfs) => procfs.remove(key),
+        }
+    }
+
+    /// What a sandbox did; `None` if it is not watched.
+    pub fn activity(&mut self, key: Key, now_ns: u64) -> Option<Activity> {
+        match &mut self.eyes {
+            Eyes::Kernel(programs) => programs.activity(key),
+            Eyes::Procfs(procfs) => procfs.activity(key, now_ns),
+        }
+    }
+
+    /// Says what is wanted of a sandbox's faults. Nobody pays for faults before the first time.
+    ///
+    /// # Errors
+    /// There are no kernel programs, or none for faults on this architecture.
+    pub fn want_faults(&mut self, key: Key, wants: Wants) -> Result<(), WatchError> {
+        match &mut self.eyes {
+            Eyes::Kernel(programs) => programs.want_faults(key, wants),
+            Eyes::Procfs(_) => Err(WatchError::OnlyEbpf),
+        }
+    }
+
+    /// The oldest faults that wait, at most so many. Never blocks.
+    pub fn faults(&mut self, most: usize) -> Vec<Fault> {
+        match &mut self.eyes {
+            Eyes::Kernel(programs) => programs.faults(most),
+            Eyes::Procfs(_) => Vec::new(),
+        }
+    }
+
+    /// The pages a sandbox has faulted on, with their heat now. Goes through the whole table.
+    pub fn heat(&self, key: Key, now_ns: u64) -> Vec<PageHeat> {
+        match &self.eyes {
+            Eyes::Kernel(programs) => programs.heat(key, now_ns),
+            Eyes::Procfs(_) => Vec::new(),
+        }
+    }
+
+    /// What did not fit into tables and rings so far.
+    pub fn lost(&self) -> Lost {
+        match &self.eyes {
+            Eyes::Kernel(programs) => programs.lost(),
+            Eyes::Procfs(_) => Lost::default(),
+        }
+    }
+
+    /// Throws out what belongs to tasks and sandboxes whose end was not seen. Returns how much that was.
+    pub fn sweep(&mut self) -> usize {
+        match &mut self.eyes {
+            Eyes::Kernel(programs) => programs.sweep(),
+            Eyes::Procfs(_) => 0,
+        }
     }
 
     /// Gives the lines the kernel programs wrote so far to the `log` facade. Never blocks.
     pub fn pass_log_on(&mut self) {
-        if let Some(reader) = &mut self.log {
-            reader.flush();
+        if let Eyes::Kernel(programs) = &mut self.eyes {
+            programs.pass_log_on();
         }
     }
 
-    /// The kernel's ids of the programs that are loaded, as `bpftool prog` shows them.
-    pub fn program_ids(&self) -> Vec<u32> {
-        let loaded = self.programs.programs();
-        loaded.filter_map(|(_, program)| program.info().ok().map(|info: ProgramInfo| info.id())).collect()
+    /// What each kernel program has cost, as far as a [`CostCount`] was there.
+    pub fn costs(&self) -> Vec<Cost> {
+        match &self.eyes {
+            Eyes::Kernel(programs) => programs.costs(),
+            Eyes::Procfs(_) => Vec::new(),
+        }
+    }
+
+    /// The kernel's ids of programs and maps, as `bpftool` shows them.
+    pub fn kernel_ids(&self) -> (Vec<u32>, Vec<u32>) {
+        match &self.eyes {
+            Eyes::Kernel(programs) => programs.kernel_ids(),
+            Eyes::Procfs(_) => (Vec::new(), Vec::new()),
+        }
     }
 }
 
-fn attach(programs: &mut Ebpf, name: &'static str, types: &Btf) -> Result<(), WatchError> {
-    let program = programs.program_mut(name).ok_or(WatchError::Foreign { lacks: name })?;
-    let program: &mut BtfTracePoint =
-        program.try_into().map_err(|source| WatchError::from_program(name, source))?;
-    program.load(name, types).map_err(|source| WatchError::from_program(name, source))?;
-    program.attach().map_err(|source| WatchError::from_program(name, source))?;
-    Ok(())
+/// The clock of all times here: nanoseconds of `CLOCK_MONOTONIC`.
+pub fn now_ns() -> u64 {
+    // It exists on every Linux.
+    let Ok(now) = clock_gettime(ClockId::CLOCK_MONOTONIC) else { return 0 };
+    let now = std::time::Duration::from(now);
+    u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)
 }

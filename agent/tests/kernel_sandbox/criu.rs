@@ -9,6 +9,8 @@ use medes_agent::criu::{
 use medes_agent::reaper::ExitStatus;
 use medes_agent::sandbox::{AdoptError, Host, Housing, LaunchSpec, Tree, seat};
 
+use medes_agent::watch::writes::WritesError;
+
 use crate::node::{LIMIT, function, launch, on_node, refused, result, until};
 use crate::runner::Test;
 
@@ -123,11 +125,16 @@ fn a_sandbox_leaves_and_comes_back() {
         result(&housing, state).await;
         let before = result(&housing, VIEW).await;
         let group = housing.cgroup().id();
+        // CRIU does not mind that its writes are tracked; a restore ends that.
+        let writes = crate::writes::begin(&host, &alive).await;
+        writes.take().unwrap();
         let images = housing.work_dir().join("first");
         put_away(&criu, &host, &housing, &alive, &images).await;
         assert!(housing.cgroup().pids().unwrap().is_empty());
         let worker = worker(&criu, &host, &housing).await;
         let alive = bring_back(worker, &host, &housing, &images).await;
+        assert!(matches!(writes.take(), Err(WritesError::Gone)));
+        crate::writes::begin(&host, &alive).await.take().unwrap();
         assert_eq!(result(&housing, VIEW).await, before);
         assert_eq!((housing.cgroup().id(), alive.pids().unwrap().len()), (group, 2));
         let go_on = "import sys\nsys.gate.set(); sys.thread.join()\nsys.file.seek(0)\n\

@@ -10,10 +10,12 @@ mod node;
 mod runner;
 mod trouble;
 mod walls;
+mod writes;
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let tests: Vec<runner::Test> = [contract::TESTS, walls::TESTS, trouble::TESTS, criu::TESTS].concat();
+    let tests: Vec<runner::Test> =
+        [contract::TESTS, walls::TESTS, trouble::TESTS, criu::TESTS, writes::TESTS].concat();
     runner::main(&tests, trouble::HELPERS)
 }
