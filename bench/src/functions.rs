@@ -24,8 +24,14 @@ const NAMES: [&str; 10] = [
     "model-train",
 ];
 
+/// Programs that are nothing like the ten functions: what is said of the engine must hold for these too.
+const PROGRAMS: [&str; 4] = ["web", "store", "node", "jvm"];
+
 /// Python modules that `cargo xtask setup` cannot put into the virtual environment, so that a machine may lack them.
 const MODULES: [(&str, &str, &str); 1] = [("model-serve", "torch", "Debian's package python3-torch has it")];
+
+/// Programs that a machine may lack, where the function file does not name them itself.
+const HELPERS: [(&str, &str, &str); 1] = [("store", "redis-server", "Debian's package redis-server has it")];
 
 /// Where things are. `cargo xtask` sets the environment, so that nothing here knows the repository.
 #[derive(Debug, Args)]
@@ -33,6 +39,9 @@ pub(crate) struct Places {
     /// Folder with one folder per function
     #[arg(long, env = "MEDES_FUNCTIONS_DIR", default_value = "bench/functions")]
     pub(crate) functions_dir: PathBuf,
+    /// Folder with one folder per other program
+    #[arg(long, env = "MEDES_PROGRAMS_DIR", default_value = "bench/programs")]
+    pub(crate) programs_dir: PathBuf,
     /// Folder of the programs of Medes; that of this program if absent
     #[arg(long, env = "MEDES_BIN_DIR")]
     bin_dir: Option<PathBuf>,
@@ -78,13 +87,35 @@ impl Candidate {
 
 /// Reads the function files in `dir`: those named in `wanted`, or all if it is empty.
 pub(crate) fn find(dir: &Path, wanted: &[String]) -> Result<Vec<Candidate>> {
-    if let Some(unknown) = wanted.iter().find(|name| !NAMES.contains(&name.as_str())) {
-        bail!("{unknown:?} is not a benchmark function; there are {}", NAMES.join(", "));
+    check(wanted, &NAMES)?;
+    named(dir, &NAMES, wanted)
+}
+
+/// The same, of the ten functions and of the other programs.
+pub(crate) fn find_with_programs(places: &Places, wanted: &[String]) -> Result<Vec<Candidate>> {
+    check(wanted, &[&NAMES[..], &PROGRAMS].concat())?;
+    let mut all = named(&places.functions_dir, &NAMES, wanted)?;
+    all.extend(named(&places.programs_dir, &PROGRAMS, wanted)?);
+    Ok(all)
+}
+
+/// Whether a name is one of the ten functions'.
+pub(crate) fn is_function(name: &str) -> bool {
+    NAMES.contains(&name)
+}
+
+fn check(wanted: &[String], names: &[&str]) -> Result<()> {
+    match wanted.iter().find(|name| !names.contains(&name.as_str())) {
+        Some(unknown) => bail!("{unknown:?} is not a benchmark function; there are {}", names.join(", ")),
+        None => Ok(()),
     }
+}
+
+fn named(dir: &Path, names: &[&str], wanted: &[String]) -> Result<Vec<Candidate>> {
     let dir = dir.canonicalize().with_context(|| format!("find the functions in {}", dir.display()))?;
-    NAMES
-        .into_iter()
-        .filter(|name| wanted.is_empty() || wanted.iter().any(|w| w == name))
+    names
+        .iter()
+        .filter(|name| wanted.is_empty() || wanted.iter().any(|w| w == *name))
         .map(|name| candidate(name, &dir.join(name)))
         .collect()
 }
@@ -106,6 +137,23 @@ fn candidate(name: &str, folder: &Path) -> Result<Candidate> {
 
 /// What this machine lacks to run a function.
 fn lacks(spec: &FunctionSpec) -> Option<String> {
+    lacks_program(spec).or_else(|| lacks_module(spec))
+}
+
+fn lacks_program(spec: &FunctionSpec) -> Option<String> {
+    let is_there = |program: &str| {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        // An absolute path stays what it is when it is joined.
+        std::env::split_paths(&path).any(|folder| folder.join(program).is_file())
+    };
+    let helper = HELPERS.iter().find(|(name, ..)| *name == spec.name.as_str());
+    let own = spec.command.first().map(|program| (program.as_str(), "its function file wants it"));
+    let mut needed = own.into_iter().chain(helper.map(|(_, program, remedy)| (*program, *remedy)));
+    let (program, remedy) = needed.find(|(program, _)| !is_there(program))?;
+    Some(format!("there is no program {program} ({remedy})"))
+}
+
+fn lacks_module(spec: &FunctionSpec) -> Option<String> {
     let (_, module, remedy) = MODULES.iter().find(|(name, ..)| *name == spec.name.as_str())?;
     let python = spec.command.first()?;
     // Looking for the module takes milliseconds, importing it takes seconds.
@@ -137,6 +185,17 @@ mod tests {
     }
 
     #[test]
+    fn every_other_program_can_be_resolved() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("programs");
+        for name in PROGRAMS {
+            let text = fs::read_to_string(dir.join(name).join("function.toml")).unwrap();
+            let spec = function::resolve(&text, &dir.join(name), |_| None).unwrap();
+            assert_eq!(spec.name.as_str(), name);
+            assert!(!is_function(name));
+        }
+    }
+
+    #[test]
     fn an_unknown_function_is_refused_by_name() {
         let error = find(Path::new("."), &["html".into(), "fishing".into()]).unwrap_err();
         assert!(error.to_string().contains("fishing"), "{error}");
@@ -147,7 +206,8 @@ mod tests {
         let spec =
             FunctionSpec::from_toml("name = \"model-serve\"\ncommand = [\"/nowhere/python3\"]").unwrap();
         assert!(lacks(&spec).unwrap().contains("/nowhere/python3"));
-        let spec = FunctionSpec::from_toml("name = \"html\"\ncommand = [\"/nowhere/python3\"]").unwrap();
+        assert!(lacks_module(&spec).unwrap().contains("/nowhere/python3"));
+        let spec = FunctionSpec::from_toml("name = \"html\"\ncommand = [\"sh\"]").unwrap();
         assert_eq!(lacks(&spec), None);
     }
 }

@@ -3,12 +3,14 @@
 mod cluster;
 mod control;
 mod demo;
+mod engine;
 mod functions;
 mod gateway;
 mod record;
 mod restore;
 mod scratch;
 mod show;
+mod station;
 mod stats;
 mod watch;
 
@@ -32,6 +34,11 @@ enum Experiment {
     Restore(restore::Options),
     /// Times warm requests unwatched, watched by the kernel programs, and with writes tracked
     Watch(watch::Options),
+    /// Stores real memory in every way there is: how small, and how fast
+    Engine(engine::Options),
+    /// Stores one target and says what that took; started by `engine`
+    #[command(hide = true)]
+    EngineProbe(engine::probe::Options),
 }
 
 fn main() -> ExitCode {
@@ -43,6 +50,8 @@ fn main() -> ExitCode {
             .and_then(|runtime| runtime.block_on(demo::run(options))),
         Experiment::Restore(options) => restore::main(&options),
         Experiment::Watch(options) => watch::main(&options),
+        Experiment::Engine(options) => engine::main(&options),
+        Experiment::EngineProbe(options) => engine::probe::main(&options),
     };
     match done {
         Ok(code) => code,

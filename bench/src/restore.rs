@@ -4,10 +4,8 @@
 //! the way back: same CRIU, same namespaces, same cgroups, same request.
 
 mod compare;
-mod registry;
 mod report;
 mod round;
-mod station;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -19,10 +17,10 @@ use medes_proto::function::FunctionSpec;
 use crate::{
     functions::{self, Candidate, Function, Places},
     record::write_json,
+    station::Station,
 };
 use report::{Report, Row};
 use round::{Round, Series};
-use station::Station;
 
 /// What to measure, how often, and where to leave it.
 #[derive(Debug, Args)]

@@ -64,6 +64,7 @@ impl Repo {
         let mut all = vec![
             ("MEDES_BIN_DIR", self.binaries(release).into_os_string()),
             ("MEDES_FUNCTIONS_DIR", self.path("bench/functions").into_os_string()),
+            ("MEDES_PROGRAMS_DIR", self.path("bench/programs").into_os_string()),
             ("MEDES_VENV", self.installed("venv").into_os_string()),
             ("MEDES_PYTHON", self.installed("venv/bin/python").into_os_string()),
         ];

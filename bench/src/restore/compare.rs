@@ -24,7 +24,7 @@ use medes_proto::{
     registry::{Fingerprints, Hint, SnapshotPlace},
 };
 
-use super::station::{KEY, Station, threads};
+use crate::station::{KEY, Station, threads};
 
 /// zstd's level that the design compares with.
 const ZSTD_LEVEL: i32 = 1;

@@ -6,13 +6,11 @@ use comfy_table::{CellAlignment, Table, presets::NOTHING};
 use medes_proto::sandbox::PageClasses;
 use serde::Serialize;
 
-use super::{
-    round::{Round, Timed},
-    station::threads,
-};
+use super::round::{Round, Timed};
 use crate::{
     record::{Record, Target},
     show::{mib, ms, percent, times},
+    station::threads,
     stats::Spread,
 };
 

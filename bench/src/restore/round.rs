@@ -13,38 +13,34 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use medes_agent::{
     base,
     bases::local::Snapshot,
-    criu::{self, DumpRequest, Inherited, Leave, RestoreRequest, Seat, Worker, preflight},
     dedupe,
     driver::DedupOrder,
-    dump::Folder,
     restore,
-    roads::{Stopwatch, Warm, blocking},
-    sandbox::{self, Housing, Intake, Request, Tree},
+    roads::{Stopwatch, Warm},
+    sandbox::{Housing, Tree},
 };
 use medes_proto::{
     function::FunctionSpec,
     sandbox::{PageClasses, Phase},
 };
-use serde_json::{Value, json};
 
-use super::{
-    compare::{self, Compared},
-    station::Station,
+use super::compare::{self, Compared};
+use crate::{
+    station::{
+        Station,
+        ask::{Reply, ask},
+        plain::{self, Images},
+    },
+    stats::Spread,
 };
-use crate::stats::Spread;
 
 const WARM_REQUESTS: u64 = 5;
 /// The request whose times are compared, the same for every way. Apart from the others, so that no cache can know it.
 const COMPARED: u64 = 1_000_007;
-/// Covers the largest function on a busy machine.
-const ANSWER_MAX: Duration = Duration::from_secs(60);
-const ANSWER_BYTES_MAX: usize = 1 << 20;
-/// How long a connection may take to close after the last answer, and when to look again.
-const SETTLE: (Duration, Duration) = (Duration::from_secs(2), Duration::from_millis(5));
 
 /// A way to an answer, with its steps.
 #[derive(Debug)]
@@ -115,7 +111,7 @@ impl<'s> Series<'s> {
         let spec = Arc::new(spec);
         let (sandbox, snapshot) = station.number()?;
         let warm = station.start(sandbox, &spec).await?;
-        ask(&warm, COMPARED).await?;
+        ask(&warm.housing, COMPARED).await?;
         warm_requests(&warm).await?;
         base::make_base(&station.roads, sandbox, &warm, snapshot).await?;
         station.remove(sandbox, &warm.housing).await?;
@@ -131,22 +127,23 @@ impl<'s> Series<'s> {
         let mut watch = Stopwatch::start();
         let warm = station.start(sandbox, &self.spec).await?;
         watch.step("start");
-        let cold_answer = ask(&warm, COMPARED).await?;
+        let cold_answer = ask(&warm.housing, COMPARED).await?;
         watch.step("answer");
         let cold = timed(began, watch);
         let warm_ms = warm_requests(&warm).await?;
         // What the next answer is held against.
-        let before = ask(&warm, COMPARED).await?;
+        let before = ask(&warm.housing, COMPARED).await?;
         let mut answers_match = cold_answer.result == before.result;
 
-        let images = dump(station, &warm).await.context("dump it")?;
+        let images = plain::dump(station, &warm.housing, &warm.tree, "plain").await.context("dump it")?;
         let Warm { spec, mut housing, tree } = warm;
         tree.kill().await?;
-        let (criu, tree, answer) = plain(station, &mut housing, &images, true).await.context("plain CRIU")?;
+        let (criu, tree, answer) =
+            by_criu(station, &mut housing, &images, true).await.context("plain CRIU")?;
         answers_match &= before.continues_in(&answer);
         tree.kill().await?;
         let (criu_exec, tree, answer) =
-            plain(station, &mut housing, &images, false).await.context("plain CRIU with exec")?;
+            by_criu(station, &mut housing, &images, false).await.context("plain CRIU with exec")?;
         answers_match &= before.continues_in(&answer);
         drop(images);
 
@@ -195,76 +192,19 @@ fn timed(began: Instant, watch: Stopwatch) -> Timed {
     Timed { ms: millis(began.elapsed()), phases: watch.phases() }
 }
 
-/// The images of a sandbox on the node's tmpfs, as CRIU writes them.
-struct Images {
-    folder: Folder,
-    /// Its output pipe, by the name these images have for it: each restore takes a new pipe in its place.
-    pipe: String,
-}
-
-/// Dumps a sandbox. It stands still afterwards.
-async fn dump(station: &Station, warm: &Warm) -> Result<Images> {
-    let pid = warm.tree.pid();
-    let deadline = Instant::now() + SETTLE.0;
-    while let Err(error) = preflight::check_dumpable(pid) {
-        ensure!(Instant::now() < deadline, "{error}");
-        tokio::time::sleep(SETTLE.1).await;
-    }
-    let folder = Folder::create(warm.housing.work_dir().join("plain")).context("make a folder for images")?;
-    let worker = Worker::start_beside(&station.roads.criu, &station.roads.reaper, pid).await?;
-    let request = DumpRequest {
-        pid,
-        images: folder.path(),
-        mounts: warm.housing.external_mounts(),
-        leave: Leave::Stopped,
-        timeout: station.roads.limits.criu,
-        verbose: false,
-    };
-    criu::dump(worker, &request).await?;
-    let pipes = warm.housing.inherited_fds().context("name its output pipe")?;
-    let (pipe, _) = pipes.into_iter().next().context("it has no output pipe")?;
-    Ok(Images { folder, pipe })
-}
-
 /// Restores images as CRIU wrote them, and asks.
-async fn plain(
+async fn by_criu(
     station: &Station,
     housing: &mut Housing,
     images: &Images,
     waiting: bool,
 ) -> Result<(Timed, Tree, Reply)> {
-    let roads = &station.roads;
     let began = Instant::now();
     let mut watch = Stopwatch::start();
-    let (worker, intake) = match waiting {
-        true => roads.pool.take(roads.limits.worker).await?,
-        false => fresh_worker(station).await?,
-    };
-    watch.step("worker");
-    housing.move_in(intake).context("join its log to its new processes")?;
-    let request = RestoreRequest {
-        images: images.folder.path(),
-        root: housing.root(),
-        mounts: housing.external_mounts(),
-        cgroup_procs: &housing.cgroup().procs_files(),
-        inherited: &[(images.pipe.clone(), Inherited::Stdout)],
-        leave_stopped: false,
-        timeout: roads.limits.criu,
-        verbose: false,
-    };
-    let restored = criu::restore(worker, &roads.reaper, &request).await?;
-    let tree = housing.adopt(restored.pid)?;
-    watch.step("criu");
-    let answer = answer(&housing.request(request_of(COMPARED)).await?)?;
+    let tree = plain::restore(station, housing, images, waiting, &mut watch).await?;
+    let answer = ask(housing, COMPARED).await?;
     watch.step("answer");
     Ok((timed(began, watch), tree, answer))
-}
-
-/// What the command line costs: a namespace to restore into, and a program that starts.
-async fn fresh_worker(station: &Station) -> Result<(Worker, Intake)> {
-    let seat = blocking(sandbox::seat).await.context("make a network namespace")?;
-    let Seat { netns, output, keep } = seat;
-    Ok((Worker::start(&station.roads.criu, &station.roads.reaper, netns, output).await?, keep))
 }
 
 async fn medes(station: &Station, stored: medes_agent::roads::Stored) -> Result<(Timed, Warm, Reply)> {
@@ -274,7 +214,7 @@ async fn medes(station: &Station, stored: medes_agent::roads::Stored) -> Result<
         Err(not) => return Err(not.error).context("restore"),
     };
     let back = Instant::now();
-    let answer = ask(&warm, COMPARED).await?;
+    let answer = ask(&warm.housing, COMPARED).await?;
     let mut phases = restored.phases;
     phases.push(Phase::new("answer", back.elapsed()));
     Ok((Timed { ms: millis(began.elapsed()), phases }, warm, answer))
@@ -285,46 +225,10 @@ async fn warm_requests(warm: &Warm) -> Result<f64> {
     let mut times = Vec::new();
     for n in 1..=WARM_REQUESTS {
         let began = Instant::now();
-        ask(warm, n).await?;
+        ask(&warm.housing, n).await?;
         times.push(millis(began.elapsed()));
     }
     Ok(Spread::of(times).p50)
-}
-
-/// An answer of one of our functions.
-#[derive(Debug)]
-struct Reply {
-    result: Value,
-    seed: u64,
-    served: u64,
-}
-
-impl Reply {
-    /// Whether `next` is what the same process answers to the same request, right after this one.
-    fn continues_in(&self, next: &Self) -> bool {
-        self.result == next.result && self.seed == next.seed && self.served + 1 == next.served
-    }
-}
-
-async fn ask(warm: &Warm, n: u64) -> Result<Reply> {
-    answer(&warm.housing.request(request_of(n)).await?)
-}
-
-fn request_of(n: u64) -> Request {
-    let mut request = Request::get("/", ANSWER_MAX, ANSWER_BYTES_MAX);
-    request.method = hyper::Method::POST;
-    request.body = json!({ "n": n }).to_string().into();
-    request
-}
-
-fn answer(response: &sandbox::Response) -> Result<Reply> {
-    let text = String::from_utf8_lossy(&response.body);
-    ensure!(response.status.is_success(), "the function answered {}: {text}", response.status);
-    let mut value: Value = serde_json::from_str(&text).context("read the answer")?;
-    let number =
-        |value: &Value, key: &str| value[key].as_u64().with_context(|| format!("the answer has no {key}"));
-    let (seed, served) = (number(&value, "seed")?, number(&value, "served")?);
-    Ok(Reply { result: value["result"].take(), seed, served })
 }
 
 #[cfg(test)]
@@ -349,14 +253,5 @@ mod tests {
         assert_eq!((round.page_bytes(), round.stored_fraction()), (40_960, 0.1));
         assert!(!round.to_string().contains("DIFFER"));
         assert!(Round { answers_match: false, ..round }.to_string().contains("DIFFER"));
-    }
-
-    #[test]
-    fn another_process_does_not_continue() {
-        let reply = |result: u64, seed, served| Reply { result: json!(result), seed, served };
-        assert!(reply(5, 1, 7).continues_in(&reply(5, 1, 8)));
-        for other in [reply(6, 1, 8), reply(5, 2, 8), reply(5, 1, 7)] {
-            assert!(!reply(5, 1, 7).continues_in(&other), "{other:?}");
-        }
     }
 }

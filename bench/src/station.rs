@@ -1,4 +1,10 @@
 //! A node in this process: everything an agent has but the link to a controller.
+//!
+//! An experiment that has one must enter its mount namespace before any thread exists.
+
+pub(crate) mod ask;
+pub(crate) mod plain;
+mod registry;
 
 use std::{collections::BTreeMap, num::NonZeroUsize, path::PathBuf, sync::Arc, time::Duration};
 
@@ -24,7 +30,6 @@ use medes_proto::{
 use nix::mount::{MntFlags, umount2};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::registry;
 use crate::scratch::Scratch;
 
 /// As the agent has them by default.
@@ -36,12 +41,12 @@ const REGISTRY_MAX: Duration = Duration::from_secs(20);
 const STOP_MAX: Duration = Duration::from_secs(15);
 
 /// The cluster's key; any will do.
-pub(super) const KEY: DomainKey = DomainKey::from_bytes([0x42; 32]);
+pub(crate) const KEY: DomainKey = DomainKey::from_bytes([0x42; 32]);
 
 /// A node and its roads.
-pub(super) struct Station {
-    pub(super) host: Host,
-    pub(super) roads: Arc<Roads>,
+pub(crate) struct Station {
+    pub(crate) host: Host,
+    pub(crate) roads: Arc<Roads>,
     table: Arc<Table>,
     scratch: Scratch,
     /// Control groups of the sandboxes of this function, in case something of them is left.
@@ -52,14 +57,14 @@ pub(super) struct Station {
 }
 
 /// Threads for the work on one sandbox's pages.
-pub(super) fn threads() -> NonZeroUsize {
+pub(crate) fn threads() -> NonZeroUsize {
     let most = NonZeroUsize::new(THREADS_MAX).unwrap_or(NonZeroUsize::MIN);
     std::thread::available_parallelism().map_or(NonZeroUsize::MIN, |found| found.min(most))
 }
 
 impl Station {
     /// Sets the node up. `program` is the agent's: the first step of a sandbox is a process of it.
-    pub(super) async fn open(program: PathBuf) -> Result<Self> {
+    pub(crate) async fn open(program: PathBuf) -> Result<Self> {
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         let reaper = Reaper::start(&tasks, stop.clone()).context("start the reaper")?;
         let node: NodeId = format!("bench-{}", std::process::id()).parse().context("name the node")?;
@@ -86,7 +91,7 @@ impl Station {
     }
 
     /// A number no sandbox and no snapshot had before.
-    pub(super) fn number(&mut self) -> Result<(SandboxId, SnapshotId)> {
+    pub(crate) fn number(&mut self) -> Result<(SandboxId, SnapshotId)> {
         let number = self.next;
         self.next += 1;
         let (sandbox, snapshot) = (SandboxId::of(1, number), SnapshotId::new(number.into()));
@@ -94,7 +99,7 @@ impl Station {
     }
 
     /// A cold start, until the function says it is ready.
-    pub(super) async fn start(&mut self, sandbox: SandboxId, spec: &Arc<FunctionSpec>) -> Result<Warm> {
+    pub(crate) async fn start(&mut self, sandbox: SandboxId, spec: &Arc<FunctionSpec>) -> Result<Warm> {
         let id = sandbox::SandboxId::new(sandbox.to_string())?;
         let housing = Housing::create(&self.host, &id, &launch_spec(spec, sandbox, self.roads.bases.node()))
             .await
@@ -105,14 +110,14 @@ impl Station {
     }
 
     /// Ends a sandbox and frees all that is left of it.
-    pub(super) async fn remove(&mut self, sandbox: SandboxId, housing: &Housing) -> Result<()> {
+    pub(crate) async fn remove(&mut self, sandbox: SandboxId, housing: &Housing) -> Result<()> {
         housing.remove().await.with_context(|| format!("remove {sandbox}"))?;
         self.cgroups.remove(&sandbox);
         Ok(())
     }
 
     /// Ends what a failure left running, and forgets every base snapshot.
-    pub(super) async fn clear(&mut self) -> Result<()> {
+    pub(crate) async fn clear(&mut self) -> Result<()> {
         while let Some((sandbox, cgroup)) = self.cgroups.pop_first() {
             cgroup.kill().await.with_context(|| format!("end {sandbox}"))?;
         }
@@ -124,7 +129,7 @@ impl Station {
     }
 
     /// Ends the node. What it leaves behind after an error goes with this process.
-    pub(super) async fn close(mut self) -> Result<()> {
+    pub(crate) async fn close(mut self) -> Result<()> {
         self.clear().await?;
         let run_dir = self.host.run_dir().to_owned();
         self.stop.cancel();
