@@ -11,7 +11,7 @@
 //!  ├──────────────────────────────────────────────────────────────┤
 //!  │ base snapshots: 8 bytes each, every number once              │
 //!  ├──────────────────────────────────────────────────────────────┤
-//!  │ pointer tables: one for each base (level 1 only)             │
+//!  │ relations: one for each base (level 1 only)                  │
 //!  ├──────────────────────────────────────────────────────────────┤
 //!  │ sections: named byte strings, compressed together            │
 //!  ├──────────────────────────────────────────────────────────────┤ -48
@@ -30,7 +30,7 @@
 //! to come, so an old reader can tell a newer image from a broken one.
 //!
 //! `version` changes when old readers cannot read the file. `level` says what it is made of: 0 has pages that each
-//! need one base page at most, 1 also has pages of words and the pointer tables these need. Every page is readable alone.
+//! need one base page at most, 1 also has pages of words and the relations to their bases (pointer table, secret, coder's tables) these need. Every page is readable alone.
 
 mod build;
 mod layout;

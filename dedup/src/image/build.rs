@@ -134,7 +134,7 @@ impl ImageBuilder {
         run.iter().try_for_each(|page| self.push(&page))
     }
 
-    /// Adds the pointer table that pages of words of this base were made with.
+    /// Adds the relation that pages of words of this base were made with.
     pub fn relation(&mut self, snapshot: SnapshotId, relation: &Relation) {
         self.tables.insert(snapshot, relation.write());
     }

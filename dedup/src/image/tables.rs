@@ -1,5 +1,5 @@
-//! The pointer tables of an image: for each base snapshot, in the order of the table of bases, 4 bytes that say how long
-//! its table is, and the table. No bytes: pointers of this base stay what they are.
+//! The relations of an image: for each base snapshot, in the order of the table of bases, 4 bytes that say how long
+//! its relation is, and the relation. No bytes: no page is made of words of this base.
 
 use std::collections::BTreeMap;
 

@@ -349,8 +349,10 @@ impl Runtime for Findings {
                 }),
             };
             let part = start.max(first)..table.end().min(end);
-            let made = &made.as_chunks::<WORD_BYTES>().0[part.start - start..part.end - start];
-            words[part.start - first..part.end - first].copy_from_slice(made);
+            let made = made.as_chunks::<WORD_BYTES>().0.get(part.start - start..part.end - start);
+            if let Some(made) = made {
+                words[part.start - first..part.end - first].copy_from_slice(made);
+            }
         }
     }
 

@@ -46,10 +46,10 @@ pub(super) struct TableCache(OnceLock<Box<[Slot]>>);
 type Slot = OnceLock<Box<[u8]>>;
 
 impl TableCache {
-    /// Table `number` of `count`.
+    /// Table `number` of `count`; nothing if it was filled from the facts of another base.
     pub(super) fn get(&self, number: usize, count: usize, make: impl FnOnce() -> Box<[u8]>) -> &[u8] {
         let tables = self.0.get_or_init(|| vec![OnceLock::new(); count].into_boxed_slice());
-        tables[number].get_or_init(make)
+        tables.get(number).map_or(&[][..], |table| table.get_or_init(make))
     }
 
     /// Bytes it takes in memory.
