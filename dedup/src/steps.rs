@@ -23,13 +23,15 @@ pub(crate) struct Steps {
 #[derive(Debug, Clone)]
 struct Region {
     start: u64,
-    /// Number of the region's first step and of the one behind its last.
-    first: u32,
+    /// Number of the step behind the region's last.
     end: u32,
     shift: u32,
-    /// For each bucket, the last step that starts at or before the bucket's start.
+    /// For each bucket, the last step that starts at or before the bucket's start; marked if another one starts in it.
     buckets: Vec<u32>,
 }
+
+/// Marks a bucket in which a step starts, so that it takes a look at the steps.
+const SEVERAL: u32 = 1 << 31;
 
 impl Steps {
     /// Steps that begin at these addresses, which rise strictly; the last one ends at `end`.
@@ -90,16 +92,22 @@ impl Region {
             while step + 1 < starts.len() && starts[step + 1] - start <= bucket << shift {
                 step += 1;
             }
-            buckets.push(first + step as u32);
+            let several = starts.get(step + 1).is_some_and(|next| (next - start) >> shift <= bucket);
+            buckets.push(first + step as u32 + if several { SEVERAL } else { 0 });
         }
-        Self { start, first, end: first + starts.len() as u32, shift, buckets }
+        Self { start, end: first + starts.len() as u32, shift, buckets }
     }
 
     #[inline]
     fn find(&self, starts: &[u64], address: u64) -> usize {
         let bucket = ((address - self.start) >> self.shift) as usize;
-        let from = self.buckets.get(bucket).copied().unwrap_or(self.end - 1).max(self.first) as usize;
-        let to = self.buckets.get(bucket + 1).copied().unwrap_or(self.end - 1) as usize + 1;
+        let from = match self.buckets.get(bucket) {
+            Some(step) if step & SEVERAL == 0 => return *step as usize,
+            Some(step) => (step & !SEVERAL) as usize,
+            // Behind the last step's start.
+            None => return self.end as usize - 1,
+        };
+        let to = self.buckets.get(bucket + 1).map_or(self.end - 1, |step| step & !SEVERAL) as usize + 1;
         let behind = starts.get(from + 1..to).unwrap_or_default();
         if behind.len() <= 8 {
             from + behind.iter().take_while(|start| **start <= address).count()

@@ -35,7 +35,7 @@ use crate::words::varint;
 
 /// Pages whose recipes are parsed together. A larger group takes longer until its last page is found, a smaller one
 /// more memory for where each begins.
-pub const PAGES_PER_GROUP: usize = 64;
+pub const PAGES_PER_GROUP: usize = 16;
 
 /// Most bytes that the recipe of one page takes: head, base, distance, length, hash.
 pub const RECIPE_BYTES_MAX: usize = 1 + 1 + 5 + 2 + HASH_BYTES;
@@ -578,10 +578,10 @@ mod tests {
             Record { hash: ZERO, kind }
         };
         let zero = Record { hash: ZERO, kind: Kind::Zero };
-        assert_eq!(written(&[zero; 64]), [0x20, 64]);
+        assert_eq!(written(&[zero; 16]), [0x20, 16]);
         assert_eq!(written(&[zero]), [0]);
-        assert_eq!(written(&(0..64).map(same).collect::<Vec<_>>()).len(), 2 + 64 * 8);
-        assert_eq!(written(&(0..64).map(delta).collect::<Vec<_>>()).len(), 64 * 10);
+        assert_eq!(written(&(0..16).map(same).collect::<Vec<_>>()).len(), 2 + 16 * 8);
+        assert_eq!(written(&(0..16).map(delta).collect::<Vec<_>>()).len(), 16 * 10);
         // The pages of zeros between are counted too, so the base page behind them needs no distance.
         assert_eq!(written(&[delta(0), zero, zero, delta(3)]).len(), 10 + 2 + 10);
         assert_eq!(written(&[delta(70_000), same(5)]).len(), 13 + 12);
@@ -617,14 +617,14 @@ mod tests {
         assert_eq!(error(&last, 2), ParseRecipeError::Page { expected: 0, distance: (1 << 32) - 1 });
         assert_eq!(error(&[0x20, 1], 9), ParseRecipeError::Run { run: 1, left: 9 });
         assert_eq!(error(&[0x20, 10], 9), ParseRecipeError::Run { run: 10, left: 9 });
-        assert_eq!(error(&[0x20, 65], 90), ParseRecipeError::Run { run: 65, left: 64 });
+        assert_eq!(error(&[0x20, 17], 90), ParseRecipeError::Run { run: 17, left: 16 });
         assert_eq!(error(&[0, 0], 2), ParseRecipeError::Split { kind: 0 });
         assert_eq!(error(&[1, 0, 0, 0, 0, 0, 0, 0, 0, 1], 2), ParseRecipeError::Split { kind: 1 });
         assert_eq!(error(&[2, 0], 1), ParseRecipeError::Length { kind: 2, bytes: 0 });
         assert_eq!(error(&[5, 0x80, 0x20], 1), ParseRecipeError::Length { kind: 5, bytes: 4096 });
         assert_eq!(error(&[5, 0x80, 0x80, 4], 1), ParseRecipeError::Length { kind: 5, bytes: 1 << 16 });
         // A group begins anew, and so does a run.
-        let zeros = Records::new(&[0x20, 64, 0x20, 2], 66, 0, ZERO);
-        assert!(zeros.eq((0..66).map(|_| Ok(Record { hash: ZERO, kind: Kind::Zero }))));
+        let zeros = Records::new(&[0x20, 16, 0x20, 2], 18, 0, ZERO);
+        assert!(zeros.eq((0..18).map(|_| Ok(Record { hash: ZERO, kind: Kind::Zero }))));
     }
 }

@@ -8,3 +8,6 @@ pub(super) const HOW: u8 = GAP + 4;
 pub(super) const SMALL: u8 = HOW + 16;
 pub(super) const BYTE: u8 = SMALL + 1;
 pub(super) const ALL: usize = BYTE as usize + 32;
+
+/// Those whose symbols are bytes.
+pub(super) const OF_BYTES: std::ops::Range<usize> = SMALL as usize..ALL;

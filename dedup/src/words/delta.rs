@@ -90,11 +90,11 @@ fn predict<P: PageSource + ?Sized>(
                     let from = &from.as_chunks::<WORD_BYTES>().0[next % PAGE_WORDS..];
                     let count = from.len().min(left.len());
                     let (now, later) = left.split_at_mut(count);
-                    now.copy_from_slice(&from[..count]);
+                    known.relation.translate(&from[..count], now);
                     left = later;
                     next += count;
                 }
-                known.relation.predict(known.facts, first, out);
+                known.relation.put_secret(known.facts, first, out);
             }
         }
         at += words;
@@ -305,7 +305,7 @@ mod tests {
 
     /// A relation whose coder knows nothing: every symbol is escaped, so that any bytes lead somewhere.
     fn unlearned() -> Relation {
-        Relation { model: Model::learn(&Counts::new(CONTEXTS)), ..Relation::default() }
+        Relation { model: Model::learn(&Counts::new(CONTEXTS), 0..0, 8.0), ..Relation::default() }
     }
 
     /// The symbols as bytes that [`unlearned`] reads.

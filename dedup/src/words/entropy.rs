@@ -2,9 +2,12 @@
 //!
 //! A page's corrections are too short to carry statistics of their own, so the tables are learned from many pages of
 //! the image and kept beside its pointer table. Coding a page needs no set-up. Each symbol has a context, and each context a
-//! table; what a table does not know is escaped. The coder is Duda's range variant of asymmetric numeral systems
+//! table; what a table does not know is escaped. Bytes that no table would make shorter stand behind the code, the first one
+//! at the very end. The coder is Duda's range variant of asymmetric numeral systems
 //! (arXiv 1311.2540): a state of 23 bits, whole bytes in and out, the last symbol coded is the first one decoded.
 
+use std::cmp::Reverse;
+use std::ops::Range;
 use std::sync::OnceLock;
 
 use super::varint::{read, write};
@@ -59,12 +62,25 @@ struct Share {
 /// The shares of the symbols that one context knows, in order of symbol. They add up to the scale.
 type Sizes = Vec<(u16, u16)>;
 
-/// The table of one context, ready for use.
+/// Symbols that one table knows, the unknown among them: their numbers fit a byte.
+const KNOWN_MAX: usize = 256;
+
+/// One symbol of a table.
+#[derive(Debug, Clone, Copy, Default)]
+struct Known {
+    symbol: u16,
+    share: Share,
+}
+
+/// The table of one context, ready for use. As small as it can be: all of them together are asked at random for every symbol
+/// of a page, and must not push each other out of the processor's cache.
 #[derive(Debug, Clone)]
 struct Table {
+    /// By symbol, to encode.
     shares: Box<[Share]>,
-    /// For each part of the scale: symbol, share, distance from the share's start. 9, 12 and 11 bits.
-    slots: Box<[u32]>,
+    /// For each part of the scale, which of the known symbols has it; none at all if nothing is known and symbols are plain bytes.
+    slots: Box<[u8]>,
+    known: Box<[Known]>,
 }
 
 /// Tables of all contexts. Spread out when they are first used: an image that only waits keeps the short form.
@@ -77,27 +93,40 @@ pub(super) struct Model {
 impl Table {
     fn new(sizes: &[(u16, u16)]) -> Self {
         let mut shares = vec![Share::default(); usize::from(ESCAPE) + 1];
-        let mut slots = Vec::with_capacity(SCALE as usize);
-        for (symbol, size) in sizes {
-            shares[usize::from(*symbol)] = Share { start: slots.len() as u16, size: *size };
-            let slot = |distance| u32::from(*symbol) << 23 | u32::from(*size) << 11 | u32::from(distance);
-            slots.extend((0..*size).map(slot));
+        let mut slots = Vec::new();
+        let mut known = vec![Known::default(); sizes.len()];
+        let mut start = 0;
+        for (number, (symbol, size)) in sizes.iter().enumerate() {
+            let share = Share { start, size: *size };
+            shares[usize::from(*symbol)] = share;
+            known[number] = Known { symbol: *symbol, share };
+            slots.extend((0..*size).map(|_| number as u8));
+            start += size;
         }
-        Self { shares: shares.into(), slots: slots.into() }
+        Self { shares: shares.into(), slots: slots.into(), known: known.into() }
     }
 }
 
-/// Shares by how often each symbol was seen; at least one part for the unknown.
-fn learn(counts: &[u32; SYMBOLS_MAX as usize]) -> Sizes {
+/// Shares by how often each symbol was seen; at least one part for the unknown. None where symbols are plain bytes and nothing
+/// that is worth a table.
+fn learn(counts: &[u32; SYMBOLS_MAX as usize], byte_bits_max: Option<f64>) -> Sizes {
     let total: u64 = counts.iter().map(|count| u64::from(*count)).sum();
+    if byte_bits_max.is_some_and(|max| total == 0 || bits(counts, total) > max) {
+        return Sizes::new();
+    }
     let scaled = |count: u32| (u64::from(count) * u64::from(SCALE - 1) / total.max(1)) as u16;
     // What is rarer than a part of the scale is cheaper to escape than to have.
     let seen = counts.iter().enumerate().filter(|(_, count)| scaled(**count) > 0);
     let mut sizes: Vec<(u16, u16)> = seen.map(|(symbol, count)| (symbol as u16, scaled(*count))).collect();
+    if sizes.len() >= KNOWN_MAX {
+        sizes.sort_unstable_by_key(|(_, size)| Reverse(*size));
+        sizes.truncate(KNOWN_MAX - 1);
+        sizes.sort_unstable();
+    }
     let used: u16 = sizes.iter().map(|(_, size)| size).sum();
-    let rare: u64 = counts.iter().filter(|count| scaled(**count) == 0).map(|count| u64::from(*count)).sum();
+    let known: u64 = sizes.iter().map(|(symbol, _)| u64::from(counts[usize::from(*symbol)])).sum();
     let left = SCALE as u16 - used;
-    let escape = ((rare * u64::from(SCALE) / total.max(1)) as u16).clamp(1, left);
+    let escape = (((total - known) * u64::from(SCALE) / total.max(1)) as u16).clamp(1, left);
     if let Some(most) = sizes.iter_mut().max_by_key(|(_, size)| *size) {
         most.1 += left - escape;
         sizes.push((ESCAPE, escape));
@@ -105,6 +134,12 @@ fn learn(counts: &[u32; SYMBOLS_MAX as usize]) -> Sizes {
         sizes.push((ESCAPE, SCALE as u16));
     }
     sizes
+}
+
+/// Bits that a symbol takes on average.
+fn bits(counts: &[u32; SYMBOLS_MAX as usize], total: u64) -> f64 {
+    let share = |count: &u32| f64::from(*count) / total.max(1) as f64;
+    counts.iter().map(share).filter(|share| *share > 0.0).map(|share| -share * share.log2()).sum()
 }
 
 fn write_sizes(sizes: &[(u16, u16)], out: &mut Vec<u8>) {
@@ -118,8 +153,11 @@ fn write_sizes(sizes: &[(u16, u16)], out: &mut Vec<u8>) {
 }
 
 /// `None` if the bytes are no such shares.
-fn read_sizes(bytes: &mut &[u8]) -> Option<Sizes> {
-    let count = read(bytes).filter(|count| *count <= u64::from(ESCAPE) + 1)?;
+fn read_sizes(bytes: &mut &[u8], of_bytes: bool) -> Option<Sizes> {
+    let count = read(bytes).filter(|count| *count <= KNOWN_MAX as u64)?;
+    if count == 0 {
+        return of_bytes.then(Sizes::new);
+    }
     let mut sizes = Sizes::with_capacity(count as usize);
     let mut total = 0;
     for at in 0..count {
@@ -138,14 +176,20 @@ fn read_sizes(bytes: &mut &[u8]) -> Option<Sizes> {
 }
 
 impl Model {
-    pub(super) fn learn(counts: &Counts) -> Self {
-        Self { sizes: counts.0.iter().map(learn).collect(), tables: OnceLock::new() }
+    /// `of_bytes` are the contexts whose symbols are bytes. Where such a byte has more than `byte_bits_max` bits of
+    /// information it gets no table: it is read in no time then, and takes eight bits.
+    pub(super) fn learn(counts: &Counts, of_bytes: Range<usize>, byte_bits_max: f64) -> Self {
+        let max = |at| of_bytes.contains(&at).then_some(byte_bits_max);
+        let sizes = counts.0.iter().enumerate().map(|(at, counts)| learn(counts, max(at)));
+        Self { sizes: sizes.collect(), tables: OnceLock::new() }
     }
 
     /// Bytes it takes in memory.
     pub(super) fn memory_bytes(&self) -> usize {
         let sizes = self.sizes.iter().map(|sizes| size_of_val(&sizes[..]));
-        let table = |table: &Table| size_of_val(&table.shares[..]) + size_of_val(&table.slots[..]);
+        let table = |table: &Table| {
+            size_of_val(&table.shares[..]) + size_of_val(&table.slots[..]) + size_of_val(&table.known[..])
+        };
         sizes.sum::<usize>() + self.tables.get().map_or(0, |tables| tables.iter().map(table).sum())
     }
 
@@ -153,9 +197,10 @@ impl Model {
         self.sizes.iter().for_each(|sizes| write_sizes(sizes, out));
     }
 
-    /// Reads the tables of so many contexts. `None` if the bytes are not such tables.
-    pub(super) fn read(bytes: &mut &[u8], contexts: usize) -> Option<Self> {
-        let sizes = (0..contexts).map(|_| read_sizes(bytes)).collect::<Option<_>>()?;
+    /// Reads the tables of so many contexts, of which some have bytes for symbols. `None` if the bytes are not such tables.
+    pub(super) fn read(bytes: &mut &[u8], contexts: usize, of_bytes: Range<usize>) -> Option<Self> {
+        let sizes =
+            (0..contexts).map(|at| read_sizes(bytes, of_bytes.contains(&at))).collect::<Option<_>>()?;
         Some(Self { sizes, tables: OnceLock::new() })
     }
 
@@ -171,7 +216,10 @@ impl Model {
         let (start, tables) = (out.len(), self.tables());
         let mut state = STATE_MIN;
         for Coded { context, symbol } in symbols.iter().rev() {
-            let shares = &tables[usize::from(*context)].shares;
+            let Table { shares, slots, .. } = &tables[usize::from(*context)];
+            if slots.is_empty() {
+                continue;
+            }
             let share = shares[usize::from(*symbol)];
             if share.size > 0 {
                 state = put(state, share.start.into(), share.size.into(), SCALE_BITS, out);
@@ -185,6 +233,8 @@ impl Model {
         }
         out.extend_from_slice(&state.to_le_bytes()[..STATE_BYTES]);
         out[start..].reverse();
+        let plain = |coded: &&Coded| tables[usize::from(coded.context)].slots.is_empty();
+        out.extend(symbols.iter().rev().filter(plain).map(|coded| coded.symbol as u8));
     }
 
     /// Reads what [`Model::encode`] wrote. `None` if it cannot have.
@@ -220,9 +270,14 @@ impl<'d> Decoder<'d> {
     #[inline]
     pub(super) fn next(&mut self, context: u8) -> Option<u16> {
         let table = self.tables.get(usize::from(context))?;
-        let slot = *table.slots.get((self.state % SCALE) as usize)?;
-        let (symbol, size, distance) = ((slot >> 23) as u16, slot >> 11 & 0xfff, slot & 0x7ff);
-        self.state = size * (self.state >> SCALE_BITS) + distance;
+        let part = self.state % SCALE;
+        let Some(number) = table.slots.get(part as usize) else {
+            let (byte, rest) = self.rest.split_last()?;
+            self.rest = rest;
+            return Some((*byte).into());
+        };
+        let Known { symbol, share } = *table.known.get(usize::from(*number))?;
+        self.state = u32::from(share.size) * (self.state >> SCALE_BITS) + part - u32::from(share.start);
         self.renew()?;
         if symbol != ESCAPE {
             return Some(symbol);
@@ -281,10 +336,10 @@ mod tests {
             let mut counts = Counts::new(3);
             counts.see(&learned);
             let mut written = Vec::new();
-            let model = Model::learn(&counts);
+            let model = Model::learn(&counts, 0..0, 8.0);
             model.write(&mut written);
             let mut rest = written.as_slice();
-            let read = Model::read(&mut rest, 3).unwrap();
+            let read = Model::read(&mut rest, 3, 0..0).unwrap();
             prop_assert_eq!(&read.sizes, &model.sizes);
             prop_assert!(rest.is_empty());
             let mut bytes = Vec::new();
@@ -304,7 +359,7 @@ mod tests {
         #[test]
         fn any_bytes_are_tables_or_not(bytes in proptest::collection::vec(any::<u8>(), 0..60)) {
             let mut rest = bytes.as_slice();
-            if let Some(model) = Model::read(&mut rest, 1) {
+            if let Some(model) = Model::read(&mut rest, 1, 0..0) {
                 let mut written = Vec::new();
                 model.write(&mut written);
                 prop_assert_eq!(&bytes[..bytes.len() - rest.len()], &written[..]);
@@ -316,7 +371,7 @@ mod tests {
         fn any_bytes_decode_or_fail(learned in symbols(1), bytes in proptest::collection::vec(any::<u8>(), 0..60)) {
             let mut counts = Counts::new(1);
             counts.see(&learned);
-            let model = Model::learn(&counts);
+            let model = Model::learn(&counts, 0..0, 8.0);
             if let Some(mut decoder) = model.decoder(&bytes) {
                 for _ in 0..2000 {
                     match decoder.next(0) {
@@ -336,7 +391,7 @@ mod tests {
         let mut counts = Counts::new(1);
         counts.see(&coded);
         let mut bytes = Vec::new();
-        Model::learn(&counts).encode(&coded, &mut bytes);
+        Model::learn(&counts, 0..0, 8.0).encode(&coded, &mut bytes);
         // 0.337 bits a symbol is the entropy; 337 bytes.
         assert!(bytes.len() < 350, "{}", bytes.len());
     }

@@ -8,7 +8,7 @@ use super::relation::Relation;
 use super::token::{KINDS, PAGE_WORDS, Token, exact, token, tokens};
 use crate::image::PAGES_MAX;
 use crate::mapping::Mappings;
-use crate::page::{PAGE_BYTES, Page, PageIndex};
+use crate::page::{PAGE_BYTES, Page, PageIndex, ZERO_PAGE};
 
 /// Tokens that make up an anchor.
 pub(super) const ANCHOR_WORDS: usize = 4;
@@ -116,9 +116,11 @@ impl BaseIndex {
     /// The same base as a target sees it: its words predicted, every one compared as it is.
     pub(super) fn predicted(&self, pages: &[&Page], facts: &Facts, relation: &Relation) -> Self {
         let tokens = |at, page: &Page, out: &mut _| {
-            let mut page = *page;
-            relation.predict(facts, at * PAGE_WORDS, page.as_chunks_mut().0);
-            tokens(&page, exact, out);
+            let mut predicted = ZERO_PAGE;
+            let words = predicted.as_chunks_mut().0;
+            relation.translate(page.as_chunks().0, words);
+            relation.put_secret(facts, at * PAGE_WORDS, words);
+            tokens(&predicted, exact, out);
         };
         Self::with_tokens(pages, self.addresses.clone(), self.mappings.clone(), tokens)
     }

@@ -8,7 +8,7 @@
 
 use thiserror::Error;
 
-use super::context::ALL as CONTEXTS;
+use super::context::{ALL as CONTEXTS, OF_BYTES};
 use super::entropy::{Model, SYMBOLS_MAX};
 use super::facts::{Facts, SECRET_BYTES, Secret, TableCache};
 use super::token::WORD_BYTES;
@@ -67,12 +67,16 @@ impl Relation {
         self.translation.memory_bytes() + self.model.memory_bytes() + self.tables.memory_bytes()
     }
 
-    /// Turns words of the base, from `first` on, into what the target should have there.
+    /// Words of the base with their pointers as the target has them.
     #[inline]
-    pub(super) fn predict(&self, facts: &Facts, first: usize, words: &mut [[u8; WORD_BYTES]]) {
-        for word in &mut *words {
-            *word = self.translation.translate(u64::from_le_bytes(*word)).to_le_bytes();
+    pub(super) fn translate(&self, from: &[[u8; WORD_BYTES]], out: &mut [[u8; WORD_BYTES]]) {
+        for (out, word) in out.iter_mut().zip(from) {
+            *out = self.translation.translate(u64::from_le_bytes(*word)).to_le_bytes();
         }
+    }
+
+    /// Puts right those of the translated words, from `first` of the base on, that follow from the target's secret.
+    pub(super) fn put_secret(&self, facts: &Facts, first: usize, words: &mut [[u8; WORD_BYTES]]) {
         if let (Some(secret), Some(runtime)) = (&self.secret, facts.runtime()) {
             runtime.predict(*secret, &self.translation, &self.tables, first, words);
         }
@@ -114,8 +118,9 @@ impl Relation {
         let plain =
             zstd::bulk::decompress(packed, MODEL_BYTES_MAX).map_err(|_error| ReadRelationError::Model)?;
         let mut left = plain.as_slice();
-        let model =
-            Model::read(&mut left, CONTEXTS).filter(|_| left.is_empty()).ok_or(ReadRelationError::Model)?;
+        let model = Model::read(&mut left, CONTEXTS, OF_BYTES)
+            .filter(|_| left.is_empty())
+            .ok_or(ReadRelationError::Model)?;
         Ok(Self { translation: Translation::read(rest)?, secret, model, tables: TableCache::default() })
     }
 }

@@ -20,16 +20,41 @@ pub(super) const ZERO: u16 = 256;
 pub(super) const SHIFT: u16 = 257;
 pub(super) const VALUE: u16 = SHIFT + RECENT as u16;
 
+const VALUES_END: u16 = VALUE + RECENT as u16;
+
 /// Wrong words that are remembered.
-pub(super) const RECENT: usize = 8;
+pub(super) const RECENT: usize = 16;
 
 /// What the wrong words so far say about the next one.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Corrections {
     pub(super) gap: u16,
     how: u8,
-    shifts: [u64; RECENT],
-    values: [u64; RECENT],
+    shifts: Recent,
+    values: Recent,
+}
+
+/// The last few of some numbers.
+#[derive(Debug, Clone, Default)]
+struct Recent {
+    ring: [u64; RECENT],
+    next: usize,
+}
+
+impl Recent {
+    /// How many numbers ago this one was pushed.
+    fn ago(&self, number: u64) -> Option<usize> {
+        (0..RECENT).find(|ago| self.get(*ago) == number)
+    }
+
+    const fn get(&self, ago: usize) -> u64 {
+        self.ring[self.next.wrapping_sub(1 + ago) % RECENT]
+    }
+
+    const fn push(&mut self, number: u64) {
+        self.ring[self.next % RECENT] = number;
+        self.next += 1;
+    }
 }
 
 impl Corrections {
@@ -64,25 +89,27 @@ impl Corrections {
         };
     }
 
-    fn remember(&mut self, word: u64, predicted: u64) {
-        let shift = word.wrapping_sub(predicted);
-        let known = self.shifts.iter().position(|one| *one == shift).unwrap_or(RECENT - 1);
-        self.shifts[..=known].rotate_right(1);
-        self.shifts[0] = shift;
-        let known = self.values.iter().position(|one| *one == word).unwrap_or(RECENT - 1);
-        self.values[..=known].rotate_right(1);
-        self.values[0] = word;
+    /// Keeps what was not known.
+    const fn remember(&mut self, how: u16, word: u64, predicted: u64) {
+        match how {
+            SMALL | ZERO => {}
+            SHIFT..VALUE => self.values.push(word),
+            VALUE.. => self.shifts.push(word.wrapping_sub(predicted)),
+            1..ZERO => {
+                self.shifts.push(word.wrapping_sub(predicted));
+                self.values.push(word);
+            }
+        }
     }
 
     pub(super) fn write(&mut self, word: u64, predicted: u64, out: &mut Vec<Coded>) {
         let shift = word.wrapping_sub(predicted);
         let how_context = self.how_context(predicted);
-        let recent = |all: &[u64; RECENT], one: u64| all.iter().position(|known| *known == one);
         let how = if word == 0 {
             ZERO
-        } else if let Some(at) = recent(&self.shifts, shift) {
+        } else if let Some(at) = self.shifts.ago(shift) {
             SHIFT + at as u16
-        } else if let Some(at) = recent(&self.values, word) {
+        } else if let Some(at) = self.values.ago(word) {
             VALUE + at as u16
         } else if i8::try_from(shift as i64).is_ok() {
             SMALL
@@ -105,9 +132,7 @@ impl Corrections {
             }
             _ => {}
         }
-        if how != SMALL && how != ZERO {
-            self.remember(word, predicted);
-        }
+        self.remember(how, word, predicted);
         self.was(how);
     }
 
@@ -129,12 +154,11 @@ impl Corrections {
                 u64::from_le_bytes(bytes)
             }
             ZERO => 0,
-            SHIFT..VALUE => predicted.wrapping_add(self.shifts[usize::from(how - SHIFT)]),
-            _ => *self.values.get(usize::from(how - VALUE))?,
+            SHIFT..VALUE => predicted.wrapping_add(self.shifts.get(usize::from(how - SHIFT))),
+            VALUE..VALUES_END => self.values.get(usize::from(how - VALUE)),
+            _ => return None,
         };
-        if how != SMALL && how != ZERO {
-            self.remember(word, predicted);
-        }
+        self.remember(how, word, predicted);
         self.was(how);
         Some(word)
     }
