@@ -7,7 +7,7 @@ use std::{io, sync::Arc};
 use medes_dedup::fingerprint::Fingerprint;
 use medes_proto::{
     failure::{Failure, FailureKind},
-    fleet::SnapshotReport,
+    fleet::{Level, SnapshotReport},
     ids::{SandboxId, SnapshotId},
     layout::ProcessLayout,
     sandbox::Phase,
@@ -83,8 +83,15 @@ pub async fn make_base(
     let (function, tenant) = (warm.spec.name.clone(), warm.spec.tenant.clone());
     let snapshot = Arc::new(Snapshot::new(id, function.clone(), tenant, bytes, processes).ok_or(too_large)?);
     watch.step("copy");
+    let aligned = engine.level() != Level::None;
     let fingerprints = fingerprint(snapshot.clone(), engine).await;
     watch.step("fingerprint");
+    if aligned {
+        // Else the first sandbox to be stored with it would wait for this, or the first one to come back.
+        let studied = snapshot.clone();
+        blocking(move || studied.facts().memory_bytes()).await;
+        watch.step("study");
+    }
     // Here first, there second: whoever hears of it can read it.
     roads.bases.local.insert(snapshot.clone());
     if let Err(error) = roads.registry.register(id, &fingerprints).await {

@@ -112,6 +112,8 @@ pub struct Node {
 const INBOX_MAX: usize = 1_024;
 const SANDBOXES_MAX: usize = medes_proto::limits::SANDBOXES_MAX;
 const TICK: Duration = Duration::from_millis(250);
+/// An index of a base that no sandbox needed for so long, and up to twice as long, is not kept.
+const SWEEP: Duration = Duration::from_secs(5);
 /// Until the controller says otherwise.
 const HEARTBEAT: Duration = Duration::from_secs(1);
 /// How long sandboxes may take to go when the node does.
@@ -150,12 +152,14 @@ impl Node {
         let NodeInbox(mut inputs) = inbox;
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        let mut sweep = tokio::time::interval(SWEEP);
         let mut last_heartbeat = Instant::now();
         loop {
             tokio::select! {
                 () = stop.cancelled() => break,
                 Some(input) = inputs.recv() => self.input(input),
                 Some(said) = link.recv() => self.link_said(said).await,
+                _ = sweep.tick() => self.tools.bases.indexes.sweep(),
                 _ = tick.tick() => {
                     for (sandbox, idle) in self.watching.look() {
                         self.apply(Event::Quiet { sandbox, idle });

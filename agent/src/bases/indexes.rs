@@ -1,4 +1,7 @@
 //! Indexes of base snapshots: made when a sandbox is first aligned with one, shared, and kept within a budget of memory.
+//!
+//! An index takes as much memory as its base and is made again in a fraction of a second, so one that nobody has used for
+//! a while goes ([`Indexes::sweep`]): memory was to be won.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -21,6 +24,8 @@ struct Slot {
     snapshot: SnapshotId,
     /// Empty until somebody has made it; whoever else wants it meanwhile waits here.
     index: Arc<Mutex<Option<Arc<BaseIndex>>>>,
+    /// Since the last sweep.
+    used: bool,
 }
 
 impl Slot {
@@ -60,6 +65,11 @@ impl Indexes {
         self.lock().retain(|slot| slot.snapshot != snapshot);
     }
 
+    /// Lets go of what was not used since the last sweep.
+    pub fn sweep(&self) {
+        self.lock().retain_mut(|slot| std::mem::take(&mut slot.used));
+    }
+
     /// Bytes of all that are kept.
     pub fn bytes(&self) -> usize {
         self.lock().iter().map(Slot::bytes).sum()
@@ -68,8 +78,8 @@ impl Indexes {
     fn slot(&self, snapshot: SnapshotId) -> Slot {
         let mut kept = self.lock();
         let slot = match kept.iter().position(|slot| slot.snapshot == snapshot) {
-            Some(at) => kept.remove(at),
-            None => Slot { snapshot, index: Arc::default() },
+            Some(at) => Slot { used: true, ..kept.remove(at) },
+            None => Slot { snapshot, index: Arc::default(), used: true },
         };
         kept.push(slot.clone());
         slot
@@ -119,6 +129,21 @@ mod tests {
         assert!(!Arc::ptr_eq(&second, &indexes.of(id(2), &main).unwrap()), "made anew");
         indexes.forget(id(2));
         assert_eq!(indexes.bytes(), one);
+    }
+
+    #[test]
+    fn what_nobody_used_between_two_sweeps_goes() {
+        let layout = ProcessLayout::new(vec![Run { address: 4096, pages: 2 }], Vec::new()).unwrap();
+        let main = MainProcess { layout: &layout, pages: vec![&ZERO_PAGE; 2] };
+        let indexes = Indexes::new(usize::MAX);
+        let first = indexes.of(id(1), &main).unwrap();
+        indexes.of(id(2), &main).unwrap();
+        indexes.sweep();
+        assert!(Arc::ptr_eq(&first, &indexes.of(id(1), &main).unwrap()), "used since it was made");
+        indexes.sweep();
+        assert_eq!(indexes.bytes(), first.memory_bytes(), "only the one that was used again");
+        indexes.sweep();
+        assert_eq!(indexes.bytes(), 0);
     }
 
     #[test]
