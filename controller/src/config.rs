@@ -10,18 +10,22 @@ use medes_proto::{
 };
 use serde::Deserialize;
 
-use crate::{driver, policy::FixedSettings, registry::TableSettings};
+use crate::{
+    driver,
+    policy::{FixedSettings, PolicySettings},
+    registry::TableSettings,
+};
 
 /// The defaults, with their units and what they mean.
 pub const DEFAULTS: &str = include_str!("config.toml");
 
 /// A checked configuration.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Config {
     /// Of the driver; `incarnation` and `settle` are filled in when the store is open.
     pub driver: driver::Settings,
-    /// Of the fixed policy.
-    pub policy: FixedSettings,
+    /// Of the policy.
+    pub policy: PolicySettings,
     /// As agents are told.
     pub engine: EngineSettings,
     /// As agents are told.
@@ -125,6 +129,8 @@ struct RawLimits {
 #[serde(deny_unknown_fields)]
 struct RawPolicy {
     name: String,
+    alpha: f64,
+    budget_share: f64,
     idle: Span,
     keep_alive: Span,
     keep_dedup: Span,
@@ -278,16 +284,22 @@ impl Raw {
 }
 
 impl RawPolicy {
-    fn check(self) -> Result<FixedSettings, ConfigError> {
-        if self.name != "fixed" {
-            return Err(ConfigError::Field { field: "policy.name", problem: "not fixed" });
-        }
-        Ok(FixedSettings {
-            idle: self.idle.0,
-            keep_alive: self.keep_alive.0,
-            keep_dedup: self.keep_dedup.0,
-            dedups_per_base: self.dedups_per_base,
-            dedup: self.dedup,
+    fn check(self) -> Result<PolicySettings, ConfigError> {
+        let kind = self.name.parse().map_err(|_unknown| ConfigError::Field {
+            field: "policy.name",
+            problem: "not fixed, medes-latency, medes-memory, hybrid, greedy-dual or never-unload",
+        })?;
+        Ok(PolicySettings {
+            kind,
+            periods: FixedSettings {
+                idle: self.idle.0,
+                keep_alive: self.keep_alive.0,
+                keep_dedup: self.keep_dedup.0,
+                dedups_per_base: self.dedups_per_base,
+                dedup: self.dedup,
+            },
+            alpha: within(self.alpha, 1.0..=1e6, "policy.alpha", "not 1 to 1000000")?,
+            budget_share: within(self.budget_share, 0.0..=1.0, "policy.budget_share", "not 0 to 1")?,
         })
     }
 }
@@ -331,7 +343,7 @@ mod tests {
     #[test]
     fn what_is_printed_is_what_the_code_has_as_default() {
         let config = Config::read("", &[]).unwrap();
-        assert_eq!(config.policy, FixedSettings::default());
+        assert_eq!(config.policy, PolicySettings::default());
         assert_eq!(config.engine, EngineSettings::default());
         assert_eq!(config.registry, TableSettings::default());
         let settle = Duration::from_secs(1);
@@ -342,10 +354,10 @@ mod tests {
     fn a_file_and_flags_change_single_lines() {
         let flags = ["policy.idle=3s".to_owned(), "engine.chunks=5".into(), "policy.dedup = false".into()];
         let config = Config::read("[policy]\nidle = \"2s\"\nkeep_dedup = \"1h\"", &flags).unwrap();
-        assert_eq!(config.policy.idle, Duration::from_secs(3));
-        assert_eq!(config.policy.keep_dedup, Duration::from_secs(3_600));
-        assert_eq!(config.policy.keep_alive, Duration::from_secs(600));
-        assert!(!config.policy.dedup);
+        assert_eq!(config.policy.periods.idle, Duration::from_secs(3));
+        assert_eq!(config.policy.periods.keep_dedup, Duration::from_secs(3_600));
+        assert_eq!(config.policy.periods.keep_alive, Duration::from_secs(600));
+        assert!(!config.policy.periods.dedup);
     }
 
     #[test]
@@ -354,6 +366,8 @@ mod tests {
             ("[policy]\nidel = '1s'", "idel"),
             ("[polcy]\nidle = '1s'", "polcy"),
             ("[policy]\nname = 'magic'", "policy.name"),
+            ("[policy]\nalpha = 0.5", "policy.alpha"),
+            ("[policy]\nbudget_share = 1.5", "policy.budget_share"),
             ("[policy]\nidle = 5", "string"),
             ("[engine]\nchunks = 0", "engine.chunks"),
             ("[engine]\nsampling = 'top'", "engine.sampling"),

@@ -175,6 +175,7 @@ impl Driver {
                 Timer::Passing(sandbox) => self.passing_overdue(now, sandbox, out),
                 Timer::Snapshot(snapshot) => self.snapshot_due(now, snapshot, out),
                 Timer::Ghost(sandbox) => self.ghost_due(now, sandbox),
+                Timer::Functions => self.prewarm_due(now, out),
                 Timer::Nodes => self.nodes_due(now, out),
             }
         }

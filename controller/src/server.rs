@@ -21,7 +21,6 @@ use crate::{
     invoke::Invoker,
     now::Now,
     places::Places,
-    policy::Fixed,
     registry::{Registry, Table},
     registry_service::RegistryService,
     shell::{self, Handle, Shell},
@@ -97,7 +96,7 @@ impl Controller {
         let incarnation = opened.incarnation;
         let settle = if incarnation == 1 { Duration::ZERO } else { config.driver.settle };
         let settings = Settings { incarnation, settle, ..config.driver };
-        let driver = Driver::new(Now::START, settings, Box::new(Fixed(config.policy)), opened.functions);
+        let driver = Driver::new(Now::START, settings, config.policy.build(), opened.functions);
         let registry: Arc<dyn Registry> = Arc::new(Table::new(config.registry));
         let places = Arc::new(Places::default());
         let hub = Arc::new(Hub::default());
@@ -115,7 +114,7 @@ impl Controller {
         let greeting = Greeting {
             incarnation: u64::from(incarnation),
             heartbeat: config.heartbeat,
-            idle: config.policy.idle,
+            idle: config.policy.periods.idle,
             domain_key: opened.domain_key,
             engine: config.engine,
         };

@@ -1,5 +1,7 @@
 //! A node's memory: what it will use once everything under way is done, and who makes room.
 
+use std::collections::BTreeMap;
+
 use medes_proto::{
     ids::{FunctionName, NodeId, SandboxId},
     trace::What,
@@ -7,9 +9,17 @@ use medes_proto::{
 
 use super::{
     Action, Driver, PurgeReason,
+    idle::Moment,
     state::{Kind, Life},
 };
 use crate::now::Now;
+
+/// A sandbox that may be ended for room, and what keeping it is worth to the policy.
+#[derive(Debug, Clone, Copy)]
+struct Victim {
+    id: SandboxId,
+    worth: f64,
+}
 
 impl Driver {
     /// What a node may use. `None`: as much as it likes.
@@ -56,8 +66,8 @@ impl Driver {
             .sum()
     }
 
-    /// Purges idle sandboxes until `need` more bytes fit, once the purges are done. Least recently used first,
-    /// sources of bases last, never one that runs. If all of them are not enough, none is purged.
+    /// Purges idle sandboxes until `need` more bytes fit, once the purges are done. Those that are worth least to the policy
+    /// first, sources of bases last, never one that runs. If all of them are not enough, none is purged.
     ///
     /// Returns whether there will be room.
     pub(super) fn make_room(
@@ -68,20 +78,24 @@ impl Driver {
         spare: Option<SandboxId>,
         out: &mut Vec<Action>,
     ) -> bool {
-        let Some(victims) = self.victims(node, need, spare) else { return false };
+        let Some(victims) = self.victims(now, node, need, spare) else { return false };
         self.evict(now, node, need, &victims, out);
         true
     }
 
-    fn evict(&mut self, now: Now, node: &NodeId, need: u64, victims: &[SandboxId], out: &mut Vec<Action>) {
-        for &id in victims {
-            let choice = self.eviction_choice(node, need, id, victims);
+    fn evict(&mut self, now: Now, node: &NodeId, need: u64, victims: &[Victim], out: &mut Vec<Action>) {
+        let all: Vec<SandboxId> = victims.iter().map(|victim| victim.id).collect();
+        for &Victim { id, worth } in victims {
+            let choice = self.eviction_choice(node, need, id, &all);
             self.decide(id, What::Eviction(choice), out);
             self.purge(now, id, PurgeReason::Evicted, None, out);
+            if let Some(node) = self.nodes.get_mut(node) {
+                node.clock = node.clock.max(worth);
+            }
         }
     }
 
-    fn victims(&self, node: &NodeId, need: u64, spare: Option<SandboxId>) -> Option<Vec<SandboxId>> {
+    fn victims(&self, now: Now, node: &NodeId, need: u64, spare: Option<SandboxId>) -> Option<Vec<Victim>> {
         if !self.is_reachable(node) {
             return None;
         }
@@ -92,26 +106,47 @@ impl Driver {
             .saturating_sub(cap)
             .saturating_sub(self.on_its_way_out(node));
         let mut victims = Vec::new();
-        for id in self.idle_by_age(node).into_iter().filter(|&id| Some(id) != spare) {
+        for victim in self.idle_by_worth(now, node).into_iter().filter(|victim| Some(victim.id) != spare) {
             if over == 0 {
                 break;
             }
-            let Some(sandbox) = self.sandboxes.get(&id) else { continue };
-            over = over.saturating_sub(sandbox.held_bytes());
-            victims.push(id);
+            over = over.saturating_sub(self.held_bytes(victim.id));
+            victims.push(victim);
         }
         (over == 0).then_some(victims)
     }
 
-    fn idle_by_age(&self, node: &NodeId) -> Vec<SandboxId> {
+    fn held_bytes(&self, id: SandboxId) -> u64 {
+        self.sandboxes.get(&id).map_or(0, |sandbox| sandbox.held_bytes())
+    }
+
+    /// The idle sandboxes of a node in the order in which they go.
+    fn idle_by_worth(&self, now: Now, node: &NodeId) -> Vec<Victim> {
+        let moment = Moment { driver: self, now };
         let all = self.nodes.get(node).into_iter().flat_map(|node| &node.sandboxes);
-        let mut idle: Vec<_> = all
+        let idle = all
             .filter_map(|id| self.sandboxes.get(id))
-            .filter(|sandbox| sandbox.is_idle() && sandbox.held_bytes() > 0)
-            .map(|sandbox| (sandbox.report.base_snapshot.is_some(), sandbox.last_used, sandbox.id))
+            .filter(|sandbox| sandbox.is_idle() && sandbox.held_bytes() > 0);
+        // A function is looked at once, however many of its sandboxes are here.
+        let mut functions = BTreeMap::new();
+        let mut victims: Vec<_> = idle
+            .map(|sandbox| {
+                let name = &sandbox.function;
+                let function = functions.entry(name).or_insert_with(|| self.function_view(name));
+                // What belongs to no function any more is worth nothing.
+                let worth = function
+                    .as_ref()
+                    .zip(self.sandbox_view(now, sandbox.id))
+                    .map_or(f64::NEG_INFINITY, |(function, sandbox)| {
+                        self.policy.worth(&moment, function, &sandbox)
+                    });
+                (sandbox.report.base_snapshot.is_some(), Victim { id: sandbox.id, worth })
+            })
             .collect();
-        idle.sort_unstable();
-        idle.into_iter().map(|(_, _, id)| id).collect()
+        victims.sort_unstable_by(|(a_base, a), (b_base, b)| {
+            a_base.cmp(b_base).then(a.worth.total_cmp(&b.worth)).then(a.id.cmp(&b.id))
+        });
+        victims.into_iter().map(|(_, victim)| victim).collect()
     }
 
     /// Makes room on the node where it takes the fewest purges' worth of bytes.
@@ -119,7 +154,7 @@ impl Driver {
         let possible = self
             .nodes
             .keys()
-            .filter(|name| self.may_start_on(now, name) && self.victims(name, need, None).is_some())
+            .filter(|name| self.may_start_on(now, name) && self.victims(now, name, need, None).is_some())
             .min_by_key(|name| self.projected(name).saturating_sub(self.on_its_way_out(name)))
             .cloned();
         if let Some(node) = possible {
@@ -135,13 +170,12 @@ impl Driver {
         };
         let mut over = used.saturating_sub(cap).saturating_sub(self.on_its_way_out(node));
         let mut victims = Vec::new();
-        for id in self.idle_by_age(node) {
+        for victim in self.idle_by_worth(now, node) {
             if over == 0 {
                 break;
             }
-            let held = self.sandboxes.get(&id).map_or(0, |sandbox| sandbox.held_bytes());
-            over = over.saturating_sub(held);
-            victims.push(id);
+            over = over.saturating_sub(self.held_bytes(victim.id));
+            victims.push(victim);
         }
         self.evict(now, node, 0, &victims, out);
     }

@@ -28,7 +28,7 @@ impl Driver {
     /// Sees to it that an idle sandbox is reviewed some time.
     pub(super) fn arm_review(&mut self, now: Now, id: SandboxId) {
         let Some(sandbox) = self.sandboxes.get(&id) else { return };
-        if !sandbox.is_idle() || sandbox.review_at.is_some() {
+        if !sandbox.is_idle() {
             return;
         }
         let (life, from) = match sandbox.life {
@@ -105,10 +105,46 @@ impl Driver {
             Verdict::Dedup => drop(self.dedup(now, id, false, None, out)),
             Verdict::MakeBase => drop(self.make_base(now, id, None, out)),
             Verdict::Restore => drop(self.restore(now, id, false, None, POLICY_ASKS, out)),
-            Verdict::Purge => drop(self.purge(now, id, PurgeReason::Policy, None, out)),
+            Verdict::Purge => {
+                if let Some(wait) = review.prewarm {
+                    self.prewarm_after(now, id, wait);
+                }
+                self.purge(now, id, PurgeReason::Policy, None, out);
+            }
         }
         if self.sandboxes.get(&id).is_some_and(|sandbox| sandbox.is_idle()) {
             self.review_within(now, id, review.again);
+        }
+    }
+
+    /// The function of this sandbox gets one again after `wait`, if it has none then.
+    fn prewarm_after(&mut self, now: Now, id: SandboxId, wait: Duration) {
+        let Some(sandbox) = self.sandboxes.get(&id) else { return };
+        let Some(function) = self.functions.get_mut(&sandbox.function) else { return };
+        let at = now.after(wait);
+        function.prewarm_at = Some(at);
+        self.arm(at, Timer::Functions);
+    }
+
+    /// Starts sandboxes that a policy wants to be there before the requests are.
+    pub(super) fn prewarm_due(&mut self, now: Now, out: &mut Vec<Action>) {
+        let due = |function: &mut super::state::Function| {
+            function.prewarm_at.take_if(|at| *at <= now).is_some() && function.queue.is_empty()
+        };
+        let due: Vec<FunctionName> = self
+            .functions
+            .iter_mut()
+            .filter_map(|(name, function)| due(function).then(|| name.clone()))
+            .collect();
+        for name in due {
+            let has_one = self.of_function(&name).any(|sandbox| sandbox.life != Life::Purging);
+            if has_one || self.stopping {
+                continue;
+            }
+            // Without room it is not worth another's memory: the request will find it cold.
+            if let Some(node) = self.pick_node(now, self.estimate(&name)) {
+                drop(self.cold_start(now, &name, &node, None, POLICY_ASKS, out));
+            }
         }
     }
 
@@ -143,7 +179,7 @@ impl Driver {
         true
     }
 
-    fn sandbox_view(&self, now: Now, id: SandboxId) -> Option<SandboxView> {
+    pub(super) fn sandbox_view(&self, now: Now, id: SandboxId) -> Option<SandboxView> {
         let sandbox = self.sandboxes.get(&id)?;
         Some(SandboxView {
             id,
@@ -158,6 +194,7 @@ impl Driver {
                 .dump_blocked_until
                 .map(|until| until.since(now))
                 .filter(|left| !left.is_zero()),
+            clock: sandbox.clock,
         })
     }
 
@@ -185,15 +222,18 @@ impl Driver {
             dedup_bytes: function.dedup_bytes.bytes(),
             cold_start: function.cold_start.time(),
             restore: function.restore.time(),
+            warm_start: function.warm_start.time(),
             execution: function.execution.time(),
+            idle_times: &function.idle_times,
+            uses: self.of_function(name).map(|sandbox| sandbox.uses).sum(),
         })
     }
 }
 
 /// The driver at one moment, as a policy sees it.
-struct Moment<'a> {
-    driver: &'a Driver,
-    now: Now,
+pub(super) struct Moment<'a> {
+    pub(super) driver: &'a Driver,
+    pub(super) now: Now,
 }
 
 impl View for Moment<'_> {

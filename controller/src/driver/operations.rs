@@ -12,12 +12,14 @@ use super::{
 };
 use crate::now::Now;
 
+const ASKED_FOR: &str = "somebody asked for one more sandbox";
+
 impl Driver {
     pub(super) fn asked(&mut self, now: Now, ticket: Ticket, operation: Operation, out: &mut Vec<Action>) {
         let done = match operation {
             Operation::Start { function, node } => self
                 .choose_node(now, &function, node)
-                .and_then(|node| self.cold_start(now, &function, &node, Some(ticket), out)),
+                .and_then(|node| self.cold_start(now, &function, &node, Some(ticket), ASKED_FOR, out)),
             Operation::MakeBase(id) => self.idle_in(id, Life::Warm).and_then(|id| {
                 self.decide(id, asked_for("base"), out);
                 told(self.make_base(now, id, Some(ticket), out), id)

@@ -50,6 +50,8 @@ impl Sandbox {
             last_start: None,
             decided: None,
             kept: None,
+            uses: 0,
+            clock: 0.0,
             contradicted: 0,
             report,
         }
@@ -93,6 +95,7 @@ impl Driver {
             memory: inventory.memory,
             drift_bytes: 0,
             avoid_until: None,
+            clock: 0.0,
             sandboxes,
         };
         self.nodes.insert(name.clone(), node);

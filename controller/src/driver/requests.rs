@@ -13,7 +13,10 @@ use super::{
     Action, Driver, PurgeReason, Refusal, RequestEnd, RequestId, Target,
     state::{Function, Life, Request, Stage, Timer, wait_phases},
 };
-use crate::{now::Now, policy::Arrivals};
+use crate::{
+    now::Now,
+    policy::{Arrivals, IdleTimes},
+};
 
 impl Function {
     pub(super) fn new(spec: medes_proto::function::FunctionSpec, revision: u64) -> Self {
@@ -26,7 +29,10 @@ impl Function {
             restores: 0,
             cold_start: Default::default(),
             restore: Default::default(),
+            warm_start: Default::default(),
             execution: Default::default(),
+            idle_times: IdleTimes::default(),
+            prewarm_at: None,
             warm_bytes: Default::default(),
             dedup_bytes: Default::default(),
         }
@@ -57,7 +63,8 @@ impl Driver {
         function.queue.push_back(id);
         let deadline = now.after(deadline);
         let stage = Stage::Queued { waits_for: None, cold: false };
-        let request = Request { function: name.clone(), arrived: now, deadline, attempts: 0, stage };
+        let request =
+            Request { function: name.clone(), arrived: now, deadline, attempts: 0, stage, start: None };
         self.requests.insert(id, request);
         self.arm(deadline, Timer::Request(id));
         self.waiting.insert(name.clone());
@@ -79,9 +86,15 @@ impl Driver {
         let address = node.address.clone();
         request.stage = Stage::Sent { sandbox: sandbox_id };
         let (start, phases) = wait_phases(request, sandbox, now);
+        request.start = Some(start);
         sandbox.open.insert(id);
         sandbox.last_used = now;
         sandbox.quiet = false;
+        sandbox.uses += 1;
+        sandbox.clock = node.clock;
+        if let Some(function) = self.functions.get_mut(&sandbox.function) {
+            function.idle_times.begin(request.arrived.since_origin());
+        }
         let target = Target {
             sandbox: sandbox_id,
             function: sandbox.function.clone(),
@@ -106,6 +119,9 @@ impl Driver {
                     && let Some(function) = self.functions.get_mut(&request.function)
                 {
                     function.execution.add_time(took);
+                    if request.start == Some(StartKind::Warm) {
+                        function.warm_start.add_time(now.since(request.arrived).saturating_sub(took));
+                    }
                 }
             }
             RequestEnd::Failed(failure) => self.request_failed(now, id, sandbox, failure, out),
@@ -208,6 +224,9 @@ impl Driver {
         if let Some(sandbox) = self.sandboxes.get_mut(&sandbox) {
             sandbox.open.remove(&request);
             sandbox.last_used = now;
+            if let Some(function) = self.functions.get_mut(&sandbox.function) {
+                function.idle_times.end(now.since_origin());
+            }
         }
     }
 

@@ -126,7 +126,8 @@ impl Driver {
             }
             let need = self.estimate(name);
             if let Some(node) = self.pick_node(now, need) {
-                if self.cold_start(now, name, &node, None, out).is_err() {
+                let why = "no sandbox can take the request; this node has room and uses the least memory";
+                if self.cold_start(now, name, &node, None, why, out).is_err() {
                     return;
                 }
                 continue;
@@ -219,6 +220,7 @@ impl Driver {
         name: &FunctionName,
         node: &NodeId,
         ticket: Option<Ticket>,
+        why: &str,
         out: &mut Vec<Action>,
     ) -> Result<(), Failure> {
         let need = self.estimate(name);
@@ -233,10 +235,6 @@ impl Driver {
             ));
         };
         let limit = spec.ready_timeout.saturating_add(self.settings.start_slack);
-        let why = match ticket {
-            Some(_) => "somebody asked for one more sandbox",
-            None => "no sandbox can take the request; this node has room and uses the least memory",
-        };
         let choice = self.start_choice(now, name, &Way::Cold(node), why);
         let sandbox = starting_sandbox(now, id, node, &spec, revision);
         self.insert_sandbox(sandbox);

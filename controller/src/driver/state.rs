@@ -16,7 +16,7 @@ use medes_proto::{
 use super::event::{ConnectionId, RequestId, Ticket};
 use crate::{
     now::Now,
-    policy::{Arrivals, IdleLife},
+    policy::{Arrivals, IdleLife, IdleTimes},
 };
 
 /// Where a sandbox is, as far as the driver has decided it. `Warm` with open requests is "running".
@@ -101,6 +101,10 @@ pub(super) struct Sandbox {
     pub(super) decided: Option<EventId>,
     /// Why the policy last kept it: said again only when it changes.
     pub(super) kept: Option<&'static str>,
+    /// Requests it has been sent, as far as this controller knows.
+    pub(super) uses: u64,
+    /// Its node's clock when it was last used.
+    pub(super) clock: f64,
     /// Reports in a row that contradict what is kept here.
     pub(super) contradicted: u8,
     pub(super) report: SandboxReport,
@@ -179,7 +183,12 @@ pub(super) struct Function {
     pub(super) restores: u64,
     pub(super) cold_start: Average,
     pub(super) restore: Average,
+    /// Requests that found a warm sandbox: all their time outside of it.
+    pub(super) warm_start: Average,
     pub(super) execution: Average,
+    pub(super) idle_times: IdleTimes,
+    /// When a sandbox is to be started before a request asks for it.
+    pub(super) prewarm_at: Option<Now>,
     pub(super) warm_bytes: Average,
     pub(super) dedup_bytes: Average,
 }
@@ -197,6 +206,8 @@ pub(super) struct Node {
     /// Changes since the last report: started (more) and purged (less).
     pub(super) drift_bytes: i64,
     pub(super) avoid_until: Option<Now>,
+    /// The highest worth of any sandbox that was ended here for room.
+    pub(super) clock: f64,
     pub(super) sandboxes: BTreeSet<SandboxId>,
 }
 
@@ -241,6 +252,8 @@ pub(super) struct Request {
     pub(super) deadline: Now,
     pub(super) attempts: u8,
     pub(super) stage: Stage,
+    /// How its sandbox had become ready, once it is sent.
+    pub(super) start: Option<StartKind>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -283,6 +296,8 @@ pub(super) enum Timer {
     Passing(SandboxId),
     Snapshot(SnapshotId),
     Ghost(SandboxId),
+    /// Functions that are to be started before a request asks: few, so one timer looks at all.
+    Functions,
     /// Silent nodes, avoided nodes, the settle time: rare, so one timer looks at all.
     Nodes,
 }

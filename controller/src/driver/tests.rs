@@ -16,6 +16,7 @@ use crate::policy::{Fixed, FixedSettings};
 
 mod bases;
 mod nodes;
+mod policies;
 mod requests;
 mod simulation;
 mod starts;

@@ -154,7 +154,8 @@ impl Driver {
         victims: &[SandboxId],
     ) -> Choice {
         let held = |id| self.sandboxes.get(&id).map_or(0, |sandbox| sandbox.held_bytes());
-        let chosen = Alternative::new(format!("end {victim}"), "the longest idle").bytes(held(victim));
+        let chosen =
+            Alternative::new(format!("end {victim}"), "worth least to the policy").bytes(held(victim));
         let mut choice = Choice::of(chosen);
         choice.fact("node_used_bytes", self.projected(node));
         choice.fact("node_cap_bytes", self.cap(node).unwrap_or(0));
@@ -172,7 +173,7 @@ impl Driver {
             } else if sandbox.report.base_snapshot.is_some() {
                 "sources of bases go last"
             } else {
-                "it was used more recently"
+                "it is worth more to the policy"
             };
             choice.reject(Alternative::new(format!("end {id}"), why_not).bytes(held(id)));
         }

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use super::{FunctionView, IdleLife, Policy, Review, SandboxView, Verdict, View};
-
-/// How long to ask again when the wish could not be fulfilled now: a base is being made, dumps are blocked.
-const RETRY: Duration = Duration::from_secs(5);
+use super::{
+    FunctionView, IdleLife, Policy, Review, SandboxView, Verdict, View,
+    storing::{RETRY, keep, store},
+};
 
 /// The periods. Defaults are the paper's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,73 +38,76 @@ impl Default for FixedSettings {
 #[derive(Debug, Clone, Copy)]
 pub struct Fixed(pub FixedSettings);
 
-impl Fixed {
-    /// The paper's D/B test: a function without a base, or with too many dedup sandboxes for its bases.
-    fn needs_base(&self, function: &FunctionView<'_>) -> bool {
-        let room = function.bases.saturating_mul(self.0.dedups_per_base as usize);
-        function.bases == 0 || function.dedup > room
-    }
-
-    fn warm(&self, function: &FunctionView<'_>, sandbox: &SandboxView) -> Review {
-        const TOO_EARLY: (Verdict, &str) = (Verdict::Purge, "keep_alive is not over");
-        let keep_left = self.0.keep_alive.saturating_sub(sandbox.idle);
+impl FixedSettings {
+    /// What the periods say of a warm sandbox by themselves: `Err`. Else how long it may still be kept.
+    pub(super) fn before_storing(&self, sandbox: &SandboxView) -> Result<Duration, Review> {
+        let keep_left = self.keep_alive.saturating_sub(sandbox.idle);
         if keep_left.is_zero() {
-            let rejected = vec![(Verdict::Keep, "keep_alive is over")];
-            return Review {
+            return Err(Review {
                 verdict: Verdict::Purge,
                 because: "idle for keep_alive",
-                rejected,
+                rejected: vec![(Verdict::Keep, "keep_alive is over")],
                 again: RETRY,
-            };
+                prewarm: None,
+            });
         }
-        let keep = |because, again: Duration| {
-            let rejected = vec![(Verdict::Dedup, because), TOO_EARLY];
-            Review { verdict: Verdict::Keep, because, rejected, again: again.min(keep_left) }
-        };
-        let act = |verdict, because, other| Review {
-            verdict,
-            because,
-            rejected: vec![other, (Verdict::Keep, "idle for the idle period"), TOO_EARLY],
-            again: RETRY.min(keep_left),
-        };
-        if !self.0.dedup {
-            return keep("dedup is switched off", keep_left);
+        if !self.dedup {
+            return Err(keep("dedup is switched off", keep_left, keep_left));
         }
-        if sandbox.idle < self.0.idle {
-            return keep("the idle period is not over", self.0.idle.saturating_sub(sandbox.idle));
+        if sandbox.idle < self.idle {
+            let left = self.idle.saturating_sub(sandbox.idle);
+            return Err(keep("the idle period is not over", left, keep_left));
         }
         if !sandbox.quiet {
             // Its agent says so when it is; that brings the next review.
-            return keep("its agent still sees work in it", keep_left);
+            return Err(keep("its agent still sees work in it", keep_left, keep_left));
         }
-        if let Some(blocked) = sandbox.dump_blocked {
-            return keep("a dump of it failed, and is not tried again yet", blocked.max(RETRY));
+        match sandbox.dump_blocked {
+            Some(blocked) => {
+                let because = "a dump of it failed, and is not tried again yet";
+                Err(keep(because, blocked.max(RETRY), keep_left))
+            }
+            None => Ok(keep_left),
         }
-        let coming = function.bases_coming > 0;
-        match self.needs_base(function) {
-            // One at a time. Nothing to refer to yet: wait, rather than store the sandbox whole.
-            true if coming && function.bases == 0 => keep("its function's first base is being made", RETRY),
-            true if !coming && function.bases == 0 => act(
-                Verdict::MakeBase,
-                "its function has no base",
-                (Verdict::Dedup, "there is nothing to refer to"),
-            ),
-            true if !coming => act(
-                Verdict::MakeBase,
-                "its function has more dedup sandboxes than its bases are good for",
-                (Verdict::Dedup, "another base comes first"),
-            ),
-            true => act(
-                Verdict::Dedup,
-                "idle and quiet, and its function has a base",
-                (Verdict::MakeBase, "another base is being made"),
-            ),
-            false => act(
-                Verdict::Dedup,
-                "idle and quiet, and its function has a base",
-                (Verdict::MakeBase, "its function has bases enough"),
-            ),
+    }
+
+    /// What they say of a sandbox in dedup.
+    pub(super) fn in_dedup(&self, sandbox: &SandboxView) -> Review {
+        match self.keep_dedup.saturating_sub(sandbox.in_life) {
+            Duration::ZERO => Review {
+                verdict: Verdict::Purge,
+                because: "in dedup for keep_dedup",
+                rejected: vec![(Verdict::Keep, "keep_dedup is over")],
+                again: RETRY,
+                prewarm: None,
+            },
+            left => Review {
+                verdict: Verdict::Keep,
+                because: "keep_dedup is not over",
+                rejected: vec![
+                    (Verdict::Purge, "keep_dedup is not over"),
+                    (Verdict::Restore, "no request asks for it"),
+                ],
+                again: left,
+                prewarm: None,
+            },
         }
+    }
+
+    pub(super) fn first_review(&self, life: IdleLife) -> Duration {
+        match life {
+            IdleLife::Warm => self.idle.min(self.keep_alive),
+            IdleLife::Dedup => self.keep_dedup,
+        }
+    }
+
+    pub(super) fn limits(&self) -> Vec<(&'static str, u64)> {
+        vec![
+            ("idle_limit_ms", millis(self.idle)),
+            ("keep_alive_ms", millis(self.keep_alive)),
+            ("keep_dedup_ms", millis(self.keep_dedup)),
+            ("dedups_per_base", self.dedups_per_base.into()),
+        ]
     }
 }
 
@@ -118,96 +121,30 @@ impl Policy for Fixed {
     }
 
     fn first_review(&self, life: IdleLife) -> Duration {
-        match life {
-            IdleLife::Warm => self.0.idle.min(self.0.keep_alive),
-            IdleLife::Dedup => self.0.keep_dedup,
-        }
+        self.0.first_review(life)
     }
 
     fn review(&self, _view: &dyn View, function: &FunctionView<'_>, sandbox: &SandboxView) -> Review {
         match sandbox.life {
-            IdleLife::Warm => self.warm(function, sandbox),
-            IdleLife::Dedup => match self.0.keep_dedup.saturating_sub(sandbox.in_life) {
-                Duration::ZERO => Review {
-                    verdict: Verdict::Purge,
-                    because: "in dedup for keep_dedup",
-                    rejected: vec![(Verdict::Keep, "keep_dedup is over")],
-                    again: RETRY,
-                },
-                left => Review {
-                    verdict: Verdict::Keep,
-                    because: "keep_dedup is not over",
-                    rejected: vec![
-                        (Verdict::Purge, "keep_dedup is not over"),
-                        (Verdict::Restore, "no request asks for it"),
-                    ],
-                    again: left,
-                },
+            IdleLife::Dedup => self.0.in_dedup(sandbox),
+            IdleLife::Warm => match self.0.before_storing(sandbox) {
+                Ok(keep_left) => store(function, self.0.dedups_per_base, keep_left),
+                Err(review) => review,
             },
         }
     }
 
     fn limits(&self) -> Vec<(&'static str, u64)> {
-        vec![
-            ("idle_limit_ms", millis(self.0.idle)),
-            ("keep_alive_ms", millis(self.0.keep_alive)),
-            ("keep_dedup_ms", millis(self.0.keep_dedup)),
-            ("dedups_per_base", self.0.dedups_per_base.into()),
-        ]
+        self.0.limits()
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::policy::{Arrivals, ClusterView};
-    use medes_proto::ids::{FunctionName, SandboxId};
-
-    struct Nothing;
-
-    impl View for Nothing {
-        fn cluster(&self) -> ClusterView {
-            ClusterView::default()
-        }
-        fn function(&self, _name: &FunctionName) -> Option<FunctionView<'_>> {
-            None
-        }
-        fn functions(&self) -> Vec<FunctionView<'_>> {
-            Vec::new()
-        }
-    }
+    use super::{super::tests::of, *};
 
     fn verdict(change: impl FnOnce(&mut FunctionView<'_>, &mut SandboxView)) -> Review {
-        let (name, arrivals) = ("f".parse().unwrap(), Arrivals::default());
-        let mut function = FunctionView {
-            name: &name,
-            warm: 1,
-            running: 0,
-            dedup: 0,
-            starting: 0,
-            bases: 1,
-            bases_coming: 0,
-            queued: 0,
-            arrivals: &arrivals,
-            warm_bytes: None,
-            dedup_bytes: None,
-            cold_start: None,
-            restore: None,
-            execution: None,
-        };
-        let mut sandbox = SandboxView {
-            id: SandboxId::new(1).unwrap(),
-            life: IdleLife::Warm,
-            idle: Duration::from_secs(60),
-            in_life: Duration::from_secs(60),
-            quiet: true,
-            private_bytes: 0,
-            stored_bytes: 0,
-            is_base_source: false,
-            dump_blocked: None,
-        };
-        change(&mut function, &mut sandbox);
-        Fixed(FixedSettings::default()).review(&Nothing, &function, &sandbox)
+        of(&Fixed(FixedSettings::default()), change)
     }
 
     #[test]

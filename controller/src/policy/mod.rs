@@ -6,9 +6,24 @@ use medes_proto::ids::{FunctionName, SandboxId};
 
 mod arrivals;
 mod fixed;
+mod greedy_dual;
+mod hybrid;
+mod idle_times;
+mod medes;
+mod never_unload;
+mod settings;
+mod storing;
+#[cfg(test)]
+mod tests;
 
 pub use arrivals::Arrivals;
 pub use fixed::{Fixed, FixedSettings};
+pub use greedy_dual::GreedyDual;
+pub use hybrid::Hybrid;
+pub use idle_times::IdleTimes;
+pub use medes::{Medes, Objective};
+pub use never_unload::NeverUnload;
+pub use settings::{PolicyKind, PolicySettings, UnknownPolicy};
 
 /// Decides over idle sandboxes and unreferenced bases.
 pub trait Policy: Send + std::fmt::Debug {
@@ -20,6 +35,14 @@ pub trait Policy: Send + std::fmt::Debug {
 
     /// What becomes of this sandbox. It is idle: no request, no command under way.
     fn review(&self, view: &dyn View, function: &FunctionView<'_>, sandbox: &SandboxView) -> Review;
+
+    /// What keeping an idle sandbox is worth: whoever needs memory ends those that are worth least.
+    ///
+    /// Unless a policy knows better, the longest idle is worth least.
+    fn worth(&self, view: &dyn View, function: &FunctionView<'_>, sandbox: &SandboxView) -> f64 {
+        let _ = (view, function);
+        -sandbox.idle.as_secs_f64()
+    }
 
     /// Its periods and bounds, for the trace; names end in their unit.
     fn limits(&self) -> Vec<(&'static str, u64)> {
@@ -86,8 +109,14 @@ pub struct FunctionView<'a> {
     pub cold_start: Option<Duration>,
     /// A restore.
     pub restore: Option<Duration>,
+    /// A request that found a warm sandbox: all its time outside of the sandbox.
+    pub warm_start: Option<Duration>,
     /// Time inside the sandbox.
     pub execution: Option<Duration>,
+    /// How long nobody wanted anything of it, each time.
+    pub idle_times: &'a IdleTimes,
+    /// Requests that its present sandboxes have served.
+    pub uses: u64,
 }
 
 /// The two lives in which a sandbox can be idle.
@@ -100,7 +129,7 @@ pub enum IdleLife {
 }
 
 /// One idle sandbox.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct SandboxView {
     /// Which.
     pub id: SandboxId,
@@ -120,6 +149,8 @@ pub struct SandboxView {
     pub is_base_source: bool,
     /// For how long it must not be dumped, because that failed.
     pub dump_blocked: Option<Duration>,
+    /// The highest worth of any sandbox that its node had ended for room, when this one was last used.
+    pub clock: f64,
 }
 
 /// What becomes of a sandbox.
@@ -161,4 +192,6 @@ pub struct Review {
     pub rejected: Vec<(Verdict, &'static str)>,
     /// At the latest, ask again after this.
     pub again: Duration,
+    /// When it is purged: start one of the function again after this, if it has none then.
+    pub prewarm: Option<Duration>,
 }

@@ -130,7 +130,7 @@ fn an_eviction_says_who_stays_and_why() {
     bench.beat(connection, inventory);
     let (id, eviction) = bench.choice(TraceKind::Eviction);
     assert_eq!(eviction.chosen.name, format!("end {old}"));
-    assert_eq!(rejected(&eviction, &format!("end {young}")), "it was used more recently");
+    assert_eq!(rejected(&eviction, &format!("end {young}")), "it is worth more to the policy");
     assert_eq!(eviction.value("node_cap_bytes"), Some(128 * MIB));
     let purges = bench.told().iter().filter(|told| matches!(told.what, What::Purge { .. })).count();
     assert_eq!(purges, 0, "an eviction is told as an eviction");

@@ -1,0 +1,76 @@
+//! Policies that start and end sandboxes in ways the fixed one does not.
+
+use super::*;
+use crate::policy::{GreedyDual, Hybrid};
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// Nobody reports in these tests, and no node is given up for it.
+fn quiet() -> Settings {
+    Settings { silent_max: Duration::from_secs(1_000_000), ..Settings::default() }
+}
+
+#[test]
+fn a_function_with_a_pattern_is_unloaded_and_loaded_before_its_next_request() {
+    let (mut bench, node) = Bench::with_node(quiet());
+    bench.driver.policy = Box::new(Hybrid);
+    bench.warm(node);
+    for request in 1..=11 {
+        if request > 1 {
+            bench.wait(MINUTE * 20);
+        }
+        assert!(bench.commands().is_empty(), "no pattern yet");
+        bench.request(request);
+        bench.answered(request);
+        bench.clear();
+    }
+    // Ten idle times of twenty minutes: from 18 minutes on a sandbox should be there.
+    bench.wait(SECOND);
+    let (id, command) = bench.command();
+    assert!(matches!(command, Command::Purge { .. }));
+    bench.done(node, id, Ok(Success::default()));
+    bench.wait(MINUTE * 17);
+    assert!(bench.commands().is_empty());
+    bench.wait(MINUTE);
+    let (id, command) = bench.command();
+    assert!(matches!(command, Command::Start { .. }));
+    bench.succeed(node, id, &command);
+    bench.wait(MINUTE);
+    assert!(bench.commands().is_empty(), "it waits for its request");
+    // Behind 1.1 times 21 minutes none is expected.
+    bench.wait(MINUTE * 5);
+    let (id, command) = bench.command();
+    assert!(matches!(command, Command::Purge { .. }));
+    bench.done(node, id, Ok(Success::default()));
+    bench.wait(MINUTE * 600);
+    assert!(bench.commands().is_empty(), "and it is not started again");
+}
+
+#[test]
+fn of_two_functions_the_one_that_is_asked_for_more_often_stays() {
+    let mut bench = Bench::new(quiet(), &[function("f"), function("g")]);
+    bench.driver.policy = Box::new(GreedyDual);
+    let of = |number, name| report(SandboxId::of(1, number).unwrap(), name, SandboxState::Warm);
+    let holding = |used| Inventory {
+        memory: NodeMemory { used_bytes: used * MIB, cap_bytes: 256 * MIB, ..NodeMemory::default() },
+        sandboxes: vec![of(1, "f"), of(2, "g")],
+        ..Inventory::default()
+    };
+    let node = bench.attach("n1", 1, holding(128));
+    for function in bench.driver.functions.values_mut() {
+        function.cold_start.add(1.0);
+    }
+    for request in 1..=5 {
+        bench.request_with(request, "f", None, 30);
+        bench.answered(request);
+    }
+    bench.wait(MINUTE);
+    bench.request_with(6, "g", None, 30);
+    bench.answered(6);
+    bench.clear();
+    bench.beat(node, holding(300));
+    let (_, command) = bench.command();
+    assert_eq!(command.sandbox(), SandboxId::of(1, 2), "though it was used last");
+    let clock = bench.driver.nodes.values().next().unwrap().clock;
+    assert!((clock - 1.0 / 67.108_864).abs() < 1e-9, "one use, one second, 64 MiB: {clock}");
+}

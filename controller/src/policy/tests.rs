@@ -1,0 +1,112 @@
+//! A cluster of one function for the tests of all policies: one warm sandbox, idle for a minute, and a base.
+
+use super::*;
+
+struct Cluster<'a> {
+    view: ClusterView,
+    function: FunctionView<'a>,
+}
+
+impl View for Cluster<'_> {
+    fn cluster(&self) -> ClusterView {
+        self.view
+    }
+
+    fn function(&self, name: &FunctionName) -> Option<FunctionView<'_>> {
+        (self.function.name == name).then(|| self.function.clone())
+    }
+
+    fn functions(&self) -> Vec<FunctionView<'_>> {
+        vec![self.function.clone()]
+    }
+}
+
+/// The clock of most tests.
+const NOW: Duration = Duration::from_secs(1_000_000);
+
+fn with<T>(
+    now: Duration,
+    (arrivals, idle_times): (&Arrivals, &IdleTimes),
+    change: impl FnOnce(&mut FunctionView<'_>, &mut SandboxView),
+    ask: impl FnOnce(&dyn View, &FunctionView<'_>, &SandboxView) -> T,
+) -> T {
+    let name = "f".parse().unwrap();
+    let mut function = FunctionView {
+        name: &name,
+        warm: 1,
+        running: 0,
+        dedup: 0,
+        starting: 0,
+        bases: 1,
+        bases_coming: 0,
+        queued: 0,
+        arrivals,
+        warm_bytes: None,
+        dedup_bytes: None,
+        cold_start: None,
+        restore: None,
+        warm_start: None,
+        execution: None,
+        idle_times,
+        uses: 0,
+    };
+    let mut sandbox = SandboxView {
+        id: SandboxId::new(1).unwrap(),
+        life: IdleLife::Warm,
+        idle: Duration::from_secs(60),
+        in_life: Duration::from_secs(60),
+        quiet: true,
+        private_bytes: 0,
+        stored_bytes: 0,
+        is_base_source: false,
+        dump_blocked: None,
+        clock: 0.0,
+    };
+    change(&mut function, &mut sandbox);
+    let view = ClusterView { nodes: 1, cap_bytes: 1_000 << 20, used_bytes: 0, now };
+    let cluster = Cluster { view, function: function.clone() };
+    ask(&cluster, &function, &sandbox)
+}
+
+/// What a policy says of a sandbox of a function that nobody has asked for.
+pub(super) fn of(
+    policy: &dyn Policy,
+    change: impl FnOnce(&mut FunctionView<'_>, &mut SandboxView),
+) -> Review {
+    at(policy, NOW, &IdleTimes::default(), change)
+}
+
+/// At another time, of a function with these idle times.
+pub(super) fn at(
+    policy: &dyn Policy,
+    now: Duration,
+    idle_times: &IdleTimes,
+    change: impl FnOnce(&mut FunctionView<'_>, &mut SandboxView),
+) -> Review {
+    with(now, (&Arrivals::default(), idle_times), change, |view, function, sandbox| {
+        policy.review(view, function, sandbox)
+    })
+}
+
+/// Of a function that had so many requests in the last minute.
+pub(super) fn busy(
+    policy: &dyn Policy,
+    requests: u32,
+    change: impl FnOnce(&mut FunctionView<'_>, &mut SandboxView),
+) -> Review {
+    let mut arrivals = Arrivals::default();
+    (0..requests).for_each(|_| arrivals.count(NOW));
+    with(NOW, (&arrivals, &IdleTimes::default()), change, |view, function, sandbox| {
+        policy.review(view, function, sandbox)
+    })
+}
+
+/// What keeping a sandbox is worth to a policy.
+pub(super) fn worth_of(
+    policy: &dyn Policy,
+    change: impl FnOnce(&mut FunctionView<'_>, &mut SandboxView),
+) -> f64 {
+    with(NOW, (&Arrivals::default(), &IdleTimes::default()), change, |view, function, sandbox| {
+        policy.worth(view, function, sandbox)
+    })
+}
