@@ -25,6 +25,12 @@ pub enum Step {
     Seal,
     /// After the snapshots are acquired, before the processes are ended.
     Acquire,
+    /// After the pages of a sandbox that is being parked are encoded.
+    ParkEncode,
+    /// After they are sealed and proven, before its memory is given up.
+    ParkZap,
+    /// When a page that a sandbox waits for is rebuilt.
+    GiveBack,
     /// Before the image is opened for a restore.
     Open,
     /// Before base pages are read for a restore.
@@ -53,6 +59,11 @@ impl Faults {
     /// `step` fails the first `times` times it is reached.
     pub const fn new(step: Option<Step>, times: u32) -> Self {
         Self { step, left: AtomicU32::new(times) }
+    }
+
+    /// From now on the step fails so many times more.
+    pub fn arm(&self, times: u32) {
+        self.left.fetch_add(times, Ordering::Relaxed);
     }
 
     /// Fails if this step was chosen and has not failed often enough yet.

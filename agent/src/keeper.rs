@@ -1,28 +1,43 @@
 //! A tiny process that cleans up when the agent cannot: `medes-agent keeper`.
 //!
-//! It holds the read end of a pipe whose write end only the agent has. However the agent ends, the pipe then closes;
+//! It holds one end of a socket whose other end only the agent has. However the agent ends, the socket then closes;
 //! the keeper kills every process below the node's control group, removes the groups and unmounts the run
 //! directory. It is in a session and a control group of its own, so that what hits the agent does not hit it.
+//!
+//! It also holds a second descriptor of every userfaultfd. The last one that is closed turns missing pages into zeros; so
+//! when the agent is gone, who touches one waits, until the keeper has killed it.
 
+use std::collections::BTreeMap;
 use std::fs;
-use std::io::{self, BufRead, Read, Write};
-use std::os::fd::IntoRawFd;
+use std::io::{self, IoSlice, IoSliceMut, Write};
+use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use nix::mount::{MntFlags, umount2};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg,
+    socketpair,
+};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 
+use crate::pager::Guard;
 use crate::reaper::{ExitStatus, ExitWatch, Reaper};
 use crate::sandbox::cgroup::{Branch, KEEPER_GROUP, kill_and_remove};
 
 /// Largest order the keeper reads.
-const ORDER_BYTES_MAX: u64 = 256 << 10;
+const ORDER_BYTES_MAX: usize = 256 << 10;
+/// A word about a userfaultfd: what to do, and its number.
+const WORD_BYTES: usize = 9;
+const HOLD: u8 = b'+';
+const LET_GO: u8 = b'-';
 /// What it answers when it is ready.
 const READY: &[u8] = b"ready\n";
 /// How long it may take to get there.
@@ -58,7 +73,13 @@ pub struct KeeperOrder {
 #[derive(Debug)]
 pub struct Keeper {
     exit: ExitWatch,
+    line: Line,
 }
+
+/// The agent's end of the socket. Never closed by anybody but the kernel, when this process has ended: the keeper kills
+/// the whole agent group, and an agent still busy with its farewell is in it.
+#[derive(Debug)]
+struct Line(Mutex<RawFd>);
 
 impl Keeper {
     /// Starts the keeper and waits until it is on guard. Dropped half way, the keeper cleans up and ends.
@@ -68,28 +89,23 @@ impl Keeper {
         order: &KeeperOrder,
     ) -> Result<Self, KeeperError> {
         let failed = |source| KeeperError::Spawn { source };
-        let mut line = serde_json::to_vec(order).map_err(|error| failed(error.into()))?;
-        line.push(b'\n');
+        let order = serde_json::to_vec(order).map_err(|error| failed(error.into()))?;
+        let (ours, theirs) =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
+                .map_err(|errno| failed(errno.into()))?;
         let mut command = Command::new(program);
-        command.arg("keeper").env_clear().current_dir("/").stdin(Stdio::piped()).stdout(Stdio::piped());
+        command.arg("keeper").env_clear().current_dir("/").stdin(theirs).stdout(Stdio::piped());
         let (mut child, exit) = reaper.spawn(&mut command).map_err(failed)?;
-        let (Some(mut stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
-            return Err(KeeperError::NotReady);
-        };
-        // Far below what a pipe holds, so this does not block.
-        stdin.write_all(&line).map_err(failed)?;
+        drop(command);
+        let stdout = child.stdout.take().ok_or(KeeperError::NotReady)?;
+        send(ours.as_raw_fd(), &order, &[]).map_err(failed)?;
         let stdout = pipe::Receiver::from_owned_fd(stdout.into()).map_err(failed)?;
         let mut answer = Vec::new();
         let mut stdout = stdout.take(READY.len() as u64);
         match tokio::time::timeout(START_WAIT, stdout.read_to_end(&mut answer)).await {
             Err(_elapsed) => Err(KeeperError::Late),
             Ok(Err(source)) => Err(failed(source)),
-            Ok(Ok(_)) if answer == READY => {
-                // Never closed by anybody but the kernel, when this process has ended: the keeper kills the whole
-                // agent group, and an agent still busy with its farewell is in it.
-                let _until_the_end = stdin.into_raw_fd();
-                Ok(Self { exit })
-            }
+            Ok(Ok(_)) if answer == READY => Ok(Self { exit, line: Line(Mutex::new(ours.into_raw_fd())) }),
             Ok(Ok(_)) => Err(KeeperError::NotReady),
         }
     }
@@ -103,6 +119,37 @@ impl Keeper {
     pub(crate) async fn died(&self) -> ExitStatus {
         self.exit.clone().wait().await
     }
+}
+
+impl Guard for Keeper {
+    /// Returns when the keeper has it.
+    fn hold(&self, number: u64, uffd: OwnedFd) -> io::Result<()> {
+        let line = self.line.0.lock().unwrap_or_else(PoisonError::into_inner);
+        send(*line, &word(HOLD, number), &[uffd.as_raw_fd()])?;
+        let mut answer = [0];
+        let read = recvmsg::<()>(*line, &mut [IoSliceMut::new(&mut answer)], None, MsgFlags::empty())?.bytes;
+        if (read, answer) == (1, [HOLD]) { Ok(()) } else { Err(io::ErrorKind::BrokenPipe.into()) }
+    }
+
+    fn let_go(&self, number: u64) {
+        let line = self.line.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Err(error) = send(*line, &word(LET_GO, number), &[]) {
+            tracing::debug!(%error, "the keeper is gone, and so is what it held");
+        }
+    }
+}
+
+fn word(what: u8, number: u64) -> [u8; WORD_BYTES] {
+    let mut word = [what; WORD_BYTES];
+    word[1..].copy_from_slice(&number.to_ne_bytes());
+    word
+}
+
+fn send(line: RawFd, bytes: &[u8], descriptors: &[RawFd]) -> io::Result<()> {
+    let rights = [ControlMessage::ScmRights(descriptors)];
+    let rights = if descriptors.is_empty() { &[][..] } else { &rights };
+    sendmsg::<()>(line, &[IoSlice::new(bytes)], rights, MsgFlags::MSG_NOSIGNAL, None)?;
+    Ok(())
 }
 
 /// The keeper's own life.
@@ -126,18 +173,63 @@ fn run() -> anyhow::Result<()> {
     }
     kept_out.thread_block().context("block signals")?;
     nix::unistd::setsid().context("start a session")?;
-    let mut input = io::stdin().lock();
-    let mut line = String::new();
-    input.by_ref().take(ORDER_BYTES_MAX).read_line(&mut line).context("read the order")?;
-    let order: KeeperOrder = serde_json::from_str(&line).context("understand the order")?;
+    let input = io::stdin().as_raw_fd();
+    let mut order = vec![0; ORDER_BYTES_MAX];
+    let mut parts = [IoSliceMut::new(&mut order)];
+    let read = recvmsg::<()>(input, &mut parts, None, MsgFlags::empty()).context("read the order")?.bytes;
+    let order: KeeperOrder = serde_json::from_slice(&order[..read]).context("understand the order")?;
+    if let Ok((_soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        // Where that is refused it holds fewer, and says so for each.
+        let _refused = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    }
     for branch in &order.branches {
         branch.child(KEEPER_GROUP).join().with_context(|| format!("join {}", branch.dir.display()))?;
     }
     let mut output = io::stdout().lock();
     output.write_all(READY).and_then(|()| output.flush()).context("say ready")?;
-    // Nobody ever writes here again: this ends when the agent's end of the pipe closes.
-    io::copy(&mut input, &mut io::sink()).context("watch the agent")?;
-    clean_up(&order)
+    let held = keep(input);
+    let cleaned = clean_up(&order);
+    // Only now: nobody is left who could come upon zeros.
+    drop(held);
+    cleaned
+}
+
+/// Holds what it is given until the agent's end of the socket closes.
+fn keep(input: RawFd) -> BTreeMap<u64, RawFd> {
+    let mut held = BTreeMap::new();
+    let mut room = nix::cmsg_space!([RawFd; 1]);
+    loop {
+        let mut bytes = [0; WORD_BYTES];
+        let mut parts = [IoSliceMut::new(&mut bytes)];
+        let received = match recvmsg::<()>(input, &mut parts, Some(&mut room), MsgFlags::MSG_CMSG_CLOEXEC) {
+            Ok(received) if received.bytes > 0 => received,
+            Err(nix::errno::Errno::EINTR) => continue,
+            Ok(_) | Err(_) => return held,
+        };
+        let given = received.cmsgs().into_iter().flatten().find_map(|message| match message {
+            ControlMessageOwned::ScmRights(descriptors) => descriptors.first().copied(),
+            _ => None,
+        });
+        let [what, number @ ..] = bytes;
+        let number = u64::from_ne_bytes(number);
+        let before = match (what, given) {
+            (HOLD, Some(descriptor)) => {
+                let before = held.insert(number, descriptor);
+                // An agent that does not hear it parks nothing.
+                let _gone = send(input, &[HOLD], &[]);
+                before
+            }
+            (HOLD, None) => {
+                let _gone = send(input, &[LET_GO], &[]);
+                None
+            }
+            _ => held.remove(&number),
+        };
+        if let Some(descriptor) = before {
+            // Ours alone, and open: there is nothing that could go wrong.
+            let _closed = nix::unistd::close(descriptor);
+        }
+    }
 }
 
 fn clean_up(order: &KeeperOrder) -> anyhow::Result<()> {

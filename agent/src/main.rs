@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use medes_agent::{config::Config, heap, keeper, run, sandbox, stage, watch::writes};
+use medes_agent::{config::Config, heap, inject, keeper, run, sandbox, stage};
 
 /// The agent of one Medes node: runs sandboxes, takes their memory away while they are idle, gives it back
 #[derive(Parser)]
@@ -29,9 +29,9 @@ enum Helper {
     /// Cleans up when the agent is gone; started by the agent
     #[command(hide = true)]
     Keeper,
-    /// Makes a userfaultfd in a process; started by the agent
+    /// Stops processes and has them make system calls; started by the agent
     #[command(hide = true)]
-    Inject(writes::InjectArgs),
+    Inject,
 }
 
 fn main() -> ExitCode {
@@ -40,7 +40,7 @@ fn main() -> ExitCode {
         // These run before any thread exists, and need no runtime.
         (Some(Helper::Stage(args)), _) => stage::main(&args),
         (Some(Helper::Keeper), _) => keeper::main(),
-        (Some(Helper::Inject(args)), _) => writes::inject_main(&args),
+        (Some(Helper::Inject), _) => inject::main(),
         (None, Some(config)) => agent(config),
         (None, None) => ExitCode::FAILURE,
     }

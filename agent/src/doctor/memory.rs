@@ -3,7 +3,8 @@
 use std::fs;
 use std::io;
 
-use super::{Check, sys};
+use super::Check;
+use crate::uffd;
 
 /// Bits of `UFFDIO_API` that dedup in place and lazy restore use, by the kernel's names.
 const FEATURES: [(u64, &str); 7] = [
@@ -19,8 +20,8 @@ const FEATURES: [(u64, &str); 7] = [
 pub(super) fn checks() -> Vec<Check> {
     let aslr = fs::read_to_string("/proc/sys/kernel/randomize_va_space");
     vec![
-        userfaultfd(sys::userfaultfd_features()),
-        pagemap_scan(sys::has_pagemap_scan()),
+        userfaultfd(uffd::features()),
+        pagemap_scan(uffd::has_pagemap_scan()),
         aslr_on(aslr.as_deref().unwrap_or_default()),
     ]
 }

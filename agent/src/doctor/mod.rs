@@ -9,7 +9,6 @@ mod host;
 mod kernel;
 mod memory;
 mod rights;
-mod sys;
 
 use std::io;
 use std::path::PathBuf;

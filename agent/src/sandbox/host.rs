@@ -16,6 +16,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::criu::run_dir;
 use crate::keeper::{Keeper, KeeperError, KeeperOrder};
+use crate::pager::Guard;
 use crate::reaper::{ExitStatus, Reaper};
 
 use super::cgroup::{CgroupError, NodeCgroup, Usage};
@@ -114,7 +115,7 @@ pub(crate) struct Shared {
     pub(crate) door: Door,
     pub(crate) reaper: Reaper,
     pub(crate) tasks: TaskTracker,
-    keeper: Keeper,
+    keeper: Arc<Keeper>,
     _name_lock: UnixListener,
 }
 
@@ -145,7 +146,7 @@ impl Host {
         .await?;
         let door = Door::open().map_err(HostError::io("start the namespace thread"))?;
         let order = KeeperOrder { branches: cgroup.branches().to_vec(), run_dir: config.run_dir.clone() };
-        let keeper = Keeper::start(&reaper, &config.program, &order).await?;
+        let keeper = Arc::new(Keeper::start(&reaper, &config.program, &order).await?);
         let shared =
             Shared { config, cgroup, dev, sandboxes, door, reaper, tasks, keeper, _name_lock: name_lock };
         Ok(Self { shared: Arc::new(shared) })
@@ -176,6 +177,11 @@ impl Host {
     /// Without a keeper a killed agent leaves its sandboxes running: say so, and shut down in order.
     pub async fn keeper_died(&self) -> ExitStatus {
         self.shared.keeper.died().await
+    }
+
+    /// The keeper as who holds userfaultfds.
+    pub fn guard(&self) -> Arc<dyn Guard> {
+        self.shared.keeper.clone()
     }
 
     /// The keeper's process number.

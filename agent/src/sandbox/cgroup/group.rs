@@ -180,6 +180,16 @@ impl SandboxCgroup {
         Ok(())
     }
 
+    /// Has every process stop where it is as soon as it can, and does not wait for that.
+    pub(crate) fn begin_freeze(&self) -> Result<(), CgroupError> {
+        self.set_frozen(true)
+    }
+
+    /// Kills every process, and does not wait for their end.
+    pub(crate) fn kill_now(&self) {
+        kill_once(&self.branches);
+    }
+
     /// Lets the processes go on.
     pub fn thaw(&self) -> Result<(), CgroupError> {
         self.set_frozen(false)

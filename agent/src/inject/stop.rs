@@ -1,27 +1,28 @@
-//! Fence: has a process make one userfaultfd for us, and leaves it as it was.
+//! Fence: stops a process and has one of its threads make system calls, and leaves it as it was.
 //!
-//! All threads are stopped; one of them makes two system calls (`userfaultfd`, `close`) at an instruction in its vdso,
-//! nothing is written into its memory. Then registers and signal mask are put back and all go on: an interrupted
-//! system call is restarted by the kernel as after any stop. This runs in a process of its own (`medes-agent inject`),
-//! because the agent's reaper would take the stops for its own children's; should that process die in between, the
-//! kernel kills the sandbox rather than let it run with foreign registers.
+//! All threads are stopped; one of them makes the calls at an instruction in its vdso, nothing is written into its
+//! code. Then registers and signal mask are put back and all go on: an interrupted system call is restarted by the kernel
+//! as after any stop. This runs in a process of its own ([`super::helper`]), because the agent's reaper would take the
+//! stops for its own children's; should that process die in between, the kernel kills the sandbox rather than let it run
+//! with foreign registers.
 #![allow(unsafe_code, reason = "ptrace has no safe wrapper for seized threads and suspended filters")]
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
-use super::uffd;
+use crate::maps;
 
 /// How long threads may take to stop, and a call may take to return.
 const STOP_MAX: Duration = Duration::from_millis(500);
 const PAUSE: Duration = Duration::from_micros(50);
+/// Looks without a pause first: most stops are a matter of microseconds, a sleep is not.
+const EAGER_LOOKS: u32 = 100;
 /// Attempts at finding no thread inside a restartable sequence.
 const SEQUENCE_TRIES: u32 = 20;
 /// Threads of one process.
@@ -29,7 +30,7 @@ const THREADS_MAX: usize = 4096;
 /// Where the vdso is looked through.
 const VDSO_BYTES_MAX: u64 = 64 << 10;
 
-/// Why no userfaultfd was made. The process is as before.
+/// Why a process was not made to do something. It is as before.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 pub enum InjectError {
     /// A debugger or another tracer holds it; it is left alone.
@@ -75,6 +76,10 @@ pub enum Stage {
     Take,
     /// Its call of close.
     Close,
+    /// Handing it a descriptor.
+    Give,
+    /// Another call of it.
+    Call,
 }
 
 impl std::fmt::Display for Stage {
@@ -86,17 +91,10 @@ impl std::fmt::Display for Stage {
             Self::Make => "make a userfaultfd",
             Self::Take => "take the userfaultfd",
             Self::Close => "close the userfaultfd",
+            Self::Give => "take a descriptor of ours",
+            Self::Call => "make a system call",
         })
     }
-}
-
-/// What was made.
-#[derive(Debug)]
-pub(super) struct Injected {
-    /// A userfaultfd for the memory of the process. Nobody else holds it.
-    pub(super) uffd: OwnedFd,
-    /// How long the process stood still.
-    pub(super) stopped: Duration,
 }
 
 type Registers = libc::user_regs_struct;
@@ -108,9 +106,6 @@ const PTRACE_GETSIGMASK: libc::c_uint = 0x420a;
 const PTRACE_SETSIGMASK: libc::c_uint = 0x420b;
 const PTRACE_GET_RSEQ_CONFIGURATION: libc::c_uint = 0x420f;
 const O_SUSPEND_SECCOMP: libc::c_int = 1 << 21;
-/// Faults of the program itself only: what a program without rights may ask for. Asynchronous protection never asks
-/// anybody, so writes by the kernel are tracked all the same.
-const UFFD_USER_MODE_ONLY: u64 = 1;
 
 fn request(request: libc::c_uint, tid: Pid, address: usize, data: usize) -> io::Result<()> {
     // SAFETY: for the requests made through here the kernel either takes both as plain numbers, or `data` is the
@@ -140,6 +135,7 @@ enum Stopped {
 /// Waits until the thread stops.
 fn wait(tid: Pid, step: Stage) -> Result<Stopped, InjectError> {
     let deadline = Instant::now() + STOP_MAX;
+    let mut looks = 0;
     loop {
         let mut status = 0;
         // SAFETY: `status` is a live integer; WNOHANG makes the call return at once.
@@ -156,6 +152,11 @@ fn wait(tid: Pid, step: Stage) -> Result<Stopped, InjectError> {
                 (signal, 0) if signal == SIGTRAP | 0x80 => Stopped::AtCall,
                 (signal, _) => Stopped::Signal(signal),
             });
+        }
+        looks += 1;
+        if looks < EAGER_LOOKS {
+            std::thread::yield_now();
+            continue;
         }
         if Instant::now() > deadline {
             return Err(InjectError::Stuck { step });
@@ -252,9 +253,8 @@ fn tracer(pid: Pid) -> Result<i32, InjectError> {
 #[cfg(target_arch = "x86_64")]
 fn call_instruction(pid: Pid, memory: &File) -> Result<u64, InjectError> {
     const SYSCALL: [u8; 2] = [0x0f, 0x05];
-    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).map_err(|_gone| InjectError::Gone)?;
-    let line = maps.lines().find(|line| line.ends_with("[vdso]")).ok_or(InjectError::Unsupported)?;
-    let area = super::areas::range(line).ok_or(InjectError::Unsupported)?;
+    let maps = maps::read(pid).map_err(|_gone| InjectError::Gone)?;
+    let area = maps::areas(&maps).find(maps::Area::is_vdso).ok_or(InjectError::Unsupported)?;
     let bytes = (area.end - area.start).min(VDSO_BYTES_MAX);
     let mut code = vec![0; usize::try_from(bytes).map_err(|_large| InjectError::Unsupported)?];
     memory.read_exact_at(&mut code, area.start).map_err(refused(Stage::Look))?;
@@ -334,12 +334,12 @@ impl Caller {
     }
 
     /// Has the thread make one call.
-    fn call(&mut self, number: libc::c_long, argument: u64, step: Stage) -> Result<i64, InjectError> {
+    fn call(&mut self, number: i64, arguments: [u64; 6], step: Stage) -> Result<i64, InjectError> {
         let failed = refused(step);
         let mut registers = self.registers;
         registers.rip = self.instruction;
         registers.rax = number.cast_unsigned();
-        registers.rdi = argument;
+        [registers.rdi, registers.rsi, registers.rdx, registers.r10, registers.r8, registers.r9] = arguments;
         // So that the kernel does not take the stop for one inside a call that is to be restarted.
         registers.orig_rax = u64::MAX;
         self.set(&registers).map_err(&failed)?;
@@ -371,55 +371,68 @@ impl Caller {
     }
 }
 
-/// Makes the userfaultfd. Only for a process that has one thread and no children of its own.
-pub(super) fn inject(pid: Pid) -> Result<Injected, InjectError> {
-    match tracer(pid)? {
-        0 => {}
-        tracer => return Err(InjectError::Traced { tracer }),
-    }
-    let memory = File::open(format!("/proc/{pid}/mem")).map_err(refused(Stage::Look))?;
-    let instruction = call_instruction(pid, &memory)?;
-    for _ in 0..SEQUENCE_TRIES {
-        let begun = Instant::now();
-        let stop = Stop::all(pid)?;
-        let Some(&tid) = stop.threads.first() else { return Err(InjectError::Gone) };
-        let registers = Caller::get(tid).map_err(refused(Stage::Registers))?;
-        if in_sequence(tid, &memory, &registers) {
-            // It is over in a moment.
-            continue;
-        }
-        let mut caller = Caller::take(tid, instruction, registers)?;
-        let made = make(pid, &mut caller);
-        if let Err(error) = caller.put_back() {
-            // It must not go on like this; the kernel ends it when this process ends without letting it go.
-            std::mem::forget(stop);
-            return Err(error);
-        }
-        drop(stop);
-        return Ok(Injected { uffd: made?, stopped: begun.elapsed() });
-    }
-    Err(InjectError::Stuck { step: Stage::Stop })
+/// A process that stands still. It goes on when this is dropped, or dies if it could not be put back.
+pub(super) struct Held {
+    stop: Option<Stop>,
+    caller: Caller,
+    /// Whether the caller has its own registers.
+    is_itself: bool,
+    /// Since when.
+    begun: Instant,
 }
 
-fn make(pid: Pid, caller: &mut Caller) -> Result<OwnedFd, InjectError> {
-    let flags = (libc::O_CLOEXEC | libc::O_NONBLOCK) as u64 | UFFD_USER_MODE_ONLY;
-    let number = caller.call(libc::SYS_userfaultfd, flags, Stage::Make)?;
-    let number = RawFd::try_from(number).map_err(|_large| InjectError::Unsupported)?;
-    if number < 0 {
-        return Err(InjectError::Refused { step: Stage::Make, errno: -number });
+impl Held {
+    /// Stops a process. Only for a process that has one thread and no children of its own.
+    pub(super) fn take(pid: Pid) -> Result<Self, InjectError> {
+        match tracer(pid)? {
+            0 => {}
+            tracer => return Err(InjectError::Traced { tracer }),
+        }
+        let memory = File::open(format!("/proc/{pid}/mem")).map_err(refused(Stage::Look))?;
+        let instruction = call_instruction(pid, &memory)?;
+        for _ in 0..SEQUENCE_TRIES {
+            let begun = Instant::now();
+            let stop = Stop::all(pid)?;
+            let Some(&tid) = stop.threads.first() else { return Err(InjectError::Gone) };
+            let registers = Caller::get(tid).map_err(refused(Stage::Registers))?;
+            if in_sequence(tid, &memory, &registers) {
+                // It is over in a moment.
+                continue;
+            }
+            let caller = Caller::take(tid, instruction, registers)?;
+            return Ok(Self { stop: Some(stop), caller, is_itself: false, begun });
+        }
+        Err(InjectError::Stuck { step: Stage::Stop })
     }
-    let taken = uffd::fd_of(pid, number).map_err(refused(Stage::Take));
-    let closed = caller.call(libc::SYS_close, number as u64, Stage::Close)?;
-    if closed < 0 {
-        let errno = i32::try_from(-closed).unwrap_or(libc::EIO);
-        return Err(InjectError::Refused { step: Stage::Close, errno });
+
+    /// Has it make one system call; what that returned.
+    pub(super) fn call(&mut self, number: i64, arguments: [u64; 6], step: Stage) -> Result<i64, InjectError> {
+        self.is_itself = false;
+        self.caller.call(number, arguments, step)
     }
-    taken
+
+    /// Gives it its registers and its signal mask back; it still stands.
+    pub(super) fn put_back(&mut self) -> Result<(), InjectError> {
+        if !self.is_itself {
+            if let Err(error) = self.caller.put_back() {
+                // It must not go on like this; the kernel ends it when this process ends without letting it go.
+                std::mem::forget(self.stop.take());
+                return Err(error);
+            }
+            self.is_itself = true;
+        }
+        Ok(())
+    }
+
+    /// Since when it stands.
+    pub(super) const fn begun(&self) -> Instant {
+        self.begun
+    }
 }
 
-impl Injected {
-    /// The number of the descriptor in this process.
-    pub(super) fn number(&self) -> RawFd {
-        self.uffd.as_raw_fd()
+impl Drop for Held {
+    fn drop(&mut self) {
+        // Its error has ended the process's stop for good already.
+        let _put_back = self.put_back();
     }
 }

@@ -1,0 +1,310 @@
+//! The threads that serve: faults first, then some pages of what is being given back, then faults again.
+//!
+//! A space is served by one thread until its process is gone or it was released; nothing else ends the service, so that no
+//! missing page can turn into zeros because somebody forgot about it.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::unistd::Pid;
+
+use super::fault::Lost;
+use super::space::{Hands, Space, State};
+use crate::inject::Operators;
+use crate::reaper::Reaper;
+use crate::uffd::Uffd;
+
+/// Who holds a second descriptor of each userfaultfd, so that pages stay missing, and their readers waiting, when this
+/// process ends.
+pub trait Guard: Send + Sync + std::fmt::Debug {
+    /// Holds a descriptor under a number.
+    fn hold(&self, number: u64, uffd: OwnedFd) -> io::Result<()>;
+    /// Lets go of it.
+    fn let_go(&self, number: u64);
+}
+
+/// How often it is looked which processes are gone.
+const SWEEP: Duration = Duration::from_millis(SWEEP_MS as u64);
+const SWEEP_MS: u8 = 250;
+/// Messages of so many spaces are fetched at once.
+const EVENTS: usize = 16;
+/// Number of the event that only wakes a thread.
+const WAKE: u64 = u64::MAX;
+
+/// Serves the missing pages of all sandboxes of a node. Cheap to clone. Its threads end when the last clone is gone and no
+/// space is left.
+#[derive(Debug, Clone)]
+pub struct Pager {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    servers: Vec<Arc<Server>>,
+    next: AtomicU64,
+    guard: Arc<dyn Guard>,
+    operators: Operators,
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        for server in &self.servers {
+            server.tell(|orders| orders.closing = true);
+        }
+    }
+}
+
+/// One thread's mailbox.
+#[derive(Debug)]
+struct Server {
+    epoll: Epoll,
+    wake: EventFd,
+    orders: Mutex<Orders>,
+    spaces: Mutex<BTreeMap<u64, Arc<Space>>>,
+}
+
+/// What a thread is told.
+#[derive(Debug, Default)]
+struct Orders {
+    push: Vec<u64>,
+    release: Vec<u64>,
+    closing: bool,
+}
+
+impl Server {
+    fn lock(&self) -> MutexGuard<'_, Orders> {
+        self.orders.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn spaces(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<Space>>> {
+        self.spaces.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tell(&self, order: impl FnOnce(&mut Orders)) {
+        order(&mut self.lock());
+        // Fails only when the counter is full, and then the thread is about to wake anyway.
+        let _counted = self.wake.write(1);
+    }
+}
+
+impl Pager {
+    /// Starts `threads` threads that serve. `program` is the agent's own; it is also what stops processes.
+    ///
+    /// # Errors
+    /// When the system has no more descriptors or threads.
+    pub fn start(
+        threads: usize,
+        guard: Arc<dyn Guard>,
+        (reaper, program): (Reaper, PathBuf),
+    ) -> io::Result<Self> {
+        let operators = Operators::new(reaper, program);
+        let mut servers = Vec::with_capacity(threads.max(1));
+        for number in 0..threads.max(1) {
+            let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+            let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+            epoll.add(&wake, EpollEvent::new(EpollFlags::EPOLLIN, WAKE))?;
+            let server = Arc::new(Server { epoll, wake, orders: Mutex::default(), spaces: Mutex::default() });
+            let service = Service::new(server.clone(), guard.clone());
+            thread::Builder::new().name(format!("pager-{number}")).spawn(move || service.run())?;
+            servers.push(server);
+        }
+        Ok(Self { shared: Arc::new(Shared { servers, next: AtomicU64::new(0), guard, operators }) })
+    }
+
+    /// Begins to serve a process. Its userfaultfd is held by the guard from now on.
+    pub(super) fn begin(&self, uffd: Uffd, pid: Pid, lost: Arc<Lost>) -> io::Result<Arc<Space>> {
+        let number = self.shared.next.fetch_add(1, Ordering::Relaxed) << FORK_BITS;
+        self.shared.guard.hold(number, uffd.try_clone()?)?;
+        let space = Arc::new(Space::new(number, uffd, Some(pid), lost));
+        let server = self.server(number);
+        server.spaces().insert(number, space.clone());
+        if let Err(errno) = server.epoll.add(&space.uffd, EpollEvent::new(EpollFlags::EPOLLIN, number)) {
+            server.spaces().remove(&number);
+            self.shared.guard.let_go(number);
+            return Err(errno.into());
+        }
+        // It may sleep as if there were nobody.
+        server.tell(|_nothing| {});
+        Ok(space)
+    }
+
+    /// Gives the working set of a process back.
+    pub(super) fn push(&self, space: &Space) {
+        space.begin_push();
+        self.server(space.id).tell(|orders| orders.push.push(space.id));
+    }
+
+    /// Ends the service: nothing is missing any more.
+    pub(super) fn release(&self, space: &Space) {
+        self.server(space.id).tell(|orders| orders.release.push(space.id));
+    }
+
+    /// Children that were forked while pages of this process were missing, or of its children.
+    pub(super) fn children(&self, space: &Space) -> Vec<Arc<Space>> {
+        let family = space.id..(space.id >> FORK_BITS << FORK_BITS) + FAMILY;
+        let spaces = self.server(space.id).spaces();
+        spaces.range(family).map(|(_, child)| child.clone()).filter(|child| child.pid.is_none()).collect()
+    }
+
+    /// Who stops processes.
+    pub(super) fn operators(&self) -> &Operators {
+        &self.shared.operators
+    }
+
+    fn server(&self, number: u64) -> &Server {
+        let at = usize::try_from(number >> FORK_BITS).unwrap_or(0) % self.shared.servers.len();
+        &self.shared.servers[at]
+    }
+}
+
+/// The children of a process are served by the same thread, and numbered behind it.
+const FORK_BITS: u32 = 24;
+const FAMILY: u64 = 1 << FORK_BITS;
+
+/// One thread's work.
+struct Service {
+    server: Arc<Server>,
+    guard: Arc<dyn Guard>,
+    /// Those that have pages to be given back, or a fault that could not be served.
+    busy: Vec<u64>,
+    hands: Hands,
+    swept: Instant,
+    /// No more spaces are to come.
+    closing: bool,
+}
+
+impl Service {
+    fn new(server: Arc<Server>, guard: Arc<dyn Guard>) -> Self {
+        Self { server, guard, busy: Vec::new(), hands: Hands::new(), swept: Instant::now(), closing: false }
+    }
+
+    fn run(mut self) {
+        let mut events = [EpollEvent::empty(); EVENTS];
+        loop {
+            let patience = match (self.busy.is_empty(), self.server.spaces().is_empty() && !self.closing) {
+                (false, _) => EpollTimeout::ZERO,
+                (true, false) => EpollTimeout::from(SWEEP_MS),
+                (true, true) => EpollTimeout::NONE,
+            };
+            let found = match self.server.epoll.wait(&mut events, patience) {
+                Ok(found) => found,
+                Err(Errno::EINTR) => 0,
+                Err(errno) => {
+                    // Without it nobody can be served: better ended than stuck for ever.
+                    tracing::error!(%errno, "the pager cannot wait for faults");
+                    self.end_all(errno);
+                    return;
+                }
+            };
+            for event in &events[..found] {
+                match event.data() {
+                    WAKE => drop(self.server.wake.read()),
+                    number => self.serve(number),
+                }
+            }
+            self.take_orders();
+            if self.closing && self.server.spaces().is_empty() {
+                return;
+            }
+            self.work_on();
+            if self.swept.elapsed() >= SWEEP {
+                self.swept = Instant::now();
+                self.sweep();
+            }
+        }
+    }
+
+    fn take_orders(&mut self) {
+        let (push, release, closing) = {
+            let mut orders = self.server.lock();
+            let Orders { push, release, closing } = &mut *orders;
+            (std::mem::take(push), std::mem::take(release), *closing)
+        };
+        self.busy.extend(push);
+        release.into_iter().for_each(|number| self.forget(number));
+        self.closing |= closing;
+    }
+
+    fn space(&self, number: u64) -> Option<Arc<Space>> {
+        self.server.spaces().get(&number).cloned()
+    }
+
+    fn serve(&mut self, number: u64) {
+        let Some(space) = self.space(number) else { return };
+        let mut born = Vec::new();
+        if let Err(error) = space.serve(&mut self.hands, &mut born) {
+            space.lost.end(error);
+            // It is ended. Until its memory is gone nobody needs to hear of it any more.
+            let _was_there = self.server.epoll.delete(&space.uffd);
+        }
+        if space.is_waiting() {
+            self.busy.push(number);
+        }
+        for (uffd, state) in born {
+            self.adopt(&space, uffd, state);
+        }
+    }
+
+    /// A child has been forked: it has the same pages.
+    fn adopt(&mut self, parent: &Space, uffd: Uffd, state: State) {
+        let family = parent.id >> FORK_BITS << FORK_BITS;
+        let last = self.server.spaces().range(family..family + FAMILY).next_back().map(|(last, _)| *last);
+        let number = last.unwrap_or(family).saturating_add(1);
+        let held = uffd.try_clone().and_then(|copy| self.guard.hold(number, copy));
+        let space = Arc::new(Space::new(number, uffd, None, parent.lost.clone()));
+        *space.lock() = state;
+        let added = self.server.epoll.add(&space.uffd, EpollEvent::new(EpollFlags::EPOLLIN, number));
+        if let Err(error) = held.and(added.map_err(io::Error::from)) {
+            space.lost.end(super::fault::FaultError::Read(error));
+        }
+        self.server.spaces().insert(number, space);
+    }
+
+    /// One turn for everybody who has something to get.
+    fn work_on(&mut self) {
+        self.busy.sort_unstable();
+        self.busy.dedup();
+        for number in std::mem::take(&mut self.busy) {
+            let Some(space) = self.space(number) else { continue };
+            match space.push_some(&mut self.hands) {
+                Ok(true) => self.busy.push(number),
+                Ok(false) => {}
+                Err(error) => space.lost.end(error),
+            }
+            if space.is_waiting() {
+                self.serve(number);
+            }
+        }
+    }
+
+    /// Lets go of processes that are gone.
+    fn sweep(&mut self) {
+        let gone = |(number, space): (&u64, &Arc<Space>)| space.uffd.is_orphaned().then_some(*number);
+        let gone: Vec<u64> = self.server.spaces().iter().filter_map(gone).collect();
+        gone.into_iter().for_each(|number| self.forget(number));
+    }
+
+    fn forget(&mut self, number: u64) {
+        let space = self.server.spaces().remove(&number);
+        if let Some(space) = space {
+            // It may be gone from there already.
+            let _was_there = self.server.epoll.delete(&space.uffd);
+            self.guard.let_go(number);
+        }
+    }
+
+    fn end_all(&mut self, errno: Errno) {
+        for space in self.server.spaces().values() {
+            space.lost.end(super::fault::FaultError::Read(errno.into()));
+        }
+    }
+}

@@ -1,0 +1,30 @@
+//! Dedup in place: takes the memory of a sandbox that stays where it is, and gives it back as it is touched.
+//!
+//! ```text
+//! park:    stop ─► scan written pages ─► copy ─► recipes, proven ─► zap ─► freeze        (an error before the zap: warm)
+//! unpark:  push the working set, thaw ─► serve what else is touched ─► learn
+//! ```
+//!
+//! Each process has a userfaultfd ([`space`]) that a few threads serve ([`handler`]). What its pages are made from is a list
+//! of dedup images and a table ([`store`], [`table`]); the engine is used in one place ([`recipes`]).
+//!
+//! Two promises. A page is either there, or comes back as it was, or the sandbox ends: never another page. And what the
+//! program does with its memory meanwhile (madvise, munmap, mremap, fork) means what it always means.
+
+mod fault;
+mod handler;
+mod park;
+mod read;
+mod recipes;
+mod space;
+mod stopped;
+mod store;
+mod table;
+mod working_set;
+
+pub use fault::FaultError;
+pub use handler::{Guard, Pager};
+pub use park::{Paged, ParkReport, Parked, ReleaseError, park};
+pub use recipes::{Recipes, StorePagesError};
+pub use space::Counts;
+pub use stopped::ParkError;

@@ -1,0 +1,212 @@
+//! Park and unpark, from top to bottom.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use medes_dedup::image::PageClasses;
+use medes_dedup::page::SnapshotId;
+use medes_proto::sandbox::Phase;
+use tokio_util::sync::CancellationToken;
+
+use super::fault::{FaultError, Lost};
+use super::handler::Pager;
+use super::recipes::{Recipes, Saved, StorePagesError};
+use super::space::{Counts, Hands, Space};
+use super::stopped::{ParkError, Stopped, Zapped};
+use super::store::ParkedImage;
+use crate::faults::Step;
+use crate::roads::{Stopwatch, blocking};
+use crate::sandbox::cgroup::{CgroupError, SandboxCgroup};
+
+/// Memory of a sandbox that was parked at least once: wherever pages of it are missing, they are served. Cheap to clone.
+///
+/// Dropping it ends nothing: the service goes on until the processes have ended, or until all is back ([`Paged::release`]).
+#[derive(Debug, Clone)]
+pub struct Paged {
+    pager: Pager,
+    cgroup: SandboxCgroup,
+    spaces: Vec<Arc<Space>>,
+    lost: Arc<Lost>,
+}
+
+/// What was done, and what the sandbox is stored as now.
+#[derive(Debug, Clone)]
+pub struct ParkReport {
+    /// All bytes kept for it: images and tables.
+    pub stored_bytes: u64,
+    /// Pages kept for it.
+    pub pages: u64,
+    /// Pages that were stored this time: those written since the last time.
+    pub saved_pages: u64,
+    /// What became of these.
+    pub classes: PageClasses,
+    /// Base snapshots that its pages are made from.
+    pub bases: Vec<SnapshotId>,
+    /// Pages of mappings that cannot be parked: locked ones, those of devices.
+    pub left_out_pages: u64,
+    /// For how long it stood still.
+    pub stood: Duration,
+    /// How long each step took.
+    pub phases: Vec<Phase>,
+}
+
+/// A sandbox without memory of its own.
+pub type Parked = (Paged, ParkReport);
+
+/// Takes the memory of an idle sandbox, whose processes stay, frozen. `before`: what is left of the last time.
+///
+/// After an error it is warm as it was, unless its processes have ended. Cancelled, it is so within milliseconds, unless its
+/// memory is being given up already: then it is parked.
+///
+/// Dropping the future leaves the work to be finished by itself.
+pub async fn park(
+    pager: &Pager,
+    cgroup: &SandboxCgroup,
+    before: Option<Paged>,
+    recipes: Arc<Recipes>,
+    cancelled: &CancellationToken,
+) -> Result<Parked, ParkError> {
+    let mut watch = Stopwatch::start();
+    let lost = match &before {
+        Some(paged) => paged.lost.clone(),
+        None => Arc::new(Lost::new(cgroup.clone(), recipes.faults.clone())),
+    };
+    let known = before.map(|paged| paged.spaces).unwrap_or_default();
+    let (taker, group, losing) = (pager.clone(), cgroup.clone(), lost.clone());
+    let mut stopped = blocking(move || Stopped::take(&taker, &group, &known, &losing)).await?;
+    watch.step("stop");
+    let saved = stopped.take_saved();
+    let faults = recipes.faults.clone();
+    let storing = blocking(move || store(&recipes, saved));
+    let stored = tokio::select! {
+        stored = storing => stored.map_err(ParkError::from),
+        () = cancelled.cancelled() => Err(ParkError::Cancelled),
+    };
+    let stored = stored.and_then(|stored| {
+        faults.pass(Step::ParkZap).map_err(StorePagesError::from)?;
+        Ok(stored)
+    });
+    let stored = match stored {
+        Ok(stored) => stored,
+        Err(error) => {
+            blocking(move || stopped.abort()).await?;
+            return Err(error);
+        }
+    };
+    watch.step("store");
+    let mut classes = PageClasses::default();
+    for (image, _) in stored.iter().flatten() {
+        add(&mut classes, image.image().classes());
+    }
+    let saved_pages = classes.pages().into();
+    let Zapped { spaces, stood, left_out_pages } = blocking(move || stopped.zap(stored)).await?;
+    watch.step("zap");
+    let paged = Paged { pager: pager.clone(), cgroup: cgroup.clone(), spaces, lost };
+    cgroup.freeze().await.unwrap_or_else(|error| {
+        tracing::warn!(error = &error as &dyn std::error::Error, "a parked sandbox is not frozen");
+    });
+    watch.step("freeze");
+    let (stored_bytes, pages, bases) = paged.stored();
+    let phases = watch.phases();
+    let report =
+        ParkReport { stored_bytes, pages, saved_pages, classes, bases, left_out_pages, stood, phases };
+    Ok((paged, report))
+}
+
+/// One image for each process that has pages to be stored, with their numbers.
+type Stored = Vec<Option<(Arc<ParkedImage>, Vec<u64>)>>;
+
+fn store(recipes: &Recipes, saved: Vec<Saved>) -> Result<Stored, StorePagesError> {
+    let one = |saved: Saved| {
+        if saved.numbers.is_empty() {
+            return Ok(None);
+        }
+        Ok(Some((Arc::new(recipes.store(&saved)?), saved.numbers)))
+    };
+    saved.into_iter().map(one).collect()
+}
+
+fn add(sum: &mut PageClasses, more: PageClasses) {
+    sum.zero += more.zero;
+    sum.same += more.same;
+    sum.delta += more.delta;
+    sum.whole += more.whole;
+}
+
+/// Why the memory of a sandbox could not be brought back as a whole. It is ended if a page is lost.
+#[derive(Debug, thiserror::Error)]
+pub enum ReleaseError {
+    /// It could not be made to stand still.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    /// A page of it is lost.
+    #[error(transparent)]
+    Fault(#[from] FaultError),
+}
+
+impl Paged {
+    /// Lets a parked sandbox go on; what it touched last time is given back at once, the rest as it is touched.
+    ///
+    /// # Errors
+    /// It cannot be thawed.
+    pub fn unpark(&self) -> Result<(), CgroupError> {
+        for space in &self.spaces {
+            self.pager.push(space);
+        }
+        self.cgroup.thaw()
+    }
+
+    /// Brings everything back and ends the service: the sandbox is as if it had never been parked. It stands still
+    /// meanwhile, and runs afterwards.
+    pub async fn release(self) -> Result<(), ReleaseError> {
+        self.cgroup.freeze().await?;
+        let Self { pager, cgroup, spaces, lost } = self;
+        blocking(move || {
+            let mut hands = Hands::new();
+            for space in spaces {
+                for one in pager.children(&space).into_iter().chain([space]) {
+                    if let Err(error) = one.fill(&mut hands) {
+                        lost.end_quietly();
+                        return Err(error.into());
+                    }
+                    pager.release(&one);
+                }
+            }
+            Ok(cgroup.thaw()?)
+        })
+        .await
+    }
+
+    /// Why it was ended, if a page of it could not be had.
+    pub fn why_lost(&self) -> Option<&FaultError> {
+        self.lost.why()
+    }
+
+    /// What was done for it since it was first parked.
+    pub fn counts(&self) -> Counts {
+        let mut counts = Counts::default();
+        for space in &self.spaces {
+            counts += space.lock().counts;
+        }
+        counts
+    }
+
+    /// Bytes kept for it, pages, and the bases these are made from.
+    fn stored(&self) -> (u64, u64, Vec<SnapshotId>) {
+        let (mut bytes, mut pages, mut bases) = (0, 0, Vec::new());
+        for space in &self.spaces {
+            let state = space.lock();
+            bytes += state.store.stored_bytes();
+            pages += state.store.table().pages();
+            bases.extend(state.store.images().flat_map(|image| image.image().bases().to_vec()));
+        }
+        bases.sort_unstable();
+        bases.dedup();
+        (bytes, pages, bases)
+    }
+
+    /// Bytes kept for it now.
+    pub fn stored_bytes(&self) -> u64 {
+        self.stored().0
+    }
+}

@@ -1,0 +1,329 @@
+//! The memory of one process: its userfaultfd, what its missing pages are made from, and who waits for them.
+//!
+//! One lock is held from the reading of a message to the end of what it means, so that nobody acts on a table that the
+//! kernel has already told is out of date.
+
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use medes_dedup::delta::DeltaCodec;
+use medes_dedup::page::{PAGE_BYTES, Page, ZERO_PAGE};
+use nix::unistd::Pid;
+
+use super::fault::{FaultError, Lost};
+use super::store::Store;
+use super::working_set::{Hot, WorkingSet};
+use crate::uffd::{Message, Uffd};
+
+/// Pages copied at once.
+const BATCH: usize = 64;
+/// Pages brought with one that is missed while it is not known which ones will be.
+const AROUND: usize = 8;
+/// Most new pages of zeros given at once to who takes one after the other.
+const ZEROS_MAX: usize = 32;
+/// Pages that were missed and are remembered.
+const MISSED_MAX: usize = 1 << 17;
+/// How long a page may take that cannot be put in its place because the process is changing its mappings.
+const FAULT_DEADLINE: Duration = Duration::from_secs(2);
+
+/// What a thread that serves faults works with.
+pub(super) struct Hands {
+    codec: DeltaCodec,
+    pages: Box<[Page; BATCH]>,
+    zeros: Box<[Page; ZEROS_MAX]>,
+}
+
+impl Hands {
+    pub(super) fn new() -> Self {
+        let pages = Box::new([ZERO_PAGE; BATCH]);
+        Self { codec: DeltaCodec::new(), pages, zeros: Box::new([ZERO_PAGE; ZEROS_MAX]) }
+    }
+}
+
+/// What was done for a process since it was first parked.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Pages it had to wait for.
+    pub missed: u64,
+    /// Those of them that were not in its working set.
+    pub unforeseen: u64,
+    /// New pages of zeros it had to wait for.
+    pub zeros: u64,
+    /// Pages given back before they were missed.
+    pub pushed: u64,
+}
+
+impl std::ops::AddAssign for Counts {
+    fn add_assign(&mut self, more: Self) {
+        self.missed += more.missed;
+        self.unforeseen += more.unforeseen;
+        self.zeros += more.zeros;
+        self.pushed += more.pushed;
+    }
+}
+
+/// A fault that cannot be served at the moment.
+#[derive(Debug, Clone, Copy)]
+struct Waiting {
+    page: u64,
+    write: bool,
+    since: Instant,
+}
+
+/// What changes under the lock.
+#[derive(Debug, Default)]
+pub(super) struct State {
+    /// What its pages are made from.
+    pub(super) store: Store,
+    /// What it will touch.
+    pub(super) working_set: WorkingSet,
+    /// What it has missed since it was last parked.
+    pub(super) missed: Vec<Hot>,
+    /// What is being given back, last page first.
+    push: Vec<Hot>,
+    waiting: Vec<Waiting>,
+    /// The page behind the last one of zeros it was given, and how many it was given.
+    zeros: (u64, usize),
+    /// What was done.
+    pub(super) counts: Counts,
+}
+
+/// The memory of one process.
+#[derive(Debug)]
+pub(super) struct Space {
+    /// Number of it, for the threads that serve and for the keeper.
+    pub(super) id: u64,
+    pub(super) uffd: Uffd,
+    /// Whose. Not known of a child that was forked while pages were missing.
+    pub(super) pid: Option<Pid>,
+    /// Whom to end if a page cannot be had.
+    pub(super) lost: Arc<Lost>,
+    state: Mutex<State>,
+}
+
+impl Space {
+    pub(super) fn new(id: u64, uffd: Uffd, pid: Option<Pid>, lost: Arc<Lost>) -> Self {
+        Self { id, uffd, pid, lost, state: Mutex::default() }
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reads what the kernel has to tell and does it. Children that were forked are given to `born`.
+    pub(super) fn serve(&self, hands: &mut Hands, born: &mut Vec<(Uffd, State)>) -> Result<(), FaultError> {
+        let mut state = self.lock();
+        for waiting in std::mem::take(&mut state.waiting) {
+            if waiting.since.elapsed() > FAULT_DEADLINE {
+                return Err(FaultError::Late { page: waiting.page });
+            }
+            self.fault(&mut state, hands, waiting)?;
+        }
+        loop {
+            let messages = self.uffd.read().map_err(FaultError::Read)?;
+            if messages.is_empty() {
+                return Ok(());
+            }
+            for message in messages {
+                match message {
+                    Message::Fault { address, write } => {
+                        let page = address / PAGE_BYTES as u64;
+                        self.fault(&mut state, hands, Waiting { page, write, since: Instant::now() })?;
+                    }
+                    Message::Fork(uffd) => born.push((uffd, state.child())),
+                    Message::Remap { from, to, bytes } => state.moved(from, to, bytes),
+                    Message::Removed(range) | Message::Unmapped(range) => state.forget(&pages(&range)),
+                    Message::Unknown(event) => return Err(FaultError::Unknown { event }),
+                }
+            }
+        }
+    }
+
+    /// Whether a fault waits for the process to be done with its mappings.
+    pub(super) fn is_waiting(&self) -> bool {
+        !self.lock().waiting.is_empty()
+    }
+
+    fn fault(&self, state: &mut State, hands: &mut Hands, waiting: Waiting) -> Result<(), FaultError> {
+        let Waiting { page, write, .. } = waiting;
+        let copied = match state.store.find(page) {
+            None => {
+                state.counts.zeros += 1;
+                let count = state.zeros_wanted(page);
+                self.put(page, &hands.zeros[..count], false)
+            }
+            Some((place, run)) => {
+                state.counts.missed += 1;
+                state.counts.unforeseen += u64::from(!state.working_set.contains(page));
+                self.lost.pass()?;
+                let count = state.around().min(usize::try_from(run).unwrap_or(1));
+                let out = &mut hands.pages[..count];
+                state.store.rebuild(&mut hands.codec, place, out).map_err(FaultError::Rebuild)?;
+                self.put(page, out, !write || count > 1)
+            }
+        };
+        match copied? {
+            Put::Busy => state.waiting.push(waiting),
+            Put::Done { .. } if state.missed.len() < MISSED_MAX => {
+                state.missed.push(Hot { page, written: write });
+            }
+            Put::Done { .. } | Put::Gone => {}
+        }
+        Ok(())
+    }
+
+    /// Copies pages to where they are missing and wakes who waits for the first.
+    fn put(&self, page: u64, bytes: &[Page], protected: bool) -> Result<Put, FaultError> {
+        let mut done = 0;
+        let mut step = bytes.len();
+        while done < bytes.len() {
+            let part = &bytes[done..bytes.len().min(done + step)];
+            let at = (page + done as u64) * PAGE_BYTES as u64;
+            let copied = self.uffd.copy(at, part.as_flattened(), protected);
+            done += copied.pages;
+            match copied.stopped {
+                None => {}
+                // Part of it: the next part says why not all.
+                Some(libc::EAGAIN) if copied.pages > 0 => {}
+                Some(libc::EAGAIN) if done == 0 => return Ok(Put::Busy),
+                Some(libc::EAGAIN) => break,
+                Some(libc::EEXIST) => {
+                    self.wake(at);
+                    done += 1;
+                }
+                // A copy must not cross the end of a mapping.
+                Some(libc::ENOENT) if part.len() > 1 => step = 1,
+                // Not mapped, or not registered, any more: what waits there finds out by itself.
+                Some(libc::ENOENT) => {
+                    self.wake(at);
+                    break;
+                }
+                Some(libc::ESRCH) => return Ok(Put::Gone),
+                Some(errno) => return Err(FaultError::Copy { page, errno }),
+            }
+        }
+        Ok(Put::Done { pages: done.max(1) })
+    }
+
+    fn wake(&self, address: u64) {
+        if let Err(error) = self.uffd.wake(&(address..address + PAGE_BYTES as u64)) {
+            tracing::debug!(%error, "wake who waits for a page");
+        }
+    }
+
+    /// Begins to give the working set back.
+    pub(super) fn begin_push(&self) {
+        let mut state = self.lock();
+        let mut push = state.working_set.begin();
+        push.reverse();
+        state.push = push;
+    }
+
+    /// Gives back some pages of the working set; whether there are more.
+    pub(super) fn push_some(&self, hands: &mut Hands) -> Result<bool, FaultError> {
+        let mut state = self.lock();
+        let Some(first) = state.push.last().copied() else { return Ok(false) };
+        let count = state.push.iter().rev().zip(first.page..).take(BATCH);
+        let count = count.take_while(|(hot, page)| hot.page == *page && hot.written == first.written).count();
+        let (count, put) = match state.store.find(first.page) {
+            None => (1, self.put(first.page, &hands.zeros[..1], false)?),
+            Some((place, run)) => {
+                let count = count.min(usize::try_from(run).unwrap_or(1));
+                let out = &mut hands.pages[..count];
+                state.store.rebuild(&mut hands.codec, place, out).map_err(FaultError::Rebuild)?;
+                (count, self.put(first.page, out, !first.written)?)
+            }
+        };
+        let done = match put {
+            Put::Busy => 0,
+            Put::Done { pages } => pages.min(count),
+            Put::Gone => {
+                state.push.clear();
+                0
+            }
+        };
+        state.counts.pushed += done as u64;
+        let left = state.push.len().saturating_sub(done);
+        state.push.truncate(left);
+        Ok(left > 0)
+    }
+
+    /// Gives back everything. Nothing of the process may run meanwhile.
+    pub(super) fn fill(&self, hands: &mut Hands) -> Result<(), FaultError> {
+        let mut state = self.lock();
+        state.push.clear();
+        let ranges: Vec<Range<u64>> = state.store.table().ranges().collect();
+        for range in ranges {
+            let mut page = range.start;
+            while page < range.end {
+                let Some((place, run)) = state.store.find(page) else { break };
+                let count = usize::try_from(run).unwrap_or(BATCH).min(BATCH);
+                let out = &mut hands.pages[..count];
+                state.store.rebuild(&mut hands.codec, place, out).map_err(FaultError::Rebuild)?;
+                match self.put(page, out, true)? {
+                    Put::Busy => return Err(FaultError::Late { page }),
+                    Put::Gone => return Ok(()),
+                    Put::Done { pages } => page += pages as u64,
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What became of pages that were put in their place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Put {
+    /// They are there, or were, or are not wanted any more.
+    Done { pages: usize },
+    /// The process is changing its mappings: again when it has told how.
+    Busy,
+    /// The process has ended.
+    Gone,
+}
+
+impl State {
+    /// Numbers of pages of a child that has just been forked: the same.
+    fn child(&self) -> Self {
+        Self { store: self.store.clone(), working_set: self.working_set.clone(), ..Self::default() }
+    }
+
+    fn forget(&mut self, pages: &Range<u64>) {
+        self.store.forget(pages);
+        self.working_set.forget(pages);
+        self.push.retain(|hot| !pages.contains(&hot.page));
+    }
+
+    fn moved(&mut self, from: u64, to: u64, bytes: u64) {
+        let page = PAGE_BYTES as u64;
+        self.store.moved(from / page, to / page, bytes / page);
+        let old = pages(&(from..from + bytes));
+        self.working_set.forget(&old);
+        self.push.retain(|hot| !old.contains(&hot.page));
+    }
+
+    /// How many pages to bring for one that is missed.
+    const fn around(&self) -> usize {
+        if self.working_set.is_learnt() { 1 } else { AROUND }
+    }
+
+    /// How many pages of zeros to give: more and more to who takes one after the other.
+    fn zeros_wanted(&mut self, page: u64) -> usize {
+        let (next, last) = self.zeros;
+        let wanted = if page == next { (2 * last).clamp(1, ZEROS_MAX) } else { 1 };
+        let free = (page..).take(wanted).take_while(|page| self.store.find(*page).is_none()).count();
+        self.zeros = (page + free as u64, free);
+        free
+    }
+
+    /// Ends the giving back.
+    pub(super) fn stop_push(&mut self) {
+        self.push.clear();
+    }
+}
+
+/// Numbers of the pages of some addresses.
+pub(super) const fn pages(range: &Range<u64>) -> Range<u64> {
+    range.start / PAGE_BYTES as u64..range.end / PAGE_BYTES as u64
+}

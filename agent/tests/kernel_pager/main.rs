@@ -1,0 +1,27 @@
+//! Dedup in place on real processes: programs that check their own memory while it is taken and given back, what memory
+//! calls mean for pages that are missing, and every trouble on the way.
+//!
+//! Needs root; skips itself loudly otherwise. The programs are this one, started as something else.
+
+#![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
+
+mod checker;
+mod desk;
+mod meanings;
+mod memory;
+#[path = "../kernel_sandbox/node.rs"]
+#[allow(dead_code, reason = "shared with the sandbox tests, which need more of it")]
+mod node;
+mod program;
+#[path = "../kernel_sandbox/runner.rs"]
+mod runner;
+mod there_and_back;
+mod trouble;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let tests: Vec<runner::Test> = [there_and_back::TESTS, meanings::TESTS, trouble::TESTS].concat();
+    let programs = [checker::PROGRAMS, meanings::PROGRAMS, trouble::HELPERS].concat();
+    runner::main(&tests, &programs)
+}

@@ -1,0 +1,186 @@
+//! Park and unpark, over and over, with programs that look at their memory.
+
+use std::time::{Duration, Instant};
+
+use crate::desk::{Guest, at_desk, differences};
+use crate::node::{function, python, result, until};
+use crate::program::{Numbers, program};
+use crate::runner::Test;
+
+pub(crate) const TESTS: &[Test] = &[
+    (
+        "a_parked_sandbox_has_no_memory_and_answers_as_before",
+        a_parked_sandbox_has_no_memory_and_answers_as_before,
+    ),
+    ("only_what_was_written_is_stored_again", only_what_was_written_is_stored_again),
+    ("the_working_set_is_learnt_and_given_back", the_working_set_is_learnt_and_given_back),
+    (
+        "a_program_that_checks_its_memory_finds_nothing_wrong",
+        a_program_that_checks_its_memory_finds_nothing_wrong,
+    ),
+    ("twenty_times_there_and_back_changes_no_byte", twenty_times_there_and_back_changes_no_byte),
+    ("everything_comes_back_at_once_when_it_is_released", everything_comes_back_at_once_when_it_is_released),
+];
+
+const NUMBERS: &str = "import sys\nsys.numbers = [str(i) * 20 for i in range(20000)]";
+const SUM: &str = "import sys\nresult = sum(len(number) for number in sys.numbers)";
+
+fn a_parked_sandbox_has_no_memory_and_answers_as_before() {
+    at_desk(async |desk| {
+        let mut guest = desk.start("s1", &function()).await;
+        result(&guest.housing, NUMBERS).await;
+        let expected = result(&guest.housing, SUM).await;
+        let before = guest.anonymous_kb();
+        let report = desk.park(&mut guest).await;
+        println!("{before} kB -> {} kB; {report:?}", guest.anonymous_kb());
+        assert!(guest.anonymous_kb() * 3 < before, "{} kB of {before} kB are left", guest.anonymous_kb());
+        assert!(report.stored_bytes * 2 < before * 1024, "{report:?}");
+        guest.unpark();
+        assert_eq!(result(&guest.housing, SUM).await, expected);
+        println!("{:?}", guest.paged.as_ref().unwrap().counts());
+        guest.housing.remove().await.unwrap();
+    });
+}
+
+fn only_what_was_written_is_stored_again() {
+    at_desk(async |desk| {
+        let mut guest = desk.start("s1", &function()).await;
+        result(&guest.housing, NUMBERS).await;
+        let first = desk.park(&mut guest).await;
+        guest.unpark();
+        assert_eq!(result(&guest.housing, "result = 1").await, "1");
+        let second = desk.park(&mut guest).await;
+        println!("{first:?}\n{second:?}");
+        assert!(
+            second.saved_pages * 4 < first.saved_pages,
+            "{} then {}",
+            first.saved_pages,
+            second.saved_pages
+        );
+        guest.unpark();
+        assert_eq!(result(&guest.housing, SUM).await, "1777800");
+        // Many parks: pages move from images that are nearly empty.
+        for round in 0..30 {
+            result(
+                &guest.housing,
+                &format!("import sys\nfor i in range({round}, 20000, 300): sys.numbers[i] = str(i) * 20"),
+            )
+            .await;
+            let report = desk.park(&mut guest).await;
+            assert!(report.stored_bytes < 3 * first.stored_bytes, "round {round}: {report:?}");
+            guest.unpark();
+            assert_eq!(result(&guest.housing, SUM).await, "1777800", "round {round}");
+        }
+        guest.housing.remove().await.unwrap();
+    });
+}
+
+fn the_working_set_is_learnt_and_given_back() {
+    at_desk(async |desk| {
+        let mut guest = desk.start("s1", &function()).await;
+        result(&guest.housing, NUMBERS).await;
+        let (mut unforeseen, mut before) = (Vec::new(), 0);
+        for _ in 0..5 {
+            desk.park(&mut guest).await;
+            guest.unpark();
+            assert_eq!(result(&guest.housing, SUM).await, "1777800");
+            let counts = guest.paged.as_ref().unwrap().counts();
+            unforeseen.push(counts.unforeseen - before);
+            before = counts.unforeseen;
+        }
+        println!("unforeseen {unforeseen:?}; {:?}", guest.paged.as_ref().unwrap().counts());
+        assert!(unforeseen[0] > 100, "{unforeseen:?}");
+        assert!(unforeseen[3] * 4 < unforeseen[0], "{unforeseen:?}");
+        guest.housing.remove().await.unwrap();
+    });
+}
+
+/// What the checker has done, and what it found.
+async fn findings(guest: &Guest) -> (u64, String) {
+    let answer = guest.ask("/").await;
+    let (rounds, wrong) = answer.split_once(' ').unwrap();
+    (rounds.parse().unwrap(), wrong.to_owned())
+}
+
+fn a_program_that_checks_its_memory_finds_nothing_wrong() {
+    let seconds = std::env::var("MEDES_TEST_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(15);
+    let seed = std::env::var("MEDES_TEST_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
+    at_desk(async |desk| {
+        let mut guest = desk.start("s1", &program("memory_checker")).await;
+        let mut numbers = Numbers(seed);
+        let until = Instant::now() + Duration::from_secs(seconds);
+        let (mut cycles, mut last) = (0, 0);
+        while Instant::now() < until {
+            desk.park(&mut guest).await;
+            guest.unpark();
+            cycles += 1;
+            // Most times it is stopped again in the middle of what it misses.
+            tokio::time::sleep(Duration::from_micros(numbers.below(40_000))).await;
+            if numbers.below(4) == 0 {
+                let (rounds, wrong) = findings(&guest).await;
+                assert_eq!(wrong, "", "seed {seed}, cycle {cycles}, after {rounds} rounds");
+                assert!(rounds > last, "seed {seed}, cycle {cycles}: it stands still");
+                last = rounds;
+            }
+        }
+        let (rounds, wrong) = findings(&guest).await;
+        println!(
+            "seed {seed}: {cycles} cycles, {rounds} rounds, {:?}",
+            guest.paged.as_ref().unwrap().counts()
+        );
+        assert_eq!(wrong, "", "seed {seed}");
+        guest.housing.remove().await.unwrap();
+    });
+}
+
+/// A program that does nothing at all between requests.
+const QUIET: &str = "
+import os, socket
+numbers = [str(i) * 20 for i in range(20000)]
+server = socket.create_server(('127.0.0.1', int(os.environ['PORT'])))
+while True:
+    client, _ = server.accept()
+    client.recv(65536)
+    body = str(sum(len(number) for number in numbers)).encode()
+    client.sendall(b'HTTP/1.1 200 OK\\r\\nContent-Length: %d\\r\\nConnection: close\\r\\n\\r\\n' % len(body) + body)
+    client.close()
+";
+
+fn twenty_times_there_and_back_changes_no_byte() {
+    at_desk(async |desk| {
+        let mut guest = desk.start("s1", &python(QUIET)).await;
+        let waits = |at: &str| at.contains("accept");
+        for round in 0..20 {
+            assert_eq!(guest.ask("/").await, "1777800", "round {round}");
+            let place = format!("/proc/{}/wchan", guest.tree.pid());
+            until("it waits", || std::fs::read_to_string(&place).is_ok_and(|at| waits(&at)));
+            let before = guest.memory(None);
+            assert!(before.len() > 100, "round {round}: {} pages", before.len());
+            desk.park(&mut guest).await;
+            let after = guest.memory(Some(&before));
+            assert_eq!(differences(&before, &after), [0; 0], "round {round}");
+            guest.unpark();
+        }
+        guest.housing.remove().await.unwrap();
+    });
+}
+
+fn everything_comes_back_at_once_when_it_is_released() {
+    at_desk(async |desk| {
+        let mut guest = desk.start("s1", &function()).await;
+        result(&guest.housing, NUMBERS).await;
+        let before = guest.anonymous_kb();
+        desk.park(&mut guest).await;
+        guest.paged.take().unwrap().release().await.unwrap();
+        assert!(guest.anonymous_kb() * 10 > before * 8, "{} kB of {before} kB", guest.anonymous_kb());
+        assert_eq!(result(&guest.housing, SUM).await, "1777800");
+        let smaps = std::fs::read_to_string(format!("/proc/{}/smaps", guest.tree.pid())).unwrap();
+        let watched =
+            |line: &str| line.starts_with("VmFlags:") && (line.contains(" um") || line.contains(" uw"));
+        assert!(!smaps.lines().any(watched), "nothing of us is left");
+        desk.park(&mut guest).await;
+        guest.unpark();
+        assert_eq!(result(&guest.housing, SUM).await, "1777800", "and it can be parked anew");
+        guest.housing.remove().await.unwrap();
+    });
+}
