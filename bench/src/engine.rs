@@ -16,12 +16,11 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
-use medes_agent::sandbox::enter_private_mounts;
 
 use crate::{
     functions::{self, Candidate, Places},
     record::write_json,
-    station::Station,
+    station::{self, Station},
 };
 use dump::{Data, Dump, Origin, Series};
 use methods::METHODS;
@@ -77,15 +76,7 @@ pub(crate) fn main(options: &Options) -> Result<ExitCode> {
 fn make_dumps(options: &Options, images: &Path) -> Result<()> {
     let candidates = functions::find_with_programs(&options.places, &options.functions)?;
     let agent = options.places.program("medes-agent")?;
-    enter_private_mounts()?;
-    let runtime = tokio::runtime::Runtime::new().context("start the runtime")?;
-    runtime.block_on(async {
-        let mut station = Station::open(agent).await?;
-        let made = dump_each(&mut station, candidates, images).await;
-        // The first error is the one to tell.
-        let closed = station.close().await;
-        made.and(closed)
-    })
+    station::at(agent, async |station: &mut Station| dump_each(station, candidates, images).await)
 }
 
 async fn dump_each(station: &mut Station, candidates: Vec<Candidate>, images: &Path) -> Result<()> {

@@ -4,6 +4,7 @@ mod cluster;
 mod control;
 mod demo;
 mod engine;
+mod experiment;
 mod functions;
 mod gateway;
 mod record;

@@ -7,63 +7,40 @@ mod compare;
 mod report;
 mod round;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::Args;
-use medes_agent::sandbox::enter_private_mounts;
 use medes_proto::function::FunctionSpec;
 
 use crate::{
-    functions::{self, Candidate, Function, Places},
-    record::write_json,
+    experiment::{self, Subjects},
+    functions::{Candidate, Function},
     station::Station,
 };
 use report::{Report, Row};
 use round::{Round, Series};
 
-/// What to measure, how often, and where to leave it.
+/// How often to measure, and on what.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// Only these functions, by name and separated by commas
-    #[arg(long, value_delimiter = ',', value_name = "NAMES")]
-    functions: Vec<String>,
     /// How often each function goes through everything, each time as a new sandbox
     #[arg(long, default_value_t = 11, value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: u32,
-    /// Folder for restore.json
-    #[arg(long, default_value = "target/bench", value_name = "DIR")]
-    out: PathBuf,
     #[command(flatten)]
-    places: Places,
+    subjects: Subjects,
 }
 
 /// Call it before any thread exists.
 pub(crate) fn main(options: &Options) -> Result<ExitCode> {
-    let candidates = functions::find(&options.places.functions_dir, &options.functions)?;
-    let agent = options.places.program("medes-agent")?;
-    std::fs::create_dir_all(&options.out).with_context(|| format!("create {}", options.out.display()))?;
-    if cfg!(debug_assertions) {
-        eprintln!("this is a debug build: its times say little; use `cargo xtask bench restore`");
-    }
-    enter_private_mounts()?;
-    let runtime = tokio::runtime::Runtime::new().context("start the runtime")?;
-    let mut report = Report::new();
-    let measured = runtime.block_on(async {
-        let mut station = Station::open(agent).await?;
-        let measured = measure(&mut station, candidates, options.rounds, &mut report).await;
-        // The first error is the one to tell.
-        let closed = station.close().await;
-        measured.and(closed)
-    });
-    report.judge();
-    // What was measured is kept, even if the end was a bad one.
-    write_json(&options.out.join("restore.json"), &report)?;
-    if !report.rows.is_empty() {
-        println!("{}", report.tables());
-    }
-    measured?;
-    Ok(if report.is_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    experiment::run(
+        &options.subjects,
+        &[],
+        Report::new(),
+        async |station: &mut Station, candidates, report| {
+            measure(station, candidates, options.rounds, report).await
+        },
+    )
 }
 
 async fn measure(

@@ -18,7 +18,7 @@ use medes_agent::{
     reaper::Reaper,
     registry::Registry,
     roads::{Roads, Warm},
-    sandbox::{self, Host, HostConfig, Housing, cgroup::SandboxCgroup},
+    sandbox::{self, Host, HostConfig, Housing, cgroup::SandboxCgroup, enter_private_mounts},
 };
 use medes_controller::registry::{Registry as _, Table, TableSettings};
 use medes_dedup::{key::DomainKey, page::SnapshotId};
@@ -47,6 +47,8 @@ pub(crate) const KEY: DomainKey = DomainKey::from_bytes([0x42; 32]);
 pub(crate) struct Station {
     pub(crate) host: Host,
     pub(crate) roads: Arc<Roads>,
+    /// The agent's program.
+    pub(crate) program: PathBuf,
     table: Arc<Table>,
     scratch: Scratch,
     /// Control groups of the sandboxes of this function, in case something of them is left.
@@ -62,9 +64,22 @@ pub(crate) fn threads() -> NonZeroUsize {
     std::thread::available_parallelism().map_or(NonZeroUsize::MIN, |found| found.min(most))
 }
 
+/// Does something on a node that exists for as long as it takes. Call it before any thread exists.
+pub(crate) fn at<T>(program: PathBuf, work: impl AsyncFnOnce(&mut Station) -> Result<T>) -> Result<T> {
+    enter_private_mounts()?;
+    let runtime = tokio::runtime::Runtime::new().context("start the runtime")?;
+    runtime.block_on(async {
+        let mut station = Station::open(program).await?;
+        let done = work(&mut station).await;
+        // The first error is the one to tell.
+        let closed = station.close().await;
+        done.and_then(|done| closed.map(|()| done))
+    })
+}
+
 impl Station {
     /// Sets the node up. `program` is the agent's: the first step of a sandbox is a process of it.
-    pub(crate) async fn open(program: PathBuf) -> Result<Self> {
+    async fn open(program: PathBuf) -> Result<Self> {
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         let reaper = Reaper::start(&tasks, stop.clone()).context("start the reaper")?;
         let node: NodeId = format!("bench-{}", std::process::id()).parse().context("name the node")?;
@@ -73,7 +88,7 @@ impl Station {
             node: node.to_string(),
             run_dir: scratch.path().join("run"),
             run_bytes_max: IMAGES_BYTES_MAX,
-            program,
+            program: program.clone(),
         };
         let host = Host::start(config, reaper.clone(), tasks.clone()).await.context("set a node up")?;
         let criu = Criu::find(None)?;
@@ -87,7 +102,7 @@ impl Station {
         let roads = Roads::new((criu, pool), reaper, bases, registry, Faults::default());
         roads.set_engine(Engine::new(KEY, EngineSettings::default(), threads()));
         let roads = Arc::new(roads);
-        Ok(Self { host, roads, table, scratch, cgroups: BTreeMap::new(), next: 1, stop, tasks })
+        Ok(Self { host, roads, program, table, scratch, cgroups: BTreeMap::new(), next: 1, stop, tasks })
     }
 
     /// A number no sandbox and no snapshot had before.
@@ -129,7 +144,7 @@ impl Station {
     }
 
     /// Ends the node. What it leaves behind after an error goes with this process.
-    pub(crate) async fn close(mut self) -> Result<()> {
+    async fn close(mut self) -> Result<()> {
         self.clear().await?;
         let run_dir = self.host.run_dir().to_owned();
         self.stop.cancel();

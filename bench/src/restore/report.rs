@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::round::{Round, Timed};
 use crate::{
+    experiment,
     record::{Record, Target},
     show::{mib, ms, percent, times},
     station::threads,
@@ -174,17 +175,11 @@ impl Row {
 impl Report {
     /// An empty report about this machine.
     pub(super) fn new() -> Self {
-        Self { record: Record::here("restore"), rows: Vec::new(), targets: Vec::new() }
-    }
-
-    /// Whether every answer was the right one, and nothing failed. A missed target is no failure.
-    pub(super) fn is_good(&self) -> bool {
-        let good = |row: &Row| match row {
-            Row::Measured { figures, .. } => figures.answers_match,
-            Row::Skipped { .. } => true,
-            Row::Failed { .. } => false,
-        };
-        !self.rows.is_empty() && self.rows.iter().all(good)
+        Self {
+            record: Record::here(<Self as experiment::Report>::NAME),
+            rows: Vec::new(),
+            targets: Vec::new(),
+        }
     }
 
     fn figures(&self) -> impl Iterator<Item = &Figures> {
@@ -194,8 +189,35 @@ impl Report {
         })
     }
 
+    fn step_names(&self) -> Vec<&str> {
+        let steps = self.figures().next().map_or(&[][..], |figures| &figures.restore.phases);
+        steps.iter().map(|step| step.name.as_str()).collect()
+    }
+
+    /// A line for each function: its cells, or why there are none.
+    fn table(&self, header: &[&str], cells: impl Fn(&Figures) -> Vec<String>) -> Table {
+        let mut table = Table::new();
+        let header = header.iter().map(|name| name.to_uppercase());
+        table.load_style(NOTHING).set_header([String::from("FUNCTION")].into_iter().chain(header));
+        for column in table.column_iter_mut().skip(1) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+        for row in &self.rows {
+            let cells = match row {
+                Row::Measured { figures, .. } => cells(figures),
+                Row::Skipped { .. } | Row::Failed { .. } => vec![row.outcome().to_owned()],
+            };
+            table.add_row([row.name().to_owned()].into_iter().chain(cells));
+        }
+        table
+    }
+}
+
+impl experiment::Report for Report {
+    const NAME: &str = "restore";
+
     /// Holds the figures against what the design asks for.
-    pub(super) fn judge(&mut self) {
+    fn judge(&mut self) {
         if self.figures().next().is_none() {
             return;
         }
@@ -222,7 +244,7 @@ impl Report {
     }
 
     /// For people: the ways to a first answer, the steps of the restore, what is stored, the targets.
-    pub(super) fn tables(&self) -> String {
+    fn tables(&self) -> String {
         let mut text = format!(
             "Time to the first answer: median (lowest to highest)\n{}\n\n\
              Steps of the Medes restore: medians\n{}\n\n\
@@ -242,27 +264,14 @@ impl Report {
         text
     }
 
-    fn step_names(&self) -> Vec<&str> {
-        let steps = self.figures().next().map_or(&[][..], |figures| &figures.restore.phases);
-        steps.iter().map(|step| step.name.as_str()).collect()
-    }
-
-    /// A line for each function: its cells, or why there are none.
-    fn table(&self, header: &[&str], cells: impl Fn(&Figures) -> Vec<String>) -> Table {
-        let mut table = Table::new();
-        let header = header.iter().map(|name| name.to_uppercase());
-        table.load_style(NOTHING).set_header([String::from("FUNCTION")].into_iter().chain(header));
-        for column in table.column_iter_mut().skip(1) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
-        for row in &self.rows {
-            let cells = match row {
-                Row::Measured { figures, .. } => cells(figures),
-                Row::Skipped { .. } | Row::Failed { .. } => vec![row.outcome().to_owned()],
-            };
-            table.add_row([row.name().to_owned()].into_iter().chain(cells));
-        }
-        table
+    /// Whether every answer was the right one, and nothing failed. A missed target is no failure.
+    fn is_good(&self) -> bool {
+        let good = |row: &Row| match row {
+            Row::Measured { figures, .. } => figures.answers_match,
+            Row::Skipped { .. } => true,
+            Row::Failed { .. } => false,
+        };
+        !self.rows.is_empty() && self.rows.iter().all(good)
     }
 }
 
@@ -303,6 +312,7 @@ mod tests {
     use medes_proto::sandbox::Phase;
 
     use super::{super::compare::Compared, *};
+    use crate::experiment::Report as _;
 
     fn way(ms: f64) -> Timed {
         let took = |part: f64| Duration::from_secs_f64(ms * part / 1e3);

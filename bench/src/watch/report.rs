@@ -5,6 +5,7 @@ use medes_agent::watch::Cost;
 use serde::Serialize;
 
 use crate::{
+    experiment,
     record::{Record, Target},
     show::ms,
     stats::Spread,
@@ -177,11 +178,19 @@ pub(super) struct Report {
 
 impl Report {
     pub(super) fn new() -> Self {
-        Self { record: Record::here("watch"), rows: Vec::new(), targets: Vec::new() }
+        Self {
+            record: Record::here(<Self as experiment::Report>::NAME),
+            rows: Vec::new(),
+            targets: Vec::new(),
+        }
     }
+}
+
+impl experiment::Report for Report {
+    const NAME: &str = "watch";
 
     /// Holds what was measured against what the design asks for: the worst function counts.
-    pub(super) fn judge(&mut self) {
+    fn judge(&mut self) {
         self.rows.iter_mut().for_each(Row::judge);
         let worst = |value: fn(&Row) -> f64| {
             let values = self.rows.iter().map(value);
@@ -201,7 +210,7 @@ impl Report {
     }
 
     /// For people.
-    pub(super) fn tables(&self) -> String {
+    fn tables(&self) -> String {
         let mut table = Table::new();
         table.load_style(NOTHING).set_header(["FUNCTION", "WAY", "REQUESTS/S", "P50", "P99"]);
         for row in &self.rows {
@@ -244,6 +253,7 @@ impl Report {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::experiment::Report as _;
 
     fn burst(ms: f64) -> Burst {
         Burst { seconds: ms * 10.0 / 1e3, request_ms: vec![ms; 10] }

@@ -1,0 +1,69 @@
+//! An experiment on a node in this process: what it is told, and its way from the command line to a report on disk.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use anyhow::{Context, Result};
+use clap::Args;
+use serde::Serialize;
+
+use crate::{
+    functions::{self, Candidate, Places},
+    record::write_json,
+    station::{self, Station},
+};
+
+/// On what, and where to leave the figures.
+#[derive(Debug, Args)]
+pub(crate) struct Subjects {
+    /// Only these functions, by name and separated by commas
+    #[arg(long, value_delimiter = ',', value_name = "NAMES")]
+    functions: Vec<String>,
+    /// Folder for the report
+    #[arg(long, default_value = "target/bench", value_name = "DIR")]
+    out: PathBuf,
+    #[command(flatten)]
+    places: Places,
+}
+
+/// What an experiment found out.
+pub(crate) trait Report: Serialize {
+    /// Name of the experiment, and of its file.
+    const NAME: &str;
+
+    /// Holds what was measured against what the design asks for.
+    fn judge(&mut self);
+
+    /// For people; empty if nothing was measured.
+    fn tables(&self) -> String;
+
+    /// Whether everything that was compared was equal.
+    fn is_good(&self) -> bool {
+        true
+    }
+}
+
+/// Runs an experiment. Call it before any thread exists. `usual`: the functions if none is named; empty: all.
+pub(crate) fn run<R: Report>(
+    subjects: &Subjects,
+    usual: &[&str],
+    mut report: R,
+    measure: impl AsyncFnOnce(&mut Station, Vec<Candidate>, &mut R) -> Result<()>,
+) -> Result<ExitCode> {
+    let Subjects { functions, out, places } = subjects;
+    let usual: Vec<String> = usual.iter().map(|name| (*name).to_owned()).collect();
+    let wanted = if functions.is_empty() { &usual } else { functions };
+    let candidates = functions::find(&places.functions_dir, wanted)?;
+    let agent = places.program("medes-agent")?;
+    std::fs::create_dir_all(out).with_context(|| format!("create {}", out.display()))?;
+    if cfg!(debug_assertions) {
+        eprintln!("this is a debug build: its times say little; use `cargo xtask bench {}`", R::NAME);
+    }
+    let measured =
+        station::at(agent, async |station: &mut Station| measure(station, candidates, &mut report).await);
+    report.judge();
+    // What was measured is kept, even if the end was a bad one.
+    write_json(&out.join(R::NAME).with_extension("json"), &report)?;
+    println!("{}", report.tables());
+    measured?;
+    Ok(if report.is_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
