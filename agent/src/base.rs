@@ -70,6 +70,7 @@ pub async fn make_base(
 ) -> Result<(SnapshotReport, Vec<Phase>), MakeBaseError> {
     let engine = roads.engine()?;
     let mut watch = Stopwatch::start();
+    warm.past.end_tracking().await;
     let dump = match Dump::take(roads, warm, Leave::Running).await {
         Err(error) if error.leaves_doubt() => {
             dump::end_doubtful(sandbox, warm).await;

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf};
 
 use medes_proto::{ids::NodeId, units::ByteSize};
 
-use crate::{bases::Budgets, faults::Step};
+use crate::{bases::Budgets, earlier::Room, faults::Step, roads::HotPages};
 
 /// Flags of `medes-agent run`.
 #[derive(Debug, clap::Args)]
@@ -42,6 +42,15 @@ pub struct Config {
     /// Memory for what base snapshots are aligned by
     #[arg(long, default_value_t = ByteSize(Budgets::DEFAULT.index_bytes as u64))]
     pub index_memory: ByteSize,
+    /// Track which pages each sandbox writes
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
+    pub track_writes: bool,
+    /// What a dedup does with pages that requests write all the time
+    #[arg(long, default_value = "pack")]
+    pub hot_pages: HotPages,
+    /// Memory for the images of sandboxes that are warm again: what has not changed is not encoded again
+    #[arg(long, default_value_t = ByteSize(Room::DEFAULT_BYTES))]
+    pub earlier_memory: ByteSize,
     /// Serve metrics (Prometheus) here, at /metrics; default: nowhere
     #[arg(long, value_name = "ADDRESS")]
     pub metrics: Option<SocketAddr>,

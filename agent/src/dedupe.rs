@@ -1,29 +1,32 @@
 //! The road away: a warm sandbox becomes a dedup image, and its memory is given back.
 //!
 //! ```text
-//! sandbox ─► dump ─► pages ─► words of a base ─► image
+//! sandbox ─► dump ─► pages ─► (those unchanged since the image it came back from are taken over, hot ones kept whole)
+//!                          ─► words of a base ─► image
 //!              (those not short so) ─► fingerprint ─► registry lookup ─► read base pages ─► delta ─► image
 //!         ─► sealed, opened again, every base acquired ─► only now are the processes ended
 //! ```
 //!
 //! Until the last step nothing is lost: after any failure the sandbox is resumed and warm as before.
 
+mod sort;
 mod words;
 
-use std::{collections::BTreeMap, fmt, io, io::Write, sync::Arc};
+use std::{collections::BTreeSet, fmt, io, io::Write, sync::Arc};
 
 use medes_dedup::{
     candidate::{self, FanOut},
-    encode::EncodedRun,
+    delta::Level,
+    encode::{EncodeRules, EncodedPage, EncodedRun, PageClass},
     fingerprint::Fingerprint,
-    image::{BuildImageError, DedupImage, ImageBuilder, OpenImageError},
+    image::{self, BuildImageError, DedupImage, ImageBuilder, OpenImageError},
     key::DomainKey,
-    page::{BasePage, PAGE_BYTES, Page, SnapshotId},
+    page::{BasePage, Page, SnapshotId},
 };
 use medes_proto::{
     failure::{Failure, FailureKind},
     ids::{NodeId, SandboxId, TenantName},
-    registry::{Hint, SnapshotPlace},
+    registry::Hint,
     sandbox::PageClasses,
 };
 
@@ -33,15 +36,20 @@ use crate::{
     digest::{DigestError, digest},
     driver::{DedupOrder, Deduped},
     dump::{self, Dump, DumpSandboxError},
+    earlier::Origin,
     engine::Engine,
     faults::{Injected, Step},
     memory_file::{MappedFile, MemoryFile},
     page_work::{self, MissingBasePage, words::is_worth_asking},
     registry::{Hints, RegistryError},
-    roads::{NotWelcomed, Roads, Stopwatch, Stored, Warm, blocking},
+    roads::{HotPages, NotWelcomed, Roads, Stopwatch, Stored, Warm, blocking},
     skeleton::{self, PackError},
 };
+use sort::{Fate, Sorted};
 use words::Words;
+
+/// How hard to work on hot pages: they will be different next time.
+const HOT_LEVEL: Level = Level::FASTEST;
 
 /// Why a sandbox was not deduplicated.
 #[derive(Debug, thiserror::Error)]
@@ -150,7 +158,7 @@ fn resume(sandbox: SandboxId, warm: &Warm) {
 /// An image that is complete, checked and referenced.
 struct Made {
     image: MappedFile,
-    places: BTreeMap<SnapshotId, SnapshotPlace>,
+    origin: Origin,
     deduped: Deduped,
     watch: Stopwatch,
 }
@@ -163,6 +171,7 @@ async fn make_image(
 ) -> Result<Made, DedupError> {
     let engine = roads.engine()?;
     let mut watch = Stopwatch::start();
+    let windows = warm.past.end_tracking().await;
     let dump = Arc::new(Dump::take(roads, warm, Leave::Stopped).await?);
     watch.step("dump");
     let mut memory_digest = None;
@@ -170,9 +179,11 @@ async fn make_image(
         memory_digest = Some(digest_stopped(warm, &dump).await?);
         watch.step("digest");
     }
-    let words = words::encode(roads, sandbox, warm, &dump, (&engine, order.base)).await;
+    let sorted = Arc::new(sort::sort(roads, sandbox, warm, &dump, (&engine, windows)).await);
+    watch.step("compare");
+    let words = words::encode(roads, sandbox, warm, &dump, (&engine, order.base, &sorted)).await;
     watch.step("words");
-    let rest = rest(&dump, words.as_ref());
+    let rest = rest(&sorted, words.as_ref());
     let fingerprints = fingerprint(&dump, rest.clone(), &engine, &warm.spec.tenant).await;
     watch.step("fingerprint");
     roads.faults.pass(Step::Lookup)?;
@@ -181,16 +192,18 @@ async fn make_image(
         false => roads.registry.lookup(sandbox, &fingerprints).await?,
     };
     let (looked_up, aligned_with) = (rest.len() as u64, words.as_ref().map(|words| words.place.snapshot));
-    hints.places.extend(words.as_ref().map(|words| (words.place.snapshot, words.place.clone())));
+    let referred = add_known(&mut hints, &sorted, words.as_ref());
     watch.step("lookup");
-    let choices = choose(&hints, aligned_with, roads.bases.node(), &engine);
-    let mut wanted: Vec<BasePage> = choices.iter().flatten().copied().collect();
-    wanted.sort_unstable();
-    wanted.dedup();
+    let choices = choose(&hints, &referred, roads.bases.node(), &engine);
+    let wanted: BTreeSet<BasePage> = choices.iter().flatten().copied().collect();
+    let wanted: Vec<BasePage> = wanted.into_iter().collect();
     roads.faults.pass(Step::ReadBases)?;
     let bases = roads.bases.read(&wanted, &hints.places).await?;
     watch.step("read_bases");
-    let (key, bytes) = encode(dump, engine, &warm.spec.tenant, words, (rest, choices), bases).await?;
+    let (files, taken) = (dump.page_files().to_vec(), sorted.taken());
+    let aligned_with = aligned_with.or_else(|| sorted.base().map(|place| place.snapshot));
+    let (how, parts) = ((engine, roads.hot_pages), Parts { sorted, words, rest, choices });
+    let (key, bytes, hot_skipped) = encode(dump, how, &warm.spec.tenant, parts, bases).await?;
     roads.faults.pass(Step::Encode)?;
     watch.step("encode");
     let image = seal(&bytes).map_err(DedupError::Seal)?;
@@ -205,28 +218,47 @@ async fn make_image(
     roads.faults.pass(Step::Acquire)?;
     watch.step("acquire");
     let places = hints.places.into_iter().filter(|(snapshot, _)| bases.contains(snapshot)).collect();
+    let aligned_with = aligned_with.filter(|snapshot| bases.contains(snapshot));
+    let origin = Origin { places, files, aligned_with };
     let deduped = Deduped {
         stored_bytes: image_bytes,
         bases,
-        pages: PageClasses {
-            zero: classes.zero.into(),
-            same: classes.same.into(),
-            delta: classes.delta.into(),
-            whole: classes.whole.into(),
-        },
+        pages: counted(classes, hot_skipped, taken),
         looked_up,
         aligned_with,
         phases: Vec::new(),
         memory_digest,
     };
     tracing::debug!(%sandbox, ?deduped, "dedup image made");
-    Ok(Made { image, places, deduped, watch })
+    Ok(Made { image, origin, deduped, watch })
+}
+
+/// Where the bases are that the image refers to whatever the registry says; names them.
+fn add_known(hints: &mut Hints, sorted: &Sorted, words: Option<&Words>) -> Vec<SnapshotId> {
+    let earlier = sorted.earlier.iter().flat_map(|earlier| &earlier.origin.places);
+    let earlier = earlier.map(|(snapshot, place)| (*snapshot, place.clone()));
+    let known: Vec<_> =
+        words.map(|words| (words.place.snapshot, words.place.clone())).into_iter().chain(earlier).collect();
+    let names = known.iter().map(|(snapshot, _)| *snapshot).collect();
+    hints.places.extend(known);
+    names
+}
+
+fn counted(classes: image::PageClasses, hot_skipped: u64, reused: u64) -> PageClasses {
+    PageClasses {
+        zero: classes.zero.into(),
+        same: classes.same.into(),
+        delta: classes.delta.into(),
+        whole: u64::from(classes.whole).saturating_sub(hot_skipped),
+        hot_skipped,
+        reused,
+    }
 }
 
 /// The point of no return: ends the processes. What they wrote to /tmp stays, and counts as stored.
 async fn give_back(warm: Warm, made: Made) -> (Stored, Deduped) {
-    let Warm { spec, housing, tree } = warm;
-    let Made { image, places, mut deduped, mut watch } = made;
+    let Warm { spec, housing, tree, past } = warm;
+    let Made { image, origin, mut deduped, mut watch } = made;
     if let Err(error) = tree.kill().await {
         // It is stopped and will not run again; the housing's removal tries once more.
         tracing::error!(error = &error as &dyn std::error::Error, "processes of a deduplicated sandbox stay");
@@ -234,7 +266,7 @@ async fn give_back(warm: Warm, made: Made) -> (Stored, Deduped) {
     watch.step("end");
     deduped.stored_bytes += housing.private_bytes();
     deduped.phases = watch.phases();
-    (Stored { spec, housing, image, places }, deduped)
+    (Stored { spec, housing, image, origin, tracked: past.tracked }, deduped)
 }
 
 async fn digest_stopped(warm: &Warm, dump: &Arc<Dump>) -> Result<[u8; 32], DedupError> {
@@ -243,13 +275,12 @@ async fn digest_stopped(warm: &Warm, dump: &Arc<Dump>) -> Result<[u8; 32], Dedup
     Ok(blocking(move || digest(&pids, &dump.masks())).await?)
 }
 
-/// Positions of the pages that the registry is asked about: all that are not made of words, or not short so.
-fn rest(dump: &Dump, words: Option<&Words>) -> Vec<usize> {
-    let all = 0..dump.files().iter().map(|file| file.len() / PAGE_BYTES).sum();
-    let Some(Words { pages, worded, .. }) = words else { return all.collect() };
-    let encoded = pages.clone().zip(worded.runs.iter().flat_map(EncodedRun::iter));
-    let long = encoded.filter(|(_, page)| is_worth_asking(page)).map(|(at, _)| at);
-    (all.start..pages.start).chain(long).chain(pages.end..all.end).collect()
+/// Positions of the pages that the registry is asked about: all to be encoded that are not made of words, or not short so.
+fn rest(sorted: &Sorted, words: Option<&Words>) -> Vec<usize> {
+    let words = words.into_iter().flat_map(Words::encoded);
+    let mut short = words.filter(|(_, page)| !is_worth_asking(page)).map(|(at, _)| at).peekable();
+    let fresh = (0..sorted.fates.len()).filter(|at| sorted.is_fresh(*at));
+    fresh.filter(|at| short.next_if_eq(at).is_none()).collect()
 }
 
 async fn fingerprint(
@@ -270,8 +301,8 @@ fn at<'d>(dump: &'d Dump, positions: &[usize]) -> Vec<&'d Page> {
 }
 
 /// The base pages to try for each page, within what one image may depend on.
-/// `base`: what it refers to anyway.
-fn choose(hints: &Hints, base: Option<SnapshotId>, local: &NodeId, engine: &Engine) -> Vec<Vec<BasePage>> {
+/// `referred`: what it refers to anyway.
+fn choose(hints: &Hints, referred: &[SnapshotId], local: &NodeId, engine: &Engine) -> Vec<Vec<BasePage>> {
     // The engine knows nodes by number: this node is 0, the others follow in the order of their names.
     let mut nodes: Vec<&NodeId> = hints.places.values().map(|place| &place.node).collect();
     nodes.sort_unstable();
@@ -287,7 +318,7 @@ fn choose(hints: &Hints, base: Option<SnapshotId>, local: &NodeId, engine: &Engi
     let pages: Vec<Vec<candidate::Hint>> =
         hints.pages.iter().map(|page| page.iter().filter_map(known).collect()).collect();
     let mut fan_out = FanOut::new(engine.candidate_rules(), candidate::NodeId(0));
-    if let Some(place) = base.and_then(|base| hints.places.get(&base)) {
+    for place in referred.iter().filter_map(|base| hints.places.get(base)) {
         fan_out.admit(place.snapshot, number(&place.node));
     }
     fan_out.plan(pages.iter().map(Vec::as_slice));
@@ -299,46 +330,74 @@ fn choose(hints: &Hints, base: Option<SnapshotId>, local: &NodeId, engine: &Engi
     pages.iter().map(choose).collect()
 }
 
-/// Encodes all pages and builds the image file; gives the tenant's key along, to open it with.
+/// All pages, by how they are stored.
+struct Parts {
+    sorted: Arc<Sorted>,
+    words: Option<Words>,
+    /// Positions of the pages that the registry was asked about, and the base pages to try for each.
+    rest: Vec<usize>,
+    choices: Vec<Vec<BasePage>>,
+}
+
+/// Encodes what is left to encode and builds the image file; gives the tenant's key along, to open it with, and how
+/// many pages were kept whole because they are hot.
 async fn encode(
     dump: Arc<Dump>,
-    engine: Engine,
+    (engine, hot_pages): (Engine, HotPages),
     tenant: &TenantName,
-    words: Option<Words>,
-    (rest, choices): (Vec<usize>, Vec<Vec<BasePage>>),
+    Parts { sorted, words, rest, choices }: Parts,
     bases: BasePages,
-) -> Result<(DomainKey, Vec<u8>), DedupError> {
+) -> Result<(DomainKey, Vec<u8>, u64), DedupError> {
     let key = engine.key(tenant);
     blocking(move || {
-        let rules = (&key, engine.encode_rules());
-        let runs = page_work::encode(&at(&dump, &rest), &choices, &bases, rules, engine.threads)?;
+        let rules = engine.encode_rules();
+        let runs = page_work::encode(&at(&dump, &rest), &choices, &bases, (&key, rules), engine.threads)?;
+        let hot = sorted.hot();
+        let whole_level = if hot_pages == HotPages::Raw { None } else { Some(HOT_LEVEL) };
+        let (alone, rules) = (vec![Vec::new(); hot.len()], EncodeRules { whole_level, ..rules });
+        let whole = page_work::encode(&at(&dump, &hot), &alone, &bases, (&key, rules), engine.threads)?;
         let mut image = ImageBuilder::new(&key);
-        put_together(&mut image, dump.pages().len(), words.as_ref(), (&rest, &runs))?;
+        put_together(&mut image, &sorted, words.as_ref(), [(&rest, &runs), (&hot, &whole)])?;
         skeleton::pack(&dump, &mut image)?;
-        let bytes = image.finish()?;
-        Ok((key, bytes))
+        let hot_skipped =
+            whole.iter().flat_map(EncodedRun::iter).filter(|page| page.class() == PageClass::Whole).count();
+        Ok((key.clone(), image.finish()?, hot_skipped as u64))
     })
     .await
 }
 
-/// Adds all pages in order: each as words, or the registry's way, or the shorter of both.
+/// Positions of pages, and the pages encoded.
+type Placed<'e> = (&'e [usize], &'e [EncodedRun]);
+
+/// The pages with their positions.
+fn placed<'e>((positions, runs): Placed<'e>) -> impl Iterator<Item = (usize, EncodedPage<'e>)> {
+    positions.iter().copied().zip(runs.iter().flat_map(EncodedRun::iter))
+}
+
+/// Adds all pages in order: as they were, or as words, or the registry's way, or whole; the shorter where there are two.
 fn put_together(
     image: &mut ImageBuilder,
-    pages: usize,
+    sorted: &Sorted,
     words: Option<&Words>,
-    (rest, runs): (&[usize], &[EncodedRun]),
+    [registry, hot]: [Placed<'_>; 2],
 ) -> Result<(), DedupError> {
-    let mut by_registry = rest.iter().zip(runs.iter().flat_map(EncodedRun::iter)).peekable();
-    let by_words = words
-        .into_iter()
-        .flat_map(|words| words.pages.clone().zip(words.worded.runs.iter().flat_map(EncodedRun::iter)));
-    let mut by_words = by_words.peekable();
-    for page in 0..pages {
-        let one = by_words.next_if(|(at, _)| *at == page).map(|(_, encoded)| encoded);
-        let other = by_registry.next_if(|(at, _)| **at == page).map(|(_, encoded)| encoded);
+    let earlier = sorted.earlier.as_ref().map(|earlier| earlier.pages()).unwrap_or_default();
+    let mut by_words = words.into_iter().flat_map(Words::encoded).peekable();
+    let (mut by_registry, mut whole) = (placed(registry).peekable(), placed(hot).peekable());
+    for (page, fate) in sorted.fates.iter().enumerate() {
+        let taken = match fate {
+            Fate::Taken(at) => earlier.get(*at).copied(),
+            Fate::Hot | Fate::Fresh => None,
+        };
+        let at_page = |(at, _): &(usize, _)| *at == page;
         // Words win among equals: the image refers to their base anyway.
-        let shorter = one.into_iter().chain(other).min_by_key(|encoded| encoded.stored_bytes());
+        let ways = [by_words.next_if(at_page), by_registry.next_if(at_page), whole.next_if(at_page)];
+        let encoded = ways.into_iter().flatten().map(|(_, encoded)| encoded);
+        let shorter = taken.into_iter().chain(encoded).min_by_key(|encoded| encoded.stored_bytes());
         image.push(&shorter.ok_or(DedupError::Unencoded { page })?)?;
+    }
+    for (snapshot, relation) in sorted.earlier.iter().flat_map(|earlier| earlier.image.relations()) {
+        image.relation(snapshot, relation);
     }
     if let Some(words) = words {
         image.relation(words.worded.snapshot, &words.worded.relation);

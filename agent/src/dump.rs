@@ -21,6 +21,7 @@ use crate::{
         preflight::{self, NotDumpable},
     },
     digest::Mask,
+    earlier,
     faults::{Injected, Step},
     layout::{self, UnknownLayout},
     memory_file::MappedFile,
@@ -150,6 +151,16 @@ impl DumpSandboxError {
     }
 }
 
+impl earlier::Pages for Dump {
+    fn pages(&self) -> Vec<&Page> {
+        self.pages()
+    }
+
+    fn files(&self) -> &[PagesFile] {
+        self.page_files()
+    }
+}
+
 impl Dump {
     /// Dumps a warm sandbox. With [`Leave::Stopped`] it stands still afterwards, also after some errors: the
     /// caller resumes it.
@@ -202,6 +213,11 @@ impl Dump {
     /// these back as well.
     pub fn pages_files(&self) -> impl Iterator<Item = (&str, u64)> {
         self.images.pages.iter().map(|file| (file.name.as_str(), file.pages))
+    }
+
+    /// Whose pages they are and where they were, in the order of [`Dump::pages`].
+    pub fn page_files(&self) -> &[PagesFile] {
+        &self.images.pages
     }
 
     /// The bytes of all pages files, one after the other.

@@ -1,6 +1,6 @@
 //! Where a warm sandbox's memory is: its processes' mappings and, page by page, what the kernel says of them.
 //!
-//! This is the view without write tracking: present, private, of a file, swapped. Nothing of a page is read.
+//! Present, private, of a file, swapped; and hot, warm or cold where its writes are tracked. Nothing of a page is read.
 
 use std::{
     fs::File,
@@ -16,7 +16,10 @@ use medes_proto::{
 };
 use nix::unistd::Pid;
 
-use crate::criu::tree;
+use crate::{
+    criu::tree,
+    watch::{heat::Class, tracked::Known},
+};
 
 /// Pages looked at for one map, present or not: 16 GiB of addresses.
 const PAGES_MAX: u64 = 4 << 20;
@@ -47,8 +50,11 @@ pub enum HeatError {
 }
 
 /// Looks at all processes of a sandbox, which may run meanwhile. Blocks, for about 0.1 us a page.
-pub fn look(sandbox: SandboxId, root: Pid) -> Result<HeatMap, HeatError> {
-    let mut map = Looking::default();
+///
+/// With `known`, private pages are hot, warm or cold by their writes.
+pub fn look(sandbox: SandboxId, root: Pid, known: Option<Known>) -> Result<HeatMap, HeatError> {
+    let source = if known.is_some() { "watch" } else { "procfs" };
+    let mut map = Looking { known, ..Looking::default() };
     for pid in tree::members(root)? {
         let pid = pid.as_raw();
         match map.process(pid) {
@@ -58,12 +64,13 @@ pub fn look(sandbox: SandboxId, root: Pid) -> Result<HeatMap, HeatError> {
             Ok(()) => {}
         }
     }
-    Ok(HeatMap { sandbox, source: "procfs".into(), mappings: map.mappings, truncated: map.truncated })
+    Ok(HeatMap { sandbox, source: source.into(), mappings: map.mappings, truncated: map.truncated })
 }
 
 /// A map under construction, and what is left of its limits.
 #[derive(Debug, Default)]
 struct Looking {
+    known: Option<Known>,
     mappings: Vec<Mapping>,
     pages: u64,
     ranges: usize,
@@ -111,7 +118,8 @@ impl Looking {
                 break;
             }
             for entry in part[..read * ENTRY_BYTES].as_chunks().0 {
-                ranges.add(at, class(u64::from_ne_bytes(*entry)));
+                let class = class(u64::from_ne_bytes(*entry));
+                ranges.add(at, class.map(|class| self.heated(class, pid, first + at)));
                 at += 1;
             }
         }
@@ -123,6 +131,20 @@ impl Looking {
             self.mappings.push(Mapping { pid, start: area.start, pages, name: area.name, ranges: ranges.0 });
         }
         Ok(())
+    }
+}
+
+impl Looking {
+    /// The class of a page (address / 4096), with its heat where that is known.
+    fn heated(&self, class: PageClass, pid: i32, page: u64) -> PageClass {
+        match &self.known {
+            Some(known) if class == PageClass::Private => match known.class(pid, page) {
+                Class::Hot => PageClass::Hot,
+                Class::Warm => PageClass::Warm,
+                Class::Cold => PageClass::Cold,
+            },
+            _ => class,
+        }
     }
 }
 

@@ -12,6 +12,7 @@ pub mod digest;
 pub mod doctor;
 pub mod driver;
 pub mod dump;
+pub mod earlier;
 pub mod engine;
 pub mod faults;
 pub mod heap;

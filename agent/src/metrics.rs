@@ -6,6 +6,8 @@ use medes_proto::{
     sandbox::{Phase, SandboxState},
 };
 
+use crate::watch::{Counts, Lost};
+
 /// Long work has ended: well, with these phases, or not.
 pub(crate) fn operation(operation: &'static str, phases: Option<&[Phase]>) {
     let result = if phases.is_some() { "done" } else { "failed" };
@@ -13,6 +15,39 @@ pub(crate) fn operation(operation: &'static str, phases: Option<&[Phase]>) {
     for phase in phases.unwrap_or_default() {
         histogram!("medes_phase_seconds", "operation" => operation, "phase" => phase.name.clone())
             .record(phase.took.as_secs_f64());
+    }
+}
+
+/// A window of a sandbox has ended in which so many pages were written.
+pub(crate) fn window(pages: usize) {
+    counter!("medes_watch_windows_total").increment(1);
+    counter!("medes_watch_written_pages_total").increment(pages as u64);
+}
+
+/// The writes of a process are tracked from now on, or cannot be.
+pub(crate) fn armed(armed: bool) {
+    counter!("medes_watch_armed_total", "result" => if armed { "done" } else { "failed" }).increment(1);
+}
+
+/// What the kernel programs have seen of a sandbox since they were last asked.
+pub(crate) fn events(before: &Counts, now: &Counts) {
+    for (kind, before, now) in [
+        ("wake", before.wakes, now.wakes),
+        ("timer_wake", before.timer_wakes, now.timer_wakes),
+        ("switch", before.switches, now.switches),
+        ("fork", before.forks, now.forks),
+        ("exit", before.exits, now.exits),
+        ("fault", before.faults, now.faults),
+    ] {
+        counter!("medes_watch_events_total", "kind" => kind).increment(now.saturating_sub(before));
+    }
+}
+
+/// What did not fit into the tables and rings of the kernel programs so far.
+pub(crate) fn lost(lost: &Lost) {
+    let Lost { faults, tasks, members, odd } = *lost;
+    for (what, count) in [("fault", faults), ("task", tasks), ("member", members), ("odd", odd)] {
+        counter!("medes_watch_lost_total", "what" => what).absolute(count);
     }
 }
 

@@ -5,6 +5,8 @@
 
 mod door;
 mod measure;
+mod on_roads;
+mod tracking;
 mod watching;
 mod work;
 
@@ -18,24 +20,23 @@ use std::{
 };
 
 use medes_proto::{
-    failure::{Failure, FailureKind},
     fleet::{AgentMessage, ControllerMessage, Hello, Inventory, Success, Welcome},
     ids::{NodeId, SandboxId},
 };
 use tokio::{sync::mpsc, task::JoinHandle, time::MissedTickBehavior};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use self::{door::Asked, measure::Measured, watching::Watching, work::Worked};
+use self::{door::Asked, measure::Measured, tracking::Pace, watching::Watching, work::Worked};
 use crate::{
     base,
-    driver::{Action, DedupOrder, Driver, Event, Ticket},
+    driver::{Action, Driver, Event, Ticket},
     engine::Engine,
     heap,
     link::FromLink,
     metrics,
     roads::{Roads, Stored, Warm},
     sandbox::{Host, Housing},
-    watch::Watch,
+    watch::{Watch, tracked::Tracking},
 };
 
 /// A sandbox, as the loop holds it while no work is under way.
@@ -100,6 +101,7 @@ pub struct Node {
     next_ticket: u64,
     measured: Measured,
     watching: Watching,
+    pace: Pace,
     /// The open stream's queue.
     outgoing: Option<mpsc::Sender<AgentMessage>>,
     inbox: mpsc::Sender<Input>,
@@ -121,7 +123,11 @@ const CLOSE_DEADLINE: Duration = Duration::from_secs(10);
 
 impl Node {
     /// A node without sandboxes, and the way to ask it.
-    pub fn new(identity: Identity, tools: Arc<Tools>, watch: Watch) -> (Self, NodeHandle, NodeInbox) {
+    pub fn new(
+        identity: Identity,
+        tools: Arc<Tools>,
+        (watch, tracking): (Watch, Option<Tracking>),
+    ) -> (Self, NodeHandle, NodeInbox) {
         let (inbox, inputs) = mpsc::channel(INBOX_MAX);
         let handle = NodeHandle::new(inbox.clone(), tools.tasks.clone());
         let measured = Measured::new(identity.cap_bytes);
@@ -134,6 +140,7 @@ impl Node {
             next_ticket: 0,
             measured,
             watching: Watching::new(watch),
+            pace: Pace::new(tracking),
             outgoing: None,
             inbox,
             heartbeat: HEARTBEAT,
@@ -162,6 +169,7 @@ impl Node {
                 _ = sweep.tick() => self.tools.bases.indexes.sweep(),
                 _ = tick.tick() => {
                     for (sandbox, idle) in self.watching.look() {
+                        self.pace.quiet(Instant::now(), sandbox, idle, &self.tools.tasks);
                         self.apply(Event::Quiet { sandbox, idle });
                     }
                     self.apply(Event::Tick);
@@ -253,10 +261,13 @@ impl Node {
     }
 
     async fn inventory(&mut self) -> Inventory {
-        self.measured.refresh(&self.tools, &self.bodies, self.driver.image_bytes()).await;
+        let kept = self.tools.roads.as_ref().map_or(0, |roads| roads.earlier.used());
+        self.measured.refresh(&self.tools, &self.bodies, self.driver.image_bytes() + kept).await;
         let inventory = Inventory {
             memory: self.measured.node(),
-            sandboxes: self.driver.sandboxes(Instant::now(), |id| self.measured.private_bytes(id)),
+            sandboxes: self
+                .driver
+                .sandboxes(Instant::now(), |id| (self.measured.private_bytes(id), self.pace.heat(id))),
             snapshots: self.driver.snapshots(),
         };
         metrics::inventory(&inventory);
@@ -284,6 +295,7 @@ impl Node {
             Action::Restore { sandbox, digest_memory } => self.restore(sandbox, digest_memory),
             Action::Remove { sandbox } => {
                 self.watching.end(sandbox);
+                self.pace.end(sandbox);
                 let remains = self.bodies.remove(&sandbox).and_then(Body::into_remains);
                 self.work(work::remove(sandbox, remains));
             }
@@ -315,6 +327,7 @@ impl Node {
             && let Some(Body::Warm(warm, _)) = self.bodies.get(&report.id)
         {
             report.private_bytes = warm.housing.usage().anon_bytes;
+            report.heat = self.pace.heat(report.id);
         }
         success
     }
@@ -342,45 +355,13 @@ impl Node {
         });
     }
 
-    fn dedup(&mut self, sandbox: SandboxId, order: DedupOrder) {
-        match (self.take_warm(sandbox), &self.tools.roads) {
-            (Some(warm), Some(roads)) => self.work(work::dedup(roads.clone(), sandbox, warm, order)),
-            (warm, _) => {
-                self.worked(Worked::Deduped { sandbox, result: Err((warm, no_criu("dedup", sandbox))) });
-            }
-        }
-    }
-
-    fn make_base(&mut self, sandbox: SandboxId, snapshot: medes_proto::ids::SnapshotId) {
-        match (self.take_warm(sandbox), &self.tools.roads) {
-            (Some(warm), Some(roads)) => self.work(work::make_base(roads.clone(), sandbox, warm, snapshot)),
-            (warm, _) => {
-                let result = Err(no_criu("make a base of", sandbox));
-                self.worked(Worked::BaseMade { sandbox, warm, result });
-            }
-        }
-    }
-
-    fn restore(&mut self, sandbox: SandboxId, digest_memory: bool) {
-        match (self.bodies.remove(&sandbox), &self.tools.roads) {
-            (Some(Body::Stored(stored)), Some(roads)) => {
-                self.work(work::restore(roads.clone(), sandbox, stored, digest_memory));
-            }
-            (body, _) => {
-                if let Some(body) = body {
-                    self.bodies.insert(sandbox, body);
-                }
-                self.apply(Event::Restored { sandbox, result: Err(no_criu("restore", sandbox)) });
-            }
-        }
-    }
-
     /// Takes a warm sandbox for work; its end is now the work's business.
     fn take_warm(&mut self, sandbox: SandboxId) -> Option<Box<Warm>> {
         match self.bodies.remove(&sandbox)? {
             Body::Warm(warm, watch) => {
                 watch.cancel();
                 self.watching.end(sandbox);
+                self.pace.end(sandbox);
                 Some(warm)
             }
             other => {
@@ -391,8 +372,9 @@ impl Node {
     }
 
     /// Takes a warm sandbox back, or in for the first time, and watches for its end.
-    fn keep_warm(&mut self, sandbox: SandboxId, warm: Box<Warm>) {
+    fn keep_warm(&mut self, sandbox: SandboxId, mut warm: Box<Warm>) {
         self.watching.begin(sandbox, warm.housing.cgroup());
+        self.pace.begin(sandbox, warm.housing.cgroup(), &mut warm.past.tracked);
         let watch = CancellationToken::new();
         let (tree, log, stop) = (warm.tree.clone(), warm.housing.log().clone(), watch.clone());
         let inbox = self.inbox.clone();
@@ -451,6 +433,7 @@ impl Node {
             }
             Worked::Exited { sandbox, why } => Event::Exited { sandbox, why },
             Worked::Answered { sandbox, answered, overdue } => {
+                self.pace.left(sandbox);
                 if let Some(why) = overdue {
                     // What it still does cannot be told from the next request's work.
                     self.apply(Event::Exited { sandbox, why });
@@ -492,8 +475,3 @@ impl Body {
 /// The receiving end of a node's inputs; [`Node::run`] takes it.
 #[derive(Debug)]
 pub struct NodeInbox(mpsc::Receiver<Input>);
-
-fn no_criu(verb: &str, sandbox: SandboxId) -> Failure {
-    let message = format!("{verb} {sandbox}: this node has no working CRIU");
-    Failure::new(FailureKind::Unsupported, message)
-}

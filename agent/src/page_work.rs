@@ -9,8 +9,8 @@ use medes_dedup::{
     encode::{EncodeRules, EncodedRun, Encoder},
     fingerprint::{Fingerprint, Fingerprinter},
     image::DedupImage,
-    key::DomainKey,
-    page::{BasePage, Page, PageIndex},
+    key::{DomainKey, PageHash, PageHasher},
+    page::{BasePage, Page, PageIndex, is_zero},
     rebuild::RebuildError,
 };
 
@@ -40,6 +40,30 @@ pub fn fingerprint(
     thread::scope(|scope| {
         let workers: Vec<_> =
             pages.chunks(share(pages.len(), threads)).map(|pages| scope.spawn(move || work(pages))).collect();
+        workers.into_iter().flat_map(finish).collect()
+    })
+}
+
+/// Whether each page has the hash that is given for it; one without has not.
+pub fn have_hashes(
+    pages: &[&Page],
+    hashes: &[Option<PageHash>],
+    hasher: &PageHasher,
+    threads: NonZeroUsize,
+) -> Vec<bool> {
+    let hash = |page: &Page| if is_zero(page) { hasher.zero() } else { hasher.hash(page) };
+    let work = |pages: &[&Page], hashes: &[Option<PageHash>]| -> Vec<bool> {
+        let pairs = pages.iter().zip(hashes);
+        pairs.map(|(page, expected)| expected.is_some_and(|expected| hash(page) == expected)).collect()
+    };
+    let share = share(pages.len(), threads);
+    thread::scope(|scope| {
+        let work = &work;
+        let workers: Vec<_> = pages
+            .chunks(share)
+            .zip(hashes.chunks(share))
+            .map(|(pages, hashes)| scope.spawn(move || work(pages, hashes)))
+            .collect();
         workers.into_iter().flat_map(finish).collect()
     })
 }

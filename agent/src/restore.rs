@@ -27,11 +27,12 @@ use crate::{
     digest::{DigestError, Mask, digest},
     driver::Restored,
     dump::Folder,
+    earlier::Earlier,
     engine::Engine,
     faults::{Injected, Step},
     memory_file::MappedFile,
     page_work,
-    roads::{NotWelcomed, Roads, Stopwatch, Stored, Warm, blocking},
+    roads::{NotWelcomed, Past, Roads, Stopwatch, Stored, Warm, blocking},
     sandbox::{AdoptError, Housing, Tree},
     skeleton::{self, UnpackError},
 };
@@ -127,7 +128,7 @@ pub async fn restore(
     stored: Stored,
     digest_memory: bool,
 ) -> Result<(Warm, Restored), Box<NotRestored>> {
-    let Stored { spec, mut housing, image, places } = stored;
+    let Stored { spec, mut housing, image, origin, tracked } = stored;
     let engine = match roads.engine() {
         Ok(engine) => engine,
         Err(error) => return Err(Box::new(NotRestored { housing, error: error.into() })),
@@ -139,22 +140,27 @@ pub async fn restore(
         let image = blocking(move || DedupImage::open(image, &key)).await?;
         watch.step("open");
         roads.faults.pass(Step::ReadBack)?;
-        let bases = read_bases(roads, &spec.tenant, &image, &places).await?;
+        let bases = read_bases(roads, &spec.tenant, &image, &origin.places).await?;
         watch.step("read_bases");
         let folder = Folder::create(housing.work_dir().join("restore")).map_err(RestoreError::Folder)?;
-        let laid = lay_out(engine, image, bases, folder).await?;
+        let (laid, image) = lay_out(engine, image, bases, folder).await?;
         roads.faults.pass(Step::Rebuild)?;
         watch.step("rebuild");
-        Ok(laid)
+        Ok((laid, image))
     };
     let restored = match opened.await {
-        Ok(laid) => revive(roads, &mut housing, laid, digest_memory, &mut watch).await,
+        Ok((laid, image)) => {
+            let revived = revive(roads, &mut housing, laid, digest_memory, &mut watch).await;
+            revived.map(|(tree, digest)| (tree, digest, image))
+        }
         Err(error) => Err(error),
     };
     match restored {
-        Ok((tree, memory_digest)) => {
+        Ok((tree, memory_digest, image)) => {
             let restored = Restored { phases: watch.phases(), memory_digest };
-            Ok((Warm { spec, housing, tree }, restored))
+            // Never to be restored again: only to tell what has changed since.
+            let past = Past { tracked, earlier: Earlier::keep(&roads.earlier, image, origin) };
+            Ok((Warm { spec, housing, tree, past }, restored))
         }
         Err(error) => Err(Box::new(NotRestored { housing, error })),
     }
@@ -184,13 +190,13 @@ async fn lay_out(
     image: DedupImage<MappedFile>,
     bases: BasePages,
     folder: Folder,
-) -> Result<(Folder, Vec<Mask>), RestoreError> {
+) -> Result<((Folder, Vec<Mask>), DedupImage<MappedFile>), RestoreError> {
     blocking(move || {
         let mut laid = skeleton::unpack(&image.sections()?, image.pages(), folder.path())?;
         let mut pages: Vec<&mut Page> =
             laid.pages.iter_mut().flat_map(|file| file.as_mut().as_chunks_mut::<PAGE_BYTES>().0).collect();
         page_work::rebuild(&image, &bases, &mut pages, engine.threads)?;
-        Ok((folder, laid.masks))
+        Ok(((folder, laid.masks), image))
     })
     .await
 }

@@ -1,24 +1,24 @@
 //! What both roads of a page carry with them, and the sandbox at either end.
 
 use std::{
-    collections::BTreeMap,
     sync::{Arc, PoisonError, RwLock},
     time::Duration,
 };
 
-use medes_dedup::page::SnapshotId;
-use medes_proto::{function::FunctionSpec, registry::SnapshotPlace, sandbox::Phase};
+use medes_proto::{function::FunctionSpec, sandbox::Phase};
 use tokio::time::Instant;
 
 use crate::{
     bases::Bases,
     criu::{Criu, Pool},
+    earlier::{Earlier, Origin, Room},
     engine::Engine,
     faults::Faults,
     memory_file::MappedFile,
     reaper::Reaper,
     registry::Registry,
     sandbox::{Housing, Intake, Tree},
+    watch::tracked::Tracked,
 };
 
 /// A sandbox with its processes.
@@ -30,6 +30,34 @@ pub struct Warm {
     pub housing: Housing,
     /// Its processes.
     pub tree: Tree,
+    /// What it brings along from before.
+    pub past: Past,
+}
+
+impl Warm {
+    /// One that has just been started.
+    pub fn new(spec: Arc<FunctionSpec>, housing: Housing, tree: Tree) -> Self {
+        Self { spec, housing, tree, past: Past::default() }
+    }
+}
+
+/// What is known of a sandbox's memory from before: it makes the next dedup cheaper, and nothing depends on it.
+#[derive(Debug, Default)]
+pub struct Past {
+    /// Its writes and the heat of its pages, through all its lives; `None`: not tracked.
+    pub tracked: Option<Arc<Tracked>>,
+    /// The image it came back from.
+    pub earlier: Option<Arc<Earlier>>,
+}
+
+impl Past {
+    /// Ends the tracking of writes before the processes are stopped. Returns whether this life's are known.
+    pub async fn end_tracking(&self) -> bool {
+        match &self.tracked {
+            Some(tracked) => tracked.end().await,
+            None => false,
+        }
+    }
 }
 
 /// A sandbox without processes.
@@ -41,8 +69,26 @@ pub struct Stored {
     pub housing: Housing,
     /// The dedup image, sealed.
     pub image: MappedFile,
-    /// Where the base snapshots of the image are.
-    pub places: BTreeMap<SnapshotId, SnapshotPlace>,
+    /// What is known of the image.
+    pub origin: Origin,
+    /// Its heat, kept for its next life.
+    pub tracked: Option<Arc<Tracked>>,
+}
+
+/// What a dedup does with pages that requests write all the time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum HotPages {
+    /// As with all others.
+    Encode,
+    /// Keeps them whole, compressed by themselves.
+    Pack,
+    /// Keeps them as they are.
+    Raw,
+}
+
+impl HotPages {
+    /// What a node does if it is not told otherwise.
+    pub const DEFAULT: Self = Self::Pack;
 }
 
 /// How long a step may take.
@@ -76,6 +122,10 @@ pub struct Roads {
     engine: RwLock<Option<Engine>>,
     /// How long steps may take.
     pub limits: Limits,
+    /// What becomes of hot pages.
+    pub hot_pages: HotPages,
+    /// Room for the images of sandboxes that are warm again.
+    pub earlier: Room,
     /// Failures that tests ask for.
     pub faults: Faults,
 }
@@ -95,7 +145,8 @@ impl Roads {
         faults: Faults,
     ) -> Self {
         let (engine, limits) = (RwLock::new(None), Limits::DEFAULT);
-        Self { criu, pool, reaper, bases, registry, engine, limits, faults }
+        let (hot_pages, earlier) = (HotPages::DEFAULT, Room::new(Room::DEFAULT_BYTES));
+        Self { criu, pool, reaper, bases, registry, engine, limits, hot_pages, earlier, faults }
     }
 
     /// The engine as it is set now.

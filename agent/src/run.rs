@@ -16,6 +16,7 @@ use crate::{
     bases::Bases,
     config::Config,
     criu::{Criu, Pool},
+    earlier::Room,
     faults::Faults,
     link,
     node::{Identity, Node, Tools},
@@ -24,7 +25,7 @@ use crate::{
     roads::Roads,
     sandbox::{self, Host, HostConfig},
     service::NodeService,
-    watch::Watch,
+    watch::{Watch, heat::HeatSettings, tracked::Tracking},
 };
 
 /// A read from another node, or a call to the registry, that takes longer has failed.
@@ -78,7 +79,7 @@ pub async fn run(config: Config) -> Result<()> {
         threads: config.threads(),
     };
     let tools = Tools { host: Arc::new(host.clone()), roads, bases: bases.clone(), tasks: tasks.clone() };
-    let (node, handle, inbox) = Node::new(identity, Arc::new(tools), watch);
+    let (node, handle, inbox) = Node::new(identity, Arc::new(tools), (watch, tracking(&config, &reaper)?));
     let (from_link, link_inbox) = mpsc::channel(LINK_MAX);
     tasks.spawn(link::run(channel, from_link, stop.clone()));
     let service = NodeServer::new(NodeService::new(bases, handle))
@@ -106,6 +107,12 @@ pub async fn run(config: Config) -> Result<()> {
     Ok(())
 }
 
+fn tracking(config: &Config, reaper: &Reaper) -> Result<Option<Tracking>> {
+    let program = std::env::current_exe().context("find this program")?;
+    let tracking = Tracking { reaper: reaper.clone(), program, settings: HeatSettings::default() };
+    Ok(config.track_writes.then_some(tracking))
+}
+
 fn channel(controller: &str) -> Result<Channel> {
     let endpoint = Endpoint::from_shared(format!("http://{controller}"))
         .with_context(|| format!("understand the controller's address {controller:?}"))?;
@@ -130,7 +137,9 @@ async fn roads(
     let pool = Pool::start(criu.clone(), reaper.clone(), workers, tasks, stop.clone(), sandbox::seat);
     let faults = Faults::new(config.fault, config.fault_times);
     let registry = Registry::new(channel, READ_DEADLINE);
-    Ok(Roads::new((criu, pool), reaper.clone(), bases.clone(), registry, faults))
+    let mut roads = Roads::new((criu, pool), reaper.clone(), bases.clone(), registry, faults);
+    (roads.hot_pages, roads.earlier) = (config.hot_pages, Room::new(config.earlier_memory.0));
+    Ok(roads)
 }
 
 /// Cancels `stop` at the first signal, or when the keeper dies: without one, a killed agent would leave

@@ -11,7 +11,10 @@ use std::time::{Duration, Instant};
 
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+use medes_agent::reaper::Reaper;
+use medes_agent::watch::writes::Writes;
 use medes_agent::watch::{
     Activity, Diagnostics, Group, Key, Membership, Options, Sight, Wants, Watch, WatchError, now_ns,
 };
@@ -488,6 +491,49 @@ fn nothing_stays_in_the_kernel_after_a_kill() {
     holder.kill().unwrap();
     holder.wait().unwrap();
     wait_for("programs and maps to be gone", || !loaded(&theirs));
+}
+
+const HOLD_WRITES: &str = "MEDES_TEST_HOLD_WRITES";
+
+/// Not a test by itself: what the next one kills.
+#[test]
+fn holder_of_writes() {
+    let Some(pid) = std::env::var(HOLD_WRITES).ok().and_then(|pid| pid.parse().ok()) else { return };
+    tokio::runtime::Runtime::new().unwrap().block_on(async {
+        let reaper = Reaper::start(&TaskTracker::new(), CancellationToken::new()).unwrap();
+        let program = Path::new(env!("CARGO_BIN_EXE_medes-agent"));
+        let writes = Writes::begin(&reaper, program, Pid::from_raw(pid)).await.unwrap();
+        println!("holds {}", writes.take().unwrap().pages());
+        std::io::stdin().read_to_end(&mut Vec::new()).unwrap();
+    });
+}
+
+#[test]
+fn no_userfaultfd_stays_after_a_kill() {
+    let Some(mut subject) = subject_or_skip("no_userfaultfd_stays_after_a_kill") else { return };
+    subject.settle();
+    let mut holder = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "holder_of_writes", "--nocapture"])
+        .env(HOLD_WRITES, subject.child.id().to_string())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(holder.stdout.take().unwrap()).lines().map_while(Result::ok);
+    assert!(lines.any(|line| line.contains("holds ")), "it is tracked");
+    let smaps = format!("/proc/{}/smaps", subject.child.id());
+    let tracked = || {
+        let flags = fs::read_to_string(&smaps).unwrap();
+        flags.lines().any(|line| line.starts_with("VmFlags:") && line.contains(" uw"))
+    };
+    assert!(tracked());
+    holder.kill().unwrap();
+    holder.wait().unwrap();
+    wait_for("the protection to be gone", || !tracked());
+    let folder = fs::read_dir(format!("/proc/{}/fd", subject.child.id())).unwrap();
+    let names = folder.flatten().filter_map(|entry| fs::read_link(entry.path()).ok());
+    assert_eq!(names.filter(|name| name.to_string_lossy().contains("userfaultfd")).count(), 0);
+    subject.run("kept = [bytearray(4096) for _ in range(100)]");
 }
 
 #[test]

@@ -9,6 +9,7 @@ mod functions;
 mod gateway;
 mod record;
 mod restore;
+mod reuse;
 mod scratch;
 mod show;
 mod station;
@@ -35,6 +36,8 @@ enum Experiment {
     Restore(restore::Options),
     /// Times warm requests unwatched, watched by the kernel programs, and with writes tracked
     Watch(watch::Options),
+    /// Times dedups of sandboxes that came back: with what has not changed taken over, with hot pages kept whole
+    Reuse(reuse::Options),
     /// Stores real memory in every way there is: how small, and how fast
     Engine(engine::Options),
     /// Stores one target and says what that took; started by `engine`
@@ -51,6 +54,7 @@ fn main() -> ExitCode {
             .and_then(|runtime| runtime.block_on(demo::run(options))),
         Experiment::Restore(options) => restore::main(&options),
         Experiment::Watch(options) => watch::main(&options),
+        Experiment::Reuse(options) => reuse::main(&options),
         Experiment::Engine(options) => engine::main(&options),
         Experiment::EngineProbe(options) => engine::probe::main(&options),
     };

@@ -121,7 +121,7 @@ impl Station {
             .context("house a sandbox")?;
         self.cgroups.insert(sandbox, housing.cgroup().clone());
         let tree = housing.launch().await.context("start a sandbox")?;
-        Ok(Warm { spec: spec.clone(), housing, tree })
+        Ok(Warm::new(spec.clone(), housing, tree))
     }
 
     /// Ends a sandbox and frees all that is left of it.

@@ -15,11 +15,9 @@ use crate::{
     error::CliError,
     human,
     output::Output,
+    trace::line::page_classes,
     view::{self, PhaseView, SandboxView, SnapshotView},
 };
-
-/// Bytes of one page, as the engine counts them.
-const PAGE_BYTES: u64 = 4096;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct StartArgs {
@@ -178,28 +176,20 @@ fn is_now(done: &Success) -> String {
 
 /// All pages its dedup looked at, in bytes.
 pub(crate) fn page_bytes(sandbox: &SandboxReport) -> u64 {
-    let pages = sandbox.pages;
-    [pages.zero, pages.same, pages.delta, pages.whole]
-        .into_iter()
-        .fold(0_u64, u64::saturating_add)
-        .saturating_mul(PAGE_BYTES)
+    sandbox.pages.bytes()
 }
 
 fn deduplicated(sandbox: &SandboxReport) -> String {
     let before = page_bytes(sandbox);
     let stored = human::bytes(sandbox.stored_bytes);
-    let pages = sandbox.pages;
     let part =
         human::percent(sandbox.stored_bytes, before).map(|part| format!(" ({part})")).unwrap_or_default();
     format!(
-        "{} of {} is {}: {} of pages, {stored} stored{part}\npages: {} zero, {} same, {} delta, {} whole",
+        "{} of {} is {}: {} of pages, {stored} stored{part}\n{}",
         sandbox.id,
         sandbox.function,
         sandbox.state.word(),
         human::bytes(before),
-        pages.zero,
-        pages.same,
-        pages.delta,
-        pages.whole,
+        page_classes(&sandbox.pages),
     )
 }

@@ -52,6 +52,8 @@ struct PagesView {
     same: u64,
     delta: u64,
     whole: u64,
+    hot_skipped: u64,
+    reused: u64,
 }
 
 impl SandboxView {
@@ -74,7 +76,14 @@ impl SandboxView {
             bases: report.bases.iter().map(ToString::to_string).collect(),
             base_snapshot: report.base_snapshot.map(|id| id.to_string()),
             undumpable: report.undumpable.clone(),
-            pages: PagesView { zero: pages.zero, same: pages.same, delta: pages.delta, whole: pages.whole },
+            pages: PagesView {
+                zero: pages.zero,
+                same: pages.same,
+                delta: pages.delta,
+                whole: pages.whole,
+                hot_skipped: pages.hot_skipped,
+                reused: pages.reused,
+            },
             last_phases: phases(&report.last_phases),
         }
     }

@@ -102,6 +102,7 @@ struct RawRequests {
 struct RawSandboxes {
     per_function_max: usize,
     starts_per_node_max: usize,
+    dedups_per_node_max: usize,
     estimate: ByteSize,
     node_memory: ByteSize,
 }
@@ -211,6 +212,14 @@ fn within<T: PartialOrd>(
     if range.contains(&value) { Ok(value) } else { Err(ConfigError::Field { field, problem }) }
 }
 
+impl RawSandboxes {
+    fn check(&self) -> Result<(), ConfigError> {
+        within(self.starts_per_node_max, 1..=10_000, "sandboxes.starts_per_node_max", "not 1 to 10000")?;
+        within(self.dedups_per_node_max, 1..=10_000, "sandboxes.dedups_per_node_max", "not 1 to 10000")
+            .map(drop)
+    }
+}
+
 impl Raw {
     fn check(self) -> Result<Config, ConfigError> {
         let ms = Duration::from_millis;
@@ -231,7 +240,7 @@ impl Raw {
         )?;
         let body_max = usize::try_from(requests.body_max.0).unwrap_or(usize::MAX);
         within(body_max, 1..=limits::BODY_BYTES_MAX, "requests.body_max", "not 1B to 6MiB")?;
-        within(sandboxes.starts_per_node_max, 1..=10_000, "sandboxes.starts_per_node_max", "not 1 to 10000")?;
+        sandboxes.check()?;
         within(fleet.nodes_max, 1..=100_000, "fleet.nodes_max", "not 1 to 100000")?;
         within(registry.list_max, 1..=1_024, "registry.list_max", "not 1 to 1024")?;
         within(
@@ -253,6 +262,7 @@ impl Raw {
             queue_max: requests.queue_max,
             function_sandboxes_max: Some(sandboxes.per_function_max).filter(|&max| max > 0),
             node_starts_max: sandboxes.starts_per_node_max,
+            node_dedups_max: sandboxes.dedups_per_node_max,
             nodes_max: fleet.nodes_max,
             attempts_max: requests.attempts_max,
             sandbox_bytes: sandboxes.estimate.0,

@@ -33,6 +33,7 @@ mod commands;
 mod decision;
 mod event;
 mod evict;
+mod gain;
 mod idle;
 mod operations;
 mod outcomes;

@@ -33,9 +33,7 @@ fn count(told: &Told) {
             let seconds = summary.phases.iter().map(|phase| phase.took.as_secs_f64()).sum::<f64>();
             histogram!("medes_dedup_seconds").record(seconds);
             let pages = summary.pages;
-            for (class, pages) in
-                [("zero", pages.zero), ("same", pages.same), ("delta", pages.delta), ("whole", pages.whole)]
-            {
+            for (class, pages) in pages.by_class() {
                 counter!("medes_dedup_pages_total", "class" => class).increment(pages);
             }
         }

@@ -35,6 +35,7 @@
 mod build;
 mod layout;
 mod open;
+mod reuse;
 mod seal;
 mod section;
 mod tables;

@@ -189,12 +189,7 @@ impl<B: AsRef<[u8]>> DedupImage<B> {
         out: &mut Page,
     ) -> Result<(), RebuildError> {
         let recipe = self.recipe(page).ok_or(RebuildError::NoPage { page, pages: self.pages() })?;
-        let form = match recipe.source {
-            Source::Zero => Form::Zero,
-            Source::Same(base) => Form::Same(base),
-            Source::Delta { base, codec, place } => Form::Delta { base, codec, bytes: self.stored(place) },
-            Source::Whole { codec, place } => Form::Whole { codec, bytes: self.stored(place) },
-        };
+        let form = self.form(recipe.source);
         let named = form.base();
         let relation = self.relation(named);
         unpack(codec, &form, (bases, relation), out).map_err(|problem| match problem {
@@ -205,6 +200,16 @@ impl<B: AsRef<[u8]>> DedupImage<B> {
         // Pages of zeros are so many that hashing each anew would be felt.
         let found = if form == Form::Zero { self.hasher().zero() } else { self.hasher().hash(out) };
         if found == recipe.hash { Ok(()) } else { Err(RebuildError::Hash { page, base: named }) }
+    }
+
+    /// A page as it is stored.
+    pub(crate) fn form(&self, source: Source) -> Form<&[u8]> {
+        match source {
+            Source::Zero => Form::Zero,
+            Source::Same(base) => Form::Same(base),
+            Source::Delta { base, codec, place } => Form::Delta { base, codec, bytes: self.stored(place) },
+            Source::Whole { codec, place } => Form::Whole { codec, bytes: self.stored(place) },
+        }
     }
 
     /// The bytes at a place; none if the memory under the image has changed since it was opened.

@@ -143,14 +143,7 @@ impl<'a> Aligner<'a> {
 
     /// Puts the parts together, which cover all pages in order, and learns the pointer table.
     pub fn plan(&self, parts: impl IntoIterator<Item = Part>) -> Plan {
-        let mut plan = Plan { pieces: Vec::new(), ends: Vec::new(), relation: Relation::default() };
-        let mut learner = Learner::new();
-        for part in parts {
-            let before = plan.pieces.len();
-            plan.pieces.extend(part.pieces);
-            plan.ends.extend(part.ends.iter().map(|end| before + end));
-            learner.merge(part.learner);
-        }
+        let (mut plan, learner) = joined(parts);
         plan.relation = Relation {
             translation: learner.translation(&self.base.mappings, self.memory.mappings()),
             secret: self.secret(),
@@ -159,6 +152,26 @@ impl<'a> Aligner<'a> {
         plan.relation.model = self.model(&plan);
         plan
     }
+
+    /// The same with the relation of an earlier image of the target, whose pages are taken over: an image has one
+    /// relation for each base. What is new in the target is predicted worse than by [`Self::plan`], never wrong.
+    pub fn plan_with(&self, parts: impl IntoIterator<Item = Part>, relation: &Relation) -> Plan {
+        let (plan, _learner) = joined(parts);
+        Plan { relation: relation.clone(), ..plan }
+    }
+}
+
+/// The pieces of all parts, and what their pointers say.
+fn joined(parts: impl IntoIterator<Item = Part>) -> (Plan, Learner) {
+    let mut plan = Plan { pieces: Vec::new(), ends: Vec::new(), relation: Relation::default() };
+    let mut learner = Learner::new();
+    for part in parts {
+        let before = plan.pieces.len();
+        plan.pieces.extend(part.pieces);
+        plan.ends.extend(part.ends.iter().map(|end| before + end));
+        learner.merge(part.learner);
+    }
+    (plan, learner)
 }
 
 impl Plan {

@@ -122,6 +122,49 @@ proptest! {
         check(&image(&target, &from, part_pages), &target, &from);
     }
 
+    /// Some pages of a target change into anything: the others are taken over, these are made anew with the same relation.
+    #[test]
+    fn what_has_not_changed_is_taken_over(
+        program: u64,
+        layouts: (u64, u64),
+        new in proptest::collection::vec((any::<prop::sample::Index>(), any_page()), 0..8),
+    ) {
+        let (from, mut target) = (process(program, layouts.0, 3), process(program, layouts.1, 9));
+        let earlier = image(&target, &from, 30);
+        let before = target.pages.clone();
+        for (at, page) in new {
+            *at.get_mut(&mut target.pages) = page;
+        }
+        let fresh: Vec<usize> = (0..before.len()).filter(|at| before[*at] != target.pages[*at]).collect();
+        let (index, base_pages, facts) = (index(&from), from.pages(), Facts::none());
+        let pages: Vec<&Page> = fresh.iter().map(|at| &target.pages[*at]).collect();
+        let addresses: Vec<u64> = fresh.iter().map(|at| target.addresses[*at]).collect();
+        let memory = Memory::new(&pages, &addresses, &target.mappings).unwrap();
+        let aligner = Aligner::new(memory, &index, &base_pages, &facts);
+        let (snapshot, relation) = earlier.relations().next().unwrap();
+        let plan = aligner.plan_with([aligner.part(0..pages.len())], relation);
+        let rules = WordRules::FAST;
+        let words = WordsOf { snapshot, pages: &base_pages, facts: &facts, plan: &plan, rules };
+        let mut encoder = Encoder::new(&KEY, EncodeRules::default());
+        let mut builder = ImageBuilder::new(&KEY);
+        let mut numbers = (0u32..).map(PageIndex);
+        for (at, taken) in earlier.encoded().enumerate() {
+            match fresh.contains(&at) {
+                true => {
+                    let number = numbers.next().unwrap();
+                    builder.push(&encoder.encode_planned(&target.pages[at], number, &words)).unwrap();
+                }
+                false => builder.push(&taken).unwrap(),
+            }
+        }
+        for (snapshot, relation) in earlier.relations() {
+            builder.relation(snapshot, relation);
+        }
+        builder.section("core-1.img", b"registers".to_vec()).unwrap();
+        prop_assert_eq!(encoder.distrusted(), 0);
+        check(&DedupImage::open(builder.finish().unwrap(), &KEY).unwrap(), &target, &from);
+    }
+
     /// A second start of the program, with some words of its own and its objects further on.
     #[test]
     fn relatives_come_back(

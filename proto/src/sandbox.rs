@@ -82,32 +82,68 @@ pub struct PageClasses {
     pub delta: u64,
     /// Kept whole, compressed.
     pub whole: u64,
+    /// Kept whole without a look at any base, because requests write them all the time. Not among `whole`.
+    pub hot_skipped: u64,
+    /// Of all these, as many were taken over unchanged from the image the sandbox came back from.
+    pub reused: u64,
 }
 
 impl PageClasses {
     /// Pages of all classes.
-    pub const fn total(&self) -> u64 {
-        let Self { zero, same, delta, whole } = *self;
-        zero.saturating_add(same).saturating_add(delta).saturating_add(whole)
+    pub fn total(&self) -> u64 {
+        self.by_class().into_iter().fold(0, |sum, (_, pages)| sum.saturating_add(pages))
+    }
+
+    /// The classes by the words people see; each page is in one.
+    pub const fn by_class(&self) -> [(&'static str, u64); 5] {
+        let Self { zero, same, delta, whole, hot_skipped, reused: _ } = *self;
+        [("zero", zero), ("same", same), ("delta", delta), ("whole", whole), ("hot-skipped", hot_skipped)]
     }
 
     /// Bytes of all these pages.
-    pub const fn bytes(&self) -> u64 {
+    pub fn bytes(&self) -> u64 {
         self.total().saturating_mul(medes_dedup::page::PAGE_BYTES as u64)
     }
 }
 
 impl From<PageClasses> for wire::PageClasses {
     fn from(pages: PageClasses) -> Self {
-        let PageClasses { zero, same, delta, whole } = pages;
-        Self { zero, same, delta, whole }
+        let PageClasses { zero, same, delta, whole, hot_skipped, reused } = pages;
+        Self { zero, same, delta, whole, hot_skipped, reused }
     }
 }
 
 impl From<wire::PageClasses> for PageClasses {
     fn from(raw: wire::PageClasses) -> Self {
-        let wire::PageClasses { zero, same, delta, whole } = raw;
-        Self { zero, same, delta, whole }
+        let wire::PageClasses { zero, same, delta, whole, hot_skipped, reused } = raw;
+        Self { zero, same, delta, whole, hot_skipped, reused }
+    }
+}
+
+/// What was seen of a sandbox's writes, window by window: a window is one request or a burst of them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct WriteHeat {
+    /// Windows this is about; 0: nothing is known.
+    pub windows: u32,
+    /// Pages written in most of them.
+    pub hot_pages: u64,
+    /// Pages written in some.
+    pub warm_pages: u64,
+    /// Pages written in the newest one.
+    pub written_pages: u64,
+}
+
+impl From<WriteHeat> for wire::WriteHeat {
+    fn from(heat: WriteHeat) -> Self {
+        let WriteHeat { windows, hot_pages, warm_pages, written_pages } = heat;
+        Self { windows, hot_pages, warm_pages, written_pages }
+    }
+}
+
+impl From<wire::WriteHeat> for WriteHeat {
+    fn from(raw: wire::WriteHeat) -> Self {
+        let wire::WriteHeat { windows, hot_pages, warm_pages, written_pages } = raw;
+        Self { windows, hot_pages, warm_pages, written_pages }
     }
 }
 
@@ -146,6 +182,8 @@ pub struct SandboxReport {
     pub pages: PageClasses,
     /// Requests being served now.
     pub open_requests: u32,
+    /// What was seen of its writes.
+    pub heat: WriteHeat,
 }
 
 fn millis(duration: Duration) -> u64 {
@@ -171,6 +209,7 @@ impl From<SandboxReport> for wire::SandboxReport {
             last_phases: phases_to_wire(report.last_phases),
             pages: Some(report.pages.into()),
             open_requests: report.open_requests,
+            heat: Some(report.heat.into()),
         }
     }
 }
@@ -210,6 +249,7 @@ impl TryFrom<wire::SandboxReport> for SandboxReport {
             last_phases: phases_from_wire(raw.last_phases)?,
             pages: raw.pages.unwrap_or_default().into(),
             open_requests: raw.open_requests,
+            heat: raw.heat.unwrap_or_default().into(),
         })
     }
 }

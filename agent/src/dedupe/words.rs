@@ -3,14 +3,16 @@
 //! All of this only makes the image smaller. Whatever goes wrong is told, and the pages go the other way: each by itself,
 //! with candidates of the registry.
 
-use std::{cmp::Reverse, collections::BTreeMap, ops::Range, sync::Arc};
+use std::{cmp::Reverse, collections::BTreeMap, sync::Arc};
 
 use medes_dedup::{
+    encode::EncodedPage,
     page::{Page, SnapshotId, is_zero},
     words::{Memory, MemoryError},
 };
 use medes_proto::{fleet::Level, ids::SandboxId, registry::SnapshotPlace};
 
+use super::sort::{Fate, Sorted};
 use crate::{
     bases::{indexes::Indexes, local::Snapshot, replicas::FetchError},
     dump::Dump,
@@ -29,10 +31,17 @@ use crate::{
 pub(super) struct Words {
     /// Where the base is.
     pub(super) place: SnapshotPlace,
-    /// Positions of the pages among those of the dump.
-    pub(super) pages: Range<usize>,
+    /// Positions of the pages among those of the dump, in order.
+    pub(super) pages: Vec<usize>,
     /// The pages.
     pub(super) worded: Worded,
+}
+
+impl Words {
+    /// The pages with their positions.
+    pub(super) fn encoded(&self) -> impl Iterator<Item = (usize, EncodedPage<'_>)> {
+        super::placed((&self.pages, &self.worded.runs))
+    }
 }
 
 /// Why a sandbox is stored without being aligned with a base.
@@ -64,28 +73,31 @@ enum NotAligned {
     Injected(#[from] Injected),
 }
 
-/// Encodes what can be made of words of a base: the one the controller named, else this node's own of the same function,
+/// Encodes what can be made of words of a base: the one the earlier image is aligned with or the controller named, else this node's own of the same function,
 /// else the one that a sample of the pages votes for. `None`, and a line in the log, if there is no such base or no way.
 pub(super) async fn encode(
     roads: &Roads,
     sandbox: SandboxId,
     warm: &Warm,
     dump: &Arc<Dump>,
-    (engine, named): (&Engine, Option<SnapshotPlace>),
+    (engine, named, sorted): (&Engine, Option<SnapshotPlace>, &Arc<Sorted>),
 ) -> Option<Words> {
-    if engine.level() == Level::None {
+    if engine.level() == Level::None || !sorted.fates.contains(&Fate::Fresh) {
         return None;
     }
+    let named = sorted.base().or(named);
     let words = async {
         let Some(place) = find(roads, sandbox, warm, dump, (engine, named)).await? else { return Ok(None) };
         let base = roads.bases.whole(&place, &warm.spec.tenant).await?;
         roads.faults.pass(Step::Align)?;
         let key = engine.key(&warm.spec.tenant);
         let (dump, engine, bases) = (dump.clone(), engine.clone(), roads.bases.clone());
+        let sorted = sorted.clone();
         let aligned = blocking(move || {
             let rules = (&key, engine.encode_rules());
-            align(&dump, &base, &bases.indexes, |memory, base| {
-                page_work::words::encode(memory, base, engine.level(), rules, engine.threads)
+            align((&dump, &sorted), &base, &bases.indexes, |memory, base| {
+                let earlier = sorted.relation(base.snapshot);
+                page_work::words::encode(memory, base, (engine.level(), earlier), rules, engine.threads)
             })
         });
         let (pages, worded) = aligned.await?;
@@ -97,13 +109,14 @@ pub(super) async fn encode(
     })
 }
 
-/// Brings both sides together: the largest process of each, if these run the same program.
+/// Brings both sides together: the largest process of each, if these run the same program. Of the sandbox's only what
+/// has to be encoded.
 fn align(
-    dump: &Dump,
+    (dump, sorted): (&Dump, &Sorted),
     base: &Snapshot,
     indexes: &Indexes,
     encode: impl FnOnce(Memory<'_>, WordsBase<'_>) -> Worded,
-) -> Result<(Range<usize>, Worded), NotAligned> {
+) -> Result<(Vec<usize>, Worded), NotAligned> {
     let (file, layout) = dump.processes()?.into_iter().next().ok_or(NotAligned::NoProcess)?;
     let main = base.main_process().ok_or(NotAligned::NoLayout(base.id))?;
     if layout.program() != main.layout.program() {
@@ -111,10 +124,13 @@ fn align(
     }
     let index = indexes.of(base.id, &main)?;
     let (range, pages) = dump.pages_of(file);
-    let (addresses, mappings) = (layout.addresses(), layout.mappings());
+    let all = range.zip(pages).zip(layout.addresses()).map(|((at, page), address)| (at, (page, address)));
+    let fresh = all.filter(|(at, _)| sorted.is_fresh(*at));
+    let (positions, (pages, addresses)): (Vec<_>, (Vec<_>, Vec<_>)) = fresh.unzip();
+    let mappings = layout.mappings();
     let memory = Memory::new(&pages, &addresses, &mappings)?;
     let base = WordsBase { snapshot: base.id, index: &index, pages: &main.pages, facts: base.facts() };
-    Ok((range, encode(memory, base)))
+    Ok((positions, encode(memory, base)))
 }
 
 async fn find(

@@ -3,12 +3,20 @@
 use std::time::Instant;
 
 use super::{Driver, Entry};
-use medes_proto::{fleet::SnapshotReport, ids::SandboxId, sandbox::SandboxReport};
+use medes_proto::{
+    fleet::SnapshotReport,
+    ids::SandboxId,
+    sandbox::{SandboxReport, WriteHeat},
+};
 
 impl Driver {
-    /// All sandboxes; `private_bytes` measures one.
-    pub fn sandboxes(&self, now: Instant, private_bytes: impl Fn(SandboxId) -> u64) -> Vec<SandboxReport> {
-        self.sandboxes.iter().map(|(&id, entry)| entry.report(now, id, private_bytes(id))).collect()
+    /// All sandboxes; `measure` tells one's private bytes, and what was seen of its writes.
+    pub fn sandboxes(
+        &self,
+        now: Instant,
+        measure: impl Fn(SandboxId) -> (u64, WriteHeat),
+    ) -> Vec<SandboxReport> {
+        self.sandboxes.iter().map(|(&id, entry)| entry.report(now, id, measure(id))).collect()
     }
 
     /// All base snapshots.
@@ -23,7 +31,12 @@ impl Driver {
 }
 
 impl Entry {
-    pub(super) fn report(&self, now: Instant, id: SandboxId, private_bytes: u64) -> SandboxReport {
+    pub(super) fn report(
+        &self,
+        now: Instant,
+        id: SandboxId,
+        (private_bytes, heat): (u64, WriteHeat),
+    ) -> SandboxReport {
         SandboxReport {
             id,
             function: self.spec.name.clone(),
@@ -41,6 +54,7 @@ impl Entry {
             last_phases: self.last_phases.clone(),
             pages: self.pages,
             open_requests: self.open_requests,
+            heat,
         }
     }
 }

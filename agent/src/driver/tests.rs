@@ -145,7 +145,7 @@ impl World {
 
     fn check(&self) {
         assert!(self.at_the_door.is_empty(), "every request is answered at once");
-        for report in self.driver.sandboxes(self.now, |_| 0) {
+        for report in self.driver.sandboxes(self.now, |_| Default::default()) {
             let inside = self.inside.iter().filter(|sandbox| **sandbox == report.id).count();
             assert!(inside <= 2, "more requests than the function takes");
             let working = matches!(
@@ -312,7 +312,7 @@ fn a_sandbox_that_works_by_itself_is_not_idle() {
     world.step(Step::Start(1));
     world.finish(0, 0);
     world.apply(Event::IdlePeriod(Duration::from_secs(60)));
-    let id = world.driver.sandboxes(world.now, |_| 0)[0].id;
+    let id = world.driver.sandboxes(world.now, |_| Default::default())[0].id;
     let mut idle_at = Vec::new();
     for second in 1..=200u64 {
         world.now += Duration::from_secs(1);

@@ -1,6 +1,6 @@
 //! Requests for sandboxes: they wait at the door for the driver's word, then go in by themselves.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use hyper::{HeaderMap, Method, header::HeaderName, header::HeaderValue};
@@ -19,6 +19,7 @@ use crate::{
     driver::{Event, Ticket},
     roads::blocking,
     sandbox::{self, Entrance, Log, RequestError},
+    watch::tracked::Tracked,
 };
 
 /// How long after a broken connection its process may take to end, so that the answer can tell why.
@@ -31,9 +32,12 @@ pub(crate) enum Asked {
     Enter { sandbox: SandboxId, answer: oneshot::Sender<Result<Entrance, Failure>> },
     /// Its log, if it is here.
     Log { sandbox: SandboxId, answer: oneshot::Sender<Option<Log>> },
-    /// Its first process, if it has processes now.
-    Root { sandbox: SandboxId, answer: oneshot::Sender<Option<nix::unistd::Pid>> },
+    /// Its first process, if it has processes now, and what is known of its writes.
+    Root { sandbox: SandboxId, answer: oneshot::Sender<Option<Root>> },
 }
+
+/// The first process of a sandbox, and who tracks its writes.
+type Root = (nix::unistd::Pid, Option<Arc<Tracked>>);
 
 impl Asked {
     /// Sends it away.
@@ -66,7 +70,7 @@ impl Node {
             }
             Asked::Root { sandbox, answer } => {
                 let root = match self.bodies.get(&sandbox) {
-                    Some(Body::Warm(warm, _)) => Some(warm.tree.pid()),
+                    Some(Body::Warm(warm, _)) => Some((warm.tree.pid(), warm.past.tracked.clone())),
                     Some(Body::Stored(_) | Body::Ruin(_)) | None => None,
                 };
                 if answer.send(root).is_err() {
@@ -83,8 +87,10 @@ impl Node {
             _ => Err(Failure::new(FailureKind::Busy, format!("{sandbox} is being worked on"))),
         };
         let entered = door.is_ok();
+        self.pace.entered(sandbox);
         if answer.send(door).is_err() || !entered {
             // It never went in: the place is free again.
+            self.pace.left(sandbox);
             self.apply(Event::RequestEnded { sandbox, answered: false });
         }
     }
@@ -168,8 +174,12 @@ impl NodeHandle {
         self.inbox.send(asked).await.map_err(|_closed| closing(sandbox))?;
         let none =
             || Failure::new(FailureKind::Busy, format!("{sandbox} has no memory of its own right now"));
-        let root = told.await.ok().flatten().ok_or_else(none)?;
-        let look = blocking(move || crate::heat::look(sandbox, root)).await;
+        let (root, tracked) = told.await.ok().flatten().ok_or_else(none)?;
+        let known = match tracked {
+            Some(tracked) => tracked.known().await,
+            None => None,
+        };
+        let look = blocking(move || crate::heat::look(sandbox, root, known)).await;
         look.map_err(|error| Failure::from_error(FailureKind::Internal, &error))
     }
 }

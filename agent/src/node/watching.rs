@@ -6,8 +6,9 @@ use std::time::Duration;
 use medes_proto::ids::SandboxId;
 
 use crate::{
+    metrics,
     sandbox::cgroup::SandboxCgroup,
-    watch::{Group, Key, Watch, now_ns},
+    watch::{Counts, Group, Key, Watch, now_ns},
 };
 
 /// Looks between two sweeps of the watch's tables.
@@ -17,8 +18,15 @@ const SWEEP_EVERY: u32 = 240;
 #[derive(Debug)]
 pub(super) struct Watching {
     watch: Watch,
-    keys: BTreeMap<SandboxId, Key>,
+    keys: BTreeMap<SandboxId, Watched>,
     looks: u32,
+}
+
+/// A sandbox, and what was counted of it already.
+#[derive(Debug)]
+struct Watched {
+    key: Key,
+    counted: Counts,
 }
 
 impl Watching {
@@ -31,7 +39,7 @@ impl Watching {
         self.end(sandbox);
         let group = Group { cgroup_id: cgroup.id(), procs: cgroup.main_dir().join("cgroup.procs") };
         match self.watch.add(group, now_ns()) {
-            Ok(key) => drop(self.keys.insert(sandbox, key)),
+            Ok(key) => drop(self.keys.insert(sandbox, Watched { key, counted: Counts::default() })),
             Err(error) => {
                 let error: &dyn std::error::Error = &error;
                 tracing::warn!(%sandbox, error, "not watched: only its requests count as work");
@@ -41,8 +49,8 @@ impl Watching {
 
     /// It has none any more, or they are somebody else's for a while.
     pub(super) fn end(&mut self, sandbox: SandboxId) {
-        if let Some(key) = self.keys.remove(&sandbox) {
-            self.watch.remove(key);
+        if let Some(watched) = self.keys.remove(&sandbox) {
+            self.watch.remove(watched.key);
         }
     }
 
@@ -56,10 +64,16 @@ impl Watching {
             }
         }
         let now_ns = now_ns();
-        let idle = |(&sandbox, &key): (&SandboxId, &Key)| {
-            let seen = self.watch.activity(key, now_ns)?;
+        metrics::lost(&self.watch.lost());
+        let watch = &mut self.watch;
+        let idle = |(&sandbox, watched): (&SandboxId, &mut Watched)| {
+            let seen = watch.activity(watched.key, now_ns)?;
+            if let Some(counts) = seen.counts {
+                metrics::events(&watched.counted, &counts);
+                watched.counted = counts;
+            }
             Some((sandbox, seen.idle(now_ns).unwrap_or_default()))
         };
-        self.keys.iter().filter_map(idle).collect()
+        self.keys.iter_mut().filter_map(idle).collect()
     }
 }

@@ -117,7 +117,7 @@ pub(super) async fn launch(
     let result = match housing.launch().await {
         Ok(tree) => {
             let phases = vec![Phase::new("house", housed - began), Phase::new("launch", housed.elapsed())];
-            Ok((Box::new(Warm { spec: Arc::new(*spec), housing, tree }), phases))
+            Ok((Box::new(Warm::new(Arc::new(*spec), housing, tree)), phases))
         }
         Err(error) => {
             let kind = match &error {

@@ -50,22 +50,29 @@ pub fn is_worth_asking(page: &EncodedPage<'_>) -> bool {
     }
 }
 
-/// Makes a process of words of a base. Nothing of it is in doubt: every page was proven to come back.
+/// Makes a process of words of a base; `earlier` is the relation that pages taken over were made with. Nothing of it is in doubt: every page was proven to come back.
 pub fn encode(
     memory: Memory<'_>,
     base: WordsBase<'_>,
-    level: Level,
+    (level, earlier): (Level, Option<&Relation>),
     (key, rules): (&DomainKey, EncodeRules),
     threads: NonZeroUsize,
 ) -> Worded {
     let pages = memory.pages();
+    let put_together = |aligner: &Aligner<'_>| {
+        let parts = parts(aligner, pages.len(), threads);
+        match earlier {
+            Some(relation) => aligner.plan_with(parts, relation),
+            None => aligner.plan(parts),
+        }
+    };
     let aligner = Aligner::new(memory, base.index, base.pages, base.facts);
-    let plan = aligner.plan(parts(&aligner, pages.len(), threads));
+    let plan = put_together(&aligner);
     let (plan, word_rules) = match level {
         Level::None | Level::Fast => (plan, WordRules::FAST),
         Level::Small => {
             let second = aligner.refine(&plan);
-            (second.plan(parts(&second, pages.len(), threads)), WordRules::SMALL)
+            (put_together(&second), WordRules::SMALL)
         }
     };
     let WordsBase { snapshot, pages: base_pages, facts, .. } = base;

@@ -188,7 +188,7 @@ impl Recipes {
         let base = WordsBase { snapshot: base.id, index: &index, pages: &main.pages, facts: base.facts() };
         let rules = (&self.key, self.engine.encode_rules());
         // Fast whatever is set for images that are kept for long: who is parked is wanted back in a moment.
-        Ok(page_work::words::encode(memory, base, Level::Fast, rules, self.engine.threads))
+        Ok(page_work::words::encode(memory, base, (Level::Fast, None), rules, self.engine.threads))
     }
 }
 

@@ -37,7 +37,7 @@ pub struct HeatSettings {
 
 impl Default for HeatSettings {
     fn default() -> Self {
-        Self { windows: 8, hot_percent: 60, warm_percent: 25, windows_min: 3, pages_max: 1 << 20 }
+        Self { windows: 8, hot_percent: 60, warm_percent: 25, windows_min: 3, pages_max: 1 << 16 }
     }
 }
 
@@ -152,6 +152,11 @@ impl Heat {
     pub fn hot(&self) -> impl Iterator<Item = PageOf> {
         let hot = |history: &History| self.class(history.written.count_ones()) == Class::Hot;
         self.pages.iter().filter(move |(_, history)| hot(history)).map(|(&page, _)| page)
+    }
+
+    /// Whether enough windows were seen for any page to be called warm.
+    pub const fn is_known(&self) -> bool {
+        self.windows >= self.settings.windows_min
     }
 
     /// Pages by class.

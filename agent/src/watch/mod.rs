@@ -2,13 +2,15 @@
 //!
 //! One interface, [`Watch`], with two ways to see: kernel programs (eBPF), and `/proc` where these do not load. The
 //! choice is made at the start, and [`Watch::sight`] says which it was. Only this room and `agent-ebpf` know eBPF.
-//! Which pages a sandbox writes is seen in a third way, [`writes`], and what follows from it is [`heat`].
+//! Which pages a sandbox writes is seen in a third way, [`writes`], and what follows from it is [`heat`]; [`tracked`]
+//! is both for a whole sandbox.
 
 mod ebpf;
 mod error;
 pub mod heat;
 mod procfs;
 mod record;
+pub mod tracked;
 pub mod writes;
 
 use std::fmt;

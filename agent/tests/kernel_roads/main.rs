@@ -2,6 +2,7 @@
 //!
 //! Needs root and a working CRIU; skips itself loudly otherwise.
 
+mod again;
 mod holder;
 #[path = "../kernel_sandbox/node.rs"]
 #[allow(dead_code, reason = "shared with the sandbox tests, which need more of it")]
@@ -17,6 +18,7 @@ mod words;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let tests: Vec<runner::Test> = [there_and_back::TESTS, trouble::TESTS, words::TESTS].concat();
+    let tests: Vec<runner::Test> =
+        [there_and_back::TESTS, again::TESTS, trouble::TESTS, words::TESTS].concat();
     runner::main(&tests, &[])
 }

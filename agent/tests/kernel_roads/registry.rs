@@ -3,7 +3,10 @@
 use std::{
     collections::BTreeMap,
     pin::Pin,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use futures::{Stream, StreamExt};
@@ -23,6 +26,7 @@ use tonic::{Request, Response, Status, Streaming, transport::Channel};
 struct Shared {
     chunks: Mutex<BTreeMap<u64, Vec<BasePage>>>,
     places: Mutex<BTreeMap<SnapshotId, SnapshotPlace>>,
+    refuses: AtomicBool,
 }
 
 /// Serves lookups of what was registered. Clones share it.
@@ -47,6 +51,11 @@ impl TestRegistry {
 }
 
 impl TestRegistry {
+    /// The next time somebody acquires a base, it is on its way out.
+    pub(crate) fn refuse_once(&self) {
+        self.shared.refuses.store(true, Ordering::SeqCst);
+    }
+
     /// From now on it says that a snapshot is there.
     pub(crate) fn place(&self, place: SnapshotPlace) {
         self.shared.places.lock().expect("lock").insert(place.snapshot, place);
@@ -107,6 +116,9 @@ impl Registry for TestRegistry {
     }
 
     async fn acquire(&self, _: Request<AcquireRequest>) -> Result<Response<AcquireReply>, Status> {
-        Ok(Response::new(AcquireReply {}))
+        match self.shared.refuses.swap(false, Ordering::SeqCst) {
+            true => Err(Status::not_found("a test wanted it gone")),
+            false => Ok(Response::new(AcquireReply {})),
+        }
     }
 }

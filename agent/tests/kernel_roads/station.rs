@@ -94,7 +94,7 @@ impl Station {
         let (housing, tree) = node::launch(&self.host, &id.to_string(), &node::function()).await;
         let spec =
             FunctionSpec::from_toml(&format!("name = '{function}'\ncommand = ['x']")).expect("a function");
-        (id, Warm { spec: Arc::new(spec), housing, tree })
+        (id, Warm::new(Arc::new(spec), housing, tree))
     }
 
     /// A base snapshot of a new sandbox, which is then ended.

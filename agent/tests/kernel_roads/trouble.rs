@@ -151,7 +151,7 @@ fn base_pages_from_another_node_are_used_only_if_they_are_right() {
             let base = station.base().await.id;
             let snapshot = station.roads.bases.local.get(base).expect("the base");
             let (id, mut stored) = stored(&mut station).await;
-            stored.places.insert(base, holder::serve(snapshot.clone(), wire).await);
+            stored.origin.places.insert(base, holder::serve(snapshot.clone(), wire).await);
             station.roads.bases.local.remove(base);
             match (station.restore(stored).await, expected) {
                 (Ok((warm, _)), None) => {

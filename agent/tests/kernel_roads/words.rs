@@ -75,7 +75,11 @@ fn a_base_of_another_node_comes_here_once() {
             let done = station.dedup_with(id, warm, Some(place.clone())).await;
             let (stored, deduped) = done.expect("a dedup image");
             assert_eq!((deduped.aligned_with, deduped.bases), (Some(report.id), vec![report.id]));
-            assert_eq!(stored.places.get(&report.id), Some(&place), "where it can be read without the copy");
+            assert_eq!(
+                stored.origin.places.get(&report.id),
+                Some(&place),
+                "where it can be read without the copy"
+            );
             let (warm, restored) = station.restore(stored).await.expect("a sandbox");
             assert_eq!(deduped.memory_digest, restored.memory_digest);
             warm.housing.remove().await.expect("removed");

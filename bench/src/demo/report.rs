@@ -82,7 +82,7 @@ pub(super) struct Pages {
 
 impl From<PageClasses> for Pages {
     fn from(classes: PageClasses) -> Self {
-        let PageClasses { zero, same, delta, whole } = classes;
+        let PageClasses { zero, same, delta, whole, .. } = classes;
         Self { zero, same, delta, whole }
     }
 }

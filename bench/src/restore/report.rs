@@ -146,8 +146,7 @@ impl Figures {
 }
 
 fn by_kind(pages: PageClasses) -> BTreeMap<&'static str, u64> {
-    let PageClasses { zero, same, delta, whole } = pages;
-    BTreeMap::from([("zero", zero), ("same", same), ("delta", delta), ("whole", whole)])
+    BTreeMap::from(pages.by_class())
 }
 
 impl Row {
@@ -328,7 +327,7 @@ mod tests {
             criu_exec: way(120.0 * scale),
             dedup: way(40.96 * scale),
             restore: way(150.0 * scale),
-            pages: PageClasses { zero: 100, same: 200, delta: 300, whole: 400 },
+            pages: PageClasses { zero: 100, same: 200, delta: 300, whole: 400, ..PageClasses::default() },
             stored_bytes: 409_600,
             compared: Some(Compared { zstd_bytes: 1_024_000, paper_bytes: 2_048_000 }),
             answers_match: true,

@@ -70,8 +70,7 @@ pub(super) struct Round {
 
 impl Round {
     pub(super) fn page_bytes(&self) -> u64 {
-        let PageClasses { zero, same, delta, whole } = self.pages;
-        (zero + same + delta + whole) * 4096
+        self.pages.bytes()
     }
 
     pub(super) fn stored_fraction(&self) -> f64 {
@@ -136,7 +135,7 @@ impl<'s> Series<'s> {
         let mut answers_match = cold_answer.result == before.result;
 
         let images = plain::dump(station, &warm.housing, &warm.tree, "plain").await.context("dump it")?;
-        let Warm { spec, mut housing, tree } = warm;
+        let Warm { spec, mut housing, tree, .. } = warm;
         tree.kill().await?;
         let (criu, tree, answer) =
             by_criu(station, &mut housing, &images, true).await.context("plain CRIU")?;
@@ -147,7 +146,7 @@ impl<'s> Series<'s> {
         answers_match &= before.continues_in(&answer);
         drop(images);
 
-        let warm = Warm { spec, housing, tree };
+        let warm = Warm::new(spec, housing, tree);
         let began = Instant::now();
         let (stored, deduped) =
             match dedupe::dedup(&station.roads, sandbox, warm, DedupOrder::default()).await {
@@ -156,7 +155,7 @@ impl<'s> Series<'s> {
             };
         let dedup = Timed { ms: millis(began.elapsed()), phases: deduped.phases };
         // Copied, so that the comparison can come after the restore and warms no cache for it.
-        let image = (!self.compared).then(|| (stored.image.as_ref().to_vec(), stored.places.clone()));
+        let image = (!self.compared).then(|| (stored.image.as_ref().to_vec(), stored.origin.places.clone()));
         let (restore, warm, after) = medes(station, stored).await?;
         answers_match &= answer.continues_in(&after);
         let private_bytes = warm.housing.private_bytes();
@@ -245,7 +244,7 @@ mod tests {
             criu_exec: nothing(),
             dedup: nothing(),
             restore: nothing(),
-            pages: PageClasses { zero: 1, same: 2, delta: 3, whole: 4 },
+            pages: PageClasses { zero: 1, same: 2, delta: 3, whole: 4, ..PageClasses::default() },
             stored_bytes: 4096,
             compared: None,
             answers_match: true,

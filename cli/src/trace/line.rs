@@ -138,7 +138,15 @@ fn dedup(summary: &DedupSummary) -> String {
 
 /// `pages: 3 zero, 10 same, 4 delta, 1 whole`.
 pub(crate) fn page_classes(pages: &PageClasses) -> String {
-    format!("pages: {} zero, {} same, {} delta, {} whole", pages.zero, pages.same, pages.delta, pages.whole)
+    let classes: Vec<_> = pages
+        .by_class()
+        .into_iter()
+        // Few sandboxes have hot pages, and those say so.
+        .filter(|(class, pages)| *class != "hot-skipped" || *pages > 0)
+        .map(|(class, pages)| format!("{pages} {class}"))
+        .collect();
+    let reused = if pages.reused > 0 { format!(" ({} reused)", pages.reused) } else { String::new() };
+    format!("pages: {}{reused}", classes.join(", "))
 }
 
 fn base(change: &BaseChange) -> String {
@@ -197,7 +205,7 @@ mod tests {
     #[test]
     fn a_dedup_says_classes_bases_bytes_and_phases() {
         let text = shown(What::Dedup(DedupSummary {
-            pages: PageClasses { zero: 1, same: 2, delta: 3, whole: 4 },
+            pages: PageClasses { zero: 1, same: 2, delta: 3, whole: 4, hot_skipped: 5, reused: 6 },
             bases: vec![SnapshotId::new(1 << 32 | 9).unwrap()],
             nodes: vec!["node-1".parse().unwrap()],
             bytes_in: 40 << 20,
@@ -206,7 +214,8 @@ mod tests {
         }));
         assert!(
             text.ends_with(
-                "40.0 MiB -> 1.0 MiB (2.5 %); pages: 1 zero, 2 same, 3 delta, 4 whole; base-1-9 on node-1; \
+                "40.0 MiB -> 1.0 MiB (2.5 %); pages: 1 zero, 2 same, 3 delta, 4 whole, 5 hot-skipped \
+                 (6 reused); base-1-9 on node-1; \
                  dump 31.0 ms\n"
             ),
             "{text}"

@@ -147,7 +147,13 @@ fn deduplicated(counter: u64) -> wire::SandboxReport {
         private_bytes: 0,
         stored_bytes: 1 << 20,
         bases: vec![9],
-        pages: Some(wire::PageClasses { zero: 60, same: 9_000, delta: 1_000, whole: 180 }),
+        pages: Some(wire::PageClasses {
+            zero: 60,
+            same: 9_000,
+            delta: 1_000,
+            whole: 180,
+            ..Default::default()
+        }),
         last_phases: vec![phase("dump", 31_500), phase("dedup", 88_000)],
         ..sandbox(counter, "html", SandboxState::Dedup)
     }

@@ -195,6 +195,8 @@ impl Driver {
                 .map(|until| until.since(now))
                 .filter(|left| !left.is_zero()),
             clock: sandbox.clock,
+            heat: sandbox.report.heat,
+            gain: self.ranked(sandbox),
         })
     }
 

@@ -310,6 +310,7 @@ fn starting_sandbox(
         last_phases: Vec::new(),
         pages: Default::default(),
         open_requests: 0,
+        heat: Default::default(),
     };
     let requests_max = usize::try_from(spec.requests_max).unwrap_or(usize::MAX);
     Sandbox::new(now, node.clone(), Life::Starting, requests_max, report)

@@ -17,6 +17,8 @@ pub struct Settings {
     pub function_sandboxes_max: Option<usize>,
     /// Cold starts and restores under way on one node.
     pub node_starts_max: usize,
+    /// Dedups under way on one node that the policy may ask for.
+    pub node_dedups_max: usize,
     /// Nodes.
     pub nodes_max: usize,
     /// How often a request is put back in the queue, for reasons that are not its function's.
@@ -55,6 +57,7 @@ impl Default for Settings {
             queue_max: 1_000,
             function_sandboxes_max: None,
             node_starts_max: 10,
+            node_dedups_max: 4,
             nodes_max: 1_024,
             attempts_max: 3,
             sandbox_bytes: 64 << 20,

@@ -47,6 +47,7 @@ fn report(id: SandboxId, name: &str, state: SandboxState) -> SandboxReport {
         last_phases: Vec::new(),
         pages: Default::default(),
         open_requests: 0,
+        heat: Default::default(),
     }
 }
 

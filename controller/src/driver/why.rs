@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     now::Now,
-    policy::{FunctionView, Review, SandboxView, Verdict},
+    policy::{FunctionView, IdleLife, Review, SandboxView, Verdict},
 };
 
 fn count(number: usize) -> u64 {
@@ -130,6 +130,15 @@ impl Driver {
         choice.fact("private_bytes", sandbox.private_bytes);
         choice.fact("stored_bytes", sandbox.stored_bytes);
         choice.fact("is_base_source", u64::from(sandbox.is_base_source));
+        if sandbox.life == IdleLife::Warm {
+            choice.fact("won_bytes", sandbox.gain.won_bytes);
+            choice.fact("work_pages", sandbox.gain.work_pages);
+            choice.fact("bring_more", count(sandbox.gain.ahead));
+            choice.fact("ranked_among", count(sandbox.gain.among));
+            choice.fact("windows", sandbox.heat.windows.into());
+            choice.fact("hot_pages", sandbox.heat.hot_pages);
+            choice.fact("written_pages", sandbox.heat.written_pages);
+        }
         if let Some(blocked) = sandbox.dump_blocked {
             choice.fact("dump_blocked_ms", millis(blocked));
         }

@@ -7,6 +7,9 @@ use super::{
     storing::{RETRY, keep, store},
 };
 
+/// A dedup takes about so long: then another one may begin.
+const NEXT: Duration = Duration::from_millis(500);
+
 /// The periods. Defaults are the paper's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FixedSettings {
@@ -66,6 +69,10 @@ impl FixedSettings {
             Some(blocked) => {
                 let because = "a dump of it failed, and is not tried again yet";
                 Err(keep(because, blocked.max(RETRY), keep_left))
+            }
+            None if sandbox.gain.ahead >= sandbox.gain.slots => {
+                let because = "its node takes others first, which bring more memory for the same work";
+                Err(keep(because, NEXT, keep_left))
             }
             None => Ok(keep_left),
         }
@@ -141,7 +148,10 @@ impl Policy for Fixed {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::tests::of, *};
+    use super::{
+        super::{Gain, tests::of},
+        *,
+    };
 
     fn verdict(change: impl FnOnce(&mut FunctionView<'_>, &mut SandboxView)) -> Review {
         of(&Fixed(FixedSettings::default()), change)
@@ -181,6 +191,17 @@ mod tests {
     #[test]
     fn work_that_only_the_agent_sees_keeps_a_sandbox_warm() {
         assert_eq!(verdict(|_, s| s.quiet = false).verdict, Verdict::Keep);
+    }
+
+    #[test]
+    fn who_brings_more_memory_for_the_work_goes_first() {
+        let waits = verdict(|_, s| (s.gain.ahead, s.gain.slots) = (2, 2));
+        assert_eq!((waits.verdict, waits.again), (Verdict::Keep, NEXT));
+        assert_eq!(waits.rejected[0], (Verdict::Dedup, waits.because));
+        let gain = |won_bytes, work_pages| Gain { won_bytes, work_pages, ..Gain::default() };
+        assert!(gain(10, 5).is_above(&gain(10, 6)) && !gain(10, 6).is_above(&gain(10, 5)));
+        assert!(gain(u64::MAX, 1).is_above(&gain(u64::MAX, 2)), "no overflow");
+        assert!(!gain(0, 0).is_above(&gain(0, 9)), "nothing is as good as nothing");
     }
 
     #[test]

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use medes_proto::ids::{FunctionName, SandboxId};
+use medes_proto::{
+    ids::{FunctionName, SandboxId},
+    sandbox::WriteHeat,
+};
 
 mod arrivals;
 mod fixed;
@@ -151,6 +154,33 @@ pub struct SandboxView {
     pub dump_blocked: Option<Duration>,
     /// The highest worth of any sandbox that its node had ended for room, when this one was last used.
     pub clock: f64,
+    /// What was seen of its writes.
+    pub heat: WriteHeat,
+    /// What its dedup brings, and which others bring more.
+    pub gain: Gain,
+}
+
+/// What the dedup of a warm sandbox brings, held against that of the others of its node that are idle and quiet.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Gain {
+    /// Memory that it brings: what the sandbox has, without what its image will take and what it writes all the time.
+    pub won_bytes: u64,
+    /// What it costs, in pages to encode: pages that are only compared count an eighth.
+    pub work_pages: u64,
+    /// Idle sandboxes of the node that bring more memory for the same work.
+    pub ahead: usize,
+    /// Idle sandboxes of the node in all, itself included.
+    pub among: usize,
+    /// Dedups that may begin on the node now.
+    pub slots: usize,
+}
+
+impl Gain {
+    /// Whether it brings more than another one for the same work.
+    pub fn is_above(&self, other: &Self) -> bool {
+        let rate = |one: &Self, of: &Self| u128::from(one.won_bytes) * u128::from(of.work_pages.max(1));
+        rate(self, other) > rate(other, self)
+    }
 }
 
 /// What becomes of a sandbox.

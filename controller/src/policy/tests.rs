@@ -61,6 +61,8 @@ fn with<T>(
         is_base_source: false,
         dump_blocked: None,
         clock: 0.0,
+        heat: Default::default(),
+        gain: Gain { ahead: 1, among: 2, slots: 2, ..Gain::default() },
     };
     change(&mut function, &mut sandbox);
     let view = ClusterView { nodes: 1, cap_bytes: 1_000 << 20, used_bytes: 0, now };

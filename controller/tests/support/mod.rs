@@ -409,6 +409,7 @@ fn warm(id: SandboxId, function: FunctionName, function_revision: u64) -> Sandbo
         last_phases: Vec::new(),
         pages: Default::default(),
         open_requests: 0,
+        heat: Default::default(),
     }
 }
 

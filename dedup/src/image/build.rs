@@ -134,7 +134,7 @@ impl ImageBuilder {
         run.iter().try_for_each(|page| self.push(&page))
     }
 
-    /// Adds the relation that pages of words of this base were made with.
+    /// Adds the relation that pages of words of this base were made with; left out if there are none.
     pub fn relation(&mut self, snapshot: SnapshotId, relation: &Relation) {
         self.tables.insert(snapshot, relation.write());
     }
@@ -173,7 +173,10 @@ impl ImageBuilder {
         }
         let tables = match self.word_bases.is_empty() {
             true => None,
-            false => Some(tables::write(&self.bases, &self.tables)),
+            false => {
+                self.tables.retain(|snapshot, _| self.word_bases.contains(snapshot));
+                Some(tables::write(&self.bases, &self.tables))
+            }
         };
         let tables_too_long = |tables: &Vec<u8>| BuildImageError::TablesTooLong { bytes: tables.len() };
         let table_bytes =

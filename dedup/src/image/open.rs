@@ -275,6 +275,11 @@ impl<B: AsRef<[u8]>> DedupImage<B> {
         position.and_then(|at| self.relations.get(at)).unwrap_or(&self.unchanged)
     }
 
+    /// One for each base; none at all in an image without pages of words.
+    pub(super) fn all_relations(&self) -> &[Relation] {
+        &self.relations
+    }
+
     pub(crate) fn arena(&self) -> &[u8] {
         self.part(&self.layout.arena)
     }

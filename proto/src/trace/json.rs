@@ -145,16 +145,21 @@ pub(super) mod pages {
         same: u64,
         delta: u64,
         whole: u64,
+        // Recordings from before these were counted have none.
+        #[serde(default)]
+        hot_skipped: u64,
+        #[serde(default)]
+        reused: u64,
     }
 
     pub(in crate::trace) fn serialize<S: Serializer>(pages: &PageClasses, to: S) -> Result<S::Ok, S::Error> {
-        let PageClasses { zero, same, delta, whole } = *pages;
-        Classes { zero, same, delta, whole }.serialize(to)
+        let PageClasses { zero, same, delta, whole, hot_skipped, reused } = *pages;
+        Classes { zero, same, delta, whole, hot_skipped, reused }.serialize(to)
     }
 
     pub(in crate::trace) fn deserialize<'d, D: Deserializer<'d>>(from: D) -> Result<PageClasses, D::Error> {
-        let Classes { zero, same, delta, whole } = Classes::deserialize(from)?;
-        Ok(PageClasses { zero, same, delta, whole })
+        let Classes { zero, same, delta, whole, hot_skipped, reused } = Classes::deserialize(from)?;
+        Ok(PageClasses { zero, same, delta, whole, hot_skipped, reused })
     }
 }
 

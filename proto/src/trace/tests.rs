@@ -29,7 +29,7 @@ fn one_of_each() -> Vec<What> {
         What::Start(choice()),
         What::Ready { start: StartKind::Restore, took: Duration::from_micros(77), phases: phases() },
         What::Dedup(DedupSummary {
-            pages: PageClasses { zero: 1, same: 2, delta: 3, whole: 4 },
+            pages: PageClasses { zero: 1, same: 2, delta: 3, whole: 4, hot_skipped: 5, reused: 6 },
             bases: vec![snapshot],
             nodes: vec!["n1".parse().unwrap()],
             bytes_in: 40_960,

@@ -1,0 +1,52 @@
+//! Work on the roads: begun with what it works on, or refused where this node has no CRIU.
+
+use medes_proto::{
+    failure::{Failure, FailureKind},
+    ids::{SandboxId, SnapshotId},
+};
+
+use super::{
+    Body, Node,
+    work::{self, Worked},
+};
+use crate::driver::{DedupOrder, Event};
+
+impl Node {
+    pub(super) fn dedup(&mut self, sandbox: SandboxId, order: DedupOrder) {
+        match (self.take_warm(sandbox), &self.tools.roads) {
+            (Some(warm), Some(roads)) => self.work(work::dedup(roads.clone(), sandbox, warm, order)),
+            (warm, _) => {
+                self.worked(Worked::Deduped { sandbox, result: Err((warm, no_criu("dedup", sandbox))) });
+            }
+        }
+    }
+
+    pub(super) fn make_base(&mut self, sandbox: SandboxId, snapshot: SnapshotId) {
+        match (self.take_warm(sandbox), &self.tools.roads) {
+            (Some(warm), Some(roads)) => self.work(work::make_base(roads.clone(), sandbox, warm, snapshot)),
+            (warm, _) => {
+                let result = Err(no_criu("make a base of", sandbox));
+                self.worked(Worked::BaseMade { sandbox, warm, result });
+            }
+        }
+    }
+
+    pub(super) fn restore(&mut self, sandbox: SandboxId, digest_memory: bool) {
+        match (self.bodies.remove(&sandbox), &self.tools.roads) {
+            (Some(Body::Stored(stored)), Some(roads)) => {
+                self.work(work::restore(roads.clone(), sandbox, stored, digest_memory));
+            }
+            (body, _) => {
+                if let Some(body) = body {
+                    self.bodies.insert(sandbox, body);
+                }
+                self.apply(Event::Restored { sandbox, result: Err(no_criu("restore", sandbox)) });
+            }
+        }
+    }
+}
+
+fn no_criu(verb: &str, sandbox: SandboxId) -> Failure {
+    let message = format!("{verb} {sandbox}: this node has no working CRIU");
+    Failure::new(FailureKind::Unsupported, message)
+}

@@ -1,0 +1,49 @@
+//! Whose memory first: idle sandboxes of a node, ranked by what their dedup brings for the work it takes.
+
+use medes_dedup::page::PAGE_BYTES;
+
+use super::{
+    Driver,
+    state::{Kind, Life, Sandbox},
+};
+use crate::policy::Gain;
+
+/// A page that is dumped and compared costs this part of one that is encoded.
+const COMPARED_PART: u64 = 8;
+
+impl Driver {
+    /// What the dedup of a sandbox brings, and how many of its node bring more.
+    pub(super) fn ranked(&self, sandbox: &Sandbox) -> Gain {
+        let own = self.gain(sandbox);
+        let of_node = self.nodes.get(&sandbox.node).into_iter().flat_map(|node| &node.sandboxes);
+        let idle = of_node.filter_map(|id| self.sandboxes.get(id)).filter(|other| {
+            other.id != sandbox.id && other.life == Life::Warm && other.is_idle() && other.quiet
+        });
+        let (mut ahead, mut among) = (0, 1);
+        for other in idle {
+            among += 1;
+            ahead += usize::from(self.gain(other).is_above(&own));
+        }
+        let running = self.commands.values();
+        let running = running.filter(|one| one.kind == Kind::Dedup && one.node == sandbox.node).count();
+        Gain { ahead, among, slots: self.settings.node_dedups_max.saturating_sub(running), ..own }
+    }
+
+    /// From what its agent has measured of it, and what its function's images have taken.
+    fn gain(&self, sandbox: &Sandbox) -> Gain {
+        let report = &sandbox.report;
+        let (heat, pages) = (report.heat, report.private_bytes / PAGE_BYTES as u64);
+        let stored = self.functions.get(&sandbox.function).and_then(|function| function.dedup_bytes.bytes());
+        // The next requests write hot pages again, wherever they come from.
+        let kept = stored.unwrap_or(0).saturating_add(heat.hot_pages.saturating_mul(PAGE_BYTES as u64));
+        // What came back from an image has most of it still; else everything is new.
+        let known = report.starts_from_dedup > 0 && heat.windows > 0;
+        let written = heat.hot_pages.saturating_add(heat.warm_pages).max(heat.written_pages);
+        let encoded = if known { written.min(pages) } else { pages };
+        Gain {
+            won_bytes: report.private_bytes.saturating_sub(kept),
+            work_pages: encoded.saturating_add(pages / COMPARED_PART),
+            ..Gain::default()
+        }
+    }
+}
