@@ -25,6 +25,7 @@ pub mod registry;
 mod registry_service;
 pub mod server;
 pub mod shell;
+mod spans;
 pub mod store;
 mod tell;
 mod trace;

@@ -41,6 +41,9 @@ struct Arguments {
     /// Serve metrics (Prometheus) here, at /metrics; default: nowhere.
     #[arg(long, value_name = "ADDRESS")]
     metrics: Option<SocketAddr>,
+    /// Export spans (OpenTelemetry, OTLP over gRPC) to this collector, such as http://127.0.0.1:4317; default: nowhere.
+    #[arg(long, value_name = "URL")]
+    spans: Option<String>,
     /// Print the default configuration and end.
     #[arg(long)]
     print_config: bool,
@@ -88,7 +91,8 @@ async fn run(arguments: Arguments) -> anyhow::Result<bool> {
         Some(address) => Some(medes_metrics::serve(Of::Controller, address, &tasks, close.clone()).await?),
         None => None,
     };
-    let place = Place { state_dir, control: arguments.control, gateway: arguments.gateway };
+    let (control, gateway, spans) = (arguments.control, arguments.gateway, arguments.spans);
+    let place = Place { state_dir, control, gateway, spans };
     let controller = Controller::start(place, config).await?;
     let line = serde_json::json!({
         "control": controller.control.to_string(),

@@ -24,6 +24,7 @@ use crate::{
     registry::{Registry, Table},
     registry_service::RegistryService,
     shell::{self, Handle, Shell},
+    spans::{self, StartSpansError},
     store::{OpenStoreError, Store},
     trace::Hub,
 };
@@ -37,6 +38,8 @@ pub struct Place {
     pub control: SocketAddr,
     /// For callers (HTTP). Port 0: any.
     pub gateway: SocketAddr,
+    /// Collector of spans (OTLP over gRPC), if there is one.
+    pub spans: Option<String>,
 }
 
 /// A controller that cannot start.
@@ -53,6 +56,9 @@ pub enum StartError {
         /// Why not.
         source: std::io::Error,
     },
+    /// The export of spans.
+    #[error(transparent)]
+    Spans(#[from] StartSpansError),
 }
 
 /// A running controller. Dropping it does not stop it; [`Controller::stop`] does.
@@ -108,6 +114,9 @@ impl Controller {
             tracker: shell_tracker.clone(),
             stop: end.clone(),
         });
+        if let Some(endpoint) = &place.spans {
+            spans::export(endpoint, &hub, &tracker, close.clone())?;
+        }
         let agents = Arc::new(Agents::default());
         let invoker =
             Arc::new(Invoker::new(driver.clone(), Arc::clone(&agents), config.requests, tracker.clone()));

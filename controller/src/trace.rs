@@ -46,7 +46,7 @@ struct Subscriber {
 /// As many subscribers as there may be are there already.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the controller has {SUBSCRIBERS_MAX} trace subscribers already")]
-pub(crate) struct TooManySubscribers;
+pub struct TooManySubscribers;
 
 impl Hub {
     fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {

@@ -15,6 +15,10 @@ use medes_proto::{
     trace::{Event, Explanation, Item, TraceKind},
     wire::{self, control_client::ControlClient},
 };
+use opentelemetry_proto::tonic::collector::trace::v1::{
+    ExportTraceServiceRequest, ExportTraceServiceResponse,
+    trace_service_server::{TraceService, TraceServiceServer},
+};
 use support::{Agent, Cluster, LONG, caller, failed, succeeded, until};
 use tokio_stream::StreamExt;
 
@@ -357,8 +361,12 @@ async fn ports_that_are_taken_are_named() {
     let folder = tempfile::tempdir().unwrap();
     let taken = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = taken.local_addr().unwrap();
-    let place =
-        Place { state_dir: folder.path().into(), control: address, gateway: "127.0.0.1:0".parse().unwrap() };
+    let place = Place {
+        state_dir: folder.path().into(),
+        control: address,
+        gateway: "127.0.0.1:0".parse().unwrap(),
+        spans: None,
+    };
     let config = medes_controller::config::Config::read("", &[]).unwrap();
     let error = Controller::start(place, config).await.unwrap_err();
     assert!(error.to_string().contains(&address.to_string()), "{error}");
@@ -486,4 +494,52 @@ async fn a_subscriber_that_does_not_read_is_told_what_it_missed_and_blocks_nobod
     .await
     .expect("every event was shown or counted");
     assert!(came > 0 && missed > 0, "{came} came, {missed} were missed");
+}
+
+/// A collector of spans that hands on what it is sent.
+struct Collector(tokio::sync::mpsc::Sender<ExportTraceServiceRequest>);
+
+#[tonic::async_trait]
+impl TraceService for Collector {
+    async fn export(
+        &self,
+        request: tonic::Request<ExportTraceServiceRequest>,
+    ) -> Result<tonic::Response<ExportTraceServiceResponse>, tonic::Status> {
+        self.0.send(request.into_inner()).await.unwrap();
+        Ok(tonic::Response::new(ExportTraceServiceResponse::default()))
+    }
+}
+
+#[tokio::test]
+async fn spans_reach_a_collector_and_say_nothing_of_the_machine() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endpoint = format!("http://{}", listener.local_addr().unwrap());
+    let (sender, mut sent) = tokio::sync::mpsc::channel(64);
+    let service = TraceServiceServer::new(Collector(sender));
+    let streams = tokio_stream::wrappers::TcpListenerStream::new(listener);
+    let server = tonic::transport::Server::builder().add_service(service).serve_with_incoming(streams);
+    tokio_util::task::TaskTracker::new().spawn(server);
+
+    let folder = tempfile::tempdir().unwrap();
+    let any = "127.0.0.1:0".parse().unwrap();
+    let mut cluster = Cluster::start_with(folder.path(), &[], any, Some(endpoint)).await;
+    cluster.apply(FUNCTION).await;
+    let _agent = Agent::start("n1", cluster.controller.control).await;
+    cluster.until_nodes(1).await;
+    assert_eq!(cluster.call("/invoke/f").await.status, 201);
+    // The end brings what waits for its batch.
+    cluster.controller.stop().await;
+    let request = tokio::time::timeout(LONG, sent.recv()).await.unwrap().unwrap();
+    let resource = request.resource_spans[0].resource.clone().unwrap();
+    let keys: Vec<_> = resource.attributes.into_iter().map(|one| one.key).collect();
+    assert_eq!(keys, ["service.name"]);
+    let spans: Vec<_> =
+        request.resource_spans.into_iter().flat_map(|it| it.scope_spans).flat_map(|it| it.spans).collect();
+    let cold = spans.iter().find(|span| span.name == "cold").expect("a start");
+    assert!(cold.end_time_unix_nano >= cold.start_time_unix_nano && cold.parent_span_id.is_empty());
+    assert!(cold.attributes.iter().any(|one| one.key == "medes.function"));
+    let request = spans.iter().find(|span| span.name == "request").expect("a request");
+    let steps: Vec<_> =
+        spans.iter().filter(|span| span.parent_span_id == request.span_id).map(|it| &it.name[..]).collect();
+    assert_eq!(steps, ["queue", "cold"]);
 }

@@ -69,11 +69,20 @@ impl Cluster {
     }
 
     pub(crate) async fn start_on(folder: &Path, changes: &[&str], control: SocketAddr) -> Self {
+        Self::start_with(folder, changes, control, None).await
+    }
+
+    pub(crate) async fn start_with(
+        folder: &Path,
+        changes: &[&str],
+        control: SocketAddr,
+        spans: Option<String>,
+    ) -> Self {
         let quick = ["fleet.heartbeat=50ms", "fleet.heartbeats_missed_max=20", "stop.grace=200ms"];
         let changes: Vec<String> = quick.iter().chain(changes).map(|&text| text.into()).collect();
         let config = Config::read("", &changes).unwrap();
         let gateway = "127.0.0.1:0".parse().unwrap();
-        let place = Place { state_dir: folder.into(), control, gateway };
+        let place = Place { state_dir: folder.into(), control, gateway, spans };
         let controller = Controller::start(place, config).await.unwrap();
         let channel = Channel::from_shared(format!("http://{}", controller.control)).unwrap();
         Self { control: ControlClient::new(channel.connect().await.unwrap()), controller }
