@@ -228,6 +228,7 @@ async fn make_image(
         aligned_with,
         phases: Vec::new(),
         memory_digest,
+        in_place: false,
     };
     tracing::debug!(%sandbox, ?deduped, "dedup image made");
     Ok(Made { image, origin, deduped, watch })
@@ -257,7 +258,7 @@ fn counted(classes: image::PageClasses, hot_skipped: u64, reused: u64) -> PageCl
 
 /// The point of no return: ends the processes. What they wrote to /tmp stays, and counts as stored.
 async fn give_back(warm: Warm, made: Made) -> (Stored, Deduped) {
-    let Warm { spec, housing, tree, past } = warm;
+    let Warm { spec, housing, tree, past, .. } = warm;
     let Made { image, origin, mut deduped, mut watch } = made;
     if let Err(error) = tree.kill().await {
         // It is stopped and will not run again; the housing's removal tries once more.

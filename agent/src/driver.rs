@@ -3,12 +3,14 @@
 //! ```text
 //! starting ──► warm ⇄ running
 //!               │ ▲
-//!        dedup  ▼ │  restore
+//!   dedup, park ▼ │  restore
 //!       deduping  restoring        any failure of a dedup leads back to warm,
 //!               │ ▲                any failure of a restore ends the sandbox
 //!               ▼ │
-//!              dedup               anything ──► gone (purged, or ended by itself)
+//!      dedup or parked             anything ──► gone (purged, or ended by itself)
 //! ```
+//!
+//! One that is parked can be deduplicated as if it were warm: its memory comes back first.
 //!
 //! The shell ([`crate::node`]) holds what the states stand for (processes, images) and carries out the actions.
 
@@ -140,6 +142,8 @@ pub struct Deduped {
     pub phases: Vec<Phase>,
     /// Hash of the memory before, where asked for.
     pub memory_digest: Option<[u8; 32]>,
+    /// The processes are still there: it is parked.
+    pub in_place: bool,
 }
 
 /// A dedup or snapshot that did not work.
@@ -158,6 +162,8 @@ pub struct Restored {
     pub phases: Vec<Phase>,
     /// Hash of the memory before it ran, where asked for.
     pub memory_digest: Option<[u8; 32]>,
+    /// It was parked: what is missing of it is still made from what is stored.
+    pub in_place: bool,
 }
 
 /// What the shell does next.
@@ -176,6 +182,13 @@ pub enum Action {
         sandbox: SandboxId,
         /// How.
         order: DedupOrder,
+    },
+    /// Take it and leave the processes; answer with [`Event::Deduped`].
+    Park {
+        /// Whose.
+        sandbox: SandboxId,
+        /// A base of its function, if the controller knows one.
+        base: Option<SnapshotPlace>,
     },
     /// Give it back; answer with [`Event::Restored`].
     Restore {
@@ -320,7 +333,9 @@ impl Driver {
     /// Each idle sandbox is reported once per idle period: the controller may have had a reason to leave it.
     fn report_idle(&mut self, now: Instant, out: &mut Vec<Action>) {
         for (&sandbox, entry) in &mut self.sandboxes {
-            if !matches!(entry.state, SandboxState::Warm | SandboxState::Dedup) || entry.command.is_some() {
+            let rests =
+                matches!(entry.state, SandboxState::Warm | SandboxState::Dedup | SandboxState::Parked);
+            if !rests || entry.command.is_some() {
                 continue;
             }
             let quiet_since = entry.reported_idle.unwrap_or(entry.last_used).max(entry.last_used);

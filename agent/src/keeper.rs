@@ -21,8 +21,9 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::socket::{
     AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg,
-    socketpair,
+    setsockopt, socketpair, sockopt::ReceiveTimeout,
 };
+use nix::sys::time::{TimeVal, TimeValLike};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncReadExt;
@@ -42,6 +43,8 @@ const LET_GO: u8 = b'-';
 const READY: &[u8] = b"ready\n";
 /// How long it may take to get there.
 const START_WAIT: Duration = Duration::from_secs(10);
+/// How long it may take to say that it holds something.
+const ANSWER_SECONDS: i64 = 2;
 
 /// Why there is no keeper.
 #[derive(Debug, thiserror::Error)]
@@ -93,6 +96,8 @@ impl Keeper {
         let (ours, theirs) =
             socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
                 .map_err(|errno| failed(errno.into()))?;
+        setsockopt(&ours, ReceiveTimeout, &TimeVal::seconds(ANSWER_SECONDS))
+            .map_err(|errno| failed(errno.into()))?;
         let mut command = Command::new(program);
         command.arg("keeper").env_clear().current_dir("/").stdin(theirs).stdout(Stdio::piped());
         let (mut child, exit) = reaper.spawn(&mut command).map_err(failed)?;
@@ -126,9 +131,18 @@ impl Guard for Keeper {
     fn hold(&self, number: u64, uffd: OwnedFd) -> io::Result<()> {
         let line = self.line.0.lock().unwrap_or_else(PoisonError::into_inner);
         send(*line, &word(HOLD, number), &[uffd.as_raw_fd()])?;
-        let mut answer = [0];
-        let read = recvmsg::<()>(*line, &mut [IoSliceMut::new(&mut answer)], None, MsgFlags::empty())?.bytes;
-        if (read, answer) == (1, [HOLD]) { Ok(()) } else { Err(io::ErrorKind::BrokenPipe.into()) }
+        loop {
+            let mut answer = [0; WORD_BYTES];
+            let read =
+                recvmsg::<()>(*line, &mut [IoSliceMut::new(&mut answer)], None, MsgFlags::empty())?.bytes;
+            match answer {
+                _ if read < WORD_BYTES => return Err(io::ErrorKind::BrokenPipe.into()),
+                answer if answer == word(HOLD, number) => return Ok(()),
+                answer if answer == word(LET_GO, number) => return Err(io::ErrorKind::QuotaExceeded.into()),
+                // To a question that was given up.
+                _ => {}
+            }
+        }
     }
 
     fn let_go(&self, number: u64) {
@@ -216,11 +230,11 @@ fn keep(input: RawFd) -> BTreeMap<u64, RawFd> {
             (HOLD, Some(descriptor)) => {
                 let before = held.insert(number, descriptor);
                 // An agent that does not hear it parks nothing.
-                let _gone = send(input, &[HOLD], &[]);
+                let _gone = send(input, &word(HOLD, number), &[]);
                 before
             }
             (HOLD, None) => {
-                let _gone = send(input, &[LET_GO], &[]);
+                let _gone = send(input, &word(LET_GO, number), &[]);
                 None
             }
             _ => held.remove(&number),

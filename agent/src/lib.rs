@@ -1,6 +1,7 @@
 //! The agent of one node: runs sandboxes, takes their memory away while they are idle, gives it back.
 //!
-//! The two roads of a page are [`dedupe`] and [`restore`]; both read from top to bottom. [`driver`] decides, [`node`]
+//! The two roads of a page are [`dedupe`] and [`restore`]; both read from top to bottom. The short way, on which the processes
+//! stay, is [`park`]. [`driver`] decides, [`node`]
 //! does, [`link`] talks to the controller, [`service`] to everybody else.
 
 pub mod base;
@@ -28,6 +29,7 @@ mod metrics;
 pub mod node;
 pub mod page_work;
 pub mod pager;
+pub mod park;
 pub mod reaper;
 pub mod registry;
 pub mod restore;

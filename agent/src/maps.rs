@@ -92,6 +92,13 @@ pub(crate) fn read(pid: Pid) -> io::Result<String> {
     fs::read_to_string(format!("/proc/{pid}/maps"))
 }
 
+/// Whether devices or rings hold pages of it where they are.
+pub(crate) fn has_pinned(pid: Pid) -> io::Result<bool> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let pinned = status.lines().find_map(|line| line.strip_prefix("VmPin:"));
+    Ok(pinned.is_some_and(|rest| rest.trim() != "0 kB"))
+}
+
 /// Mappings that the program has locked in memory. Asking is cheap where there are none.
 pub(crate) fn locked(pid: Pid) -> io::Result<Vec<Range<u64>>> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;

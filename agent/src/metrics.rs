@@ -64,13 +64,14 @@ pub(crate) fn inventory(inventory: &Inventory) {
     ] {
         gauge!("medes_node_memory_bytes", "part" => part).set(bytes as f64);
     }
-    const STATES: [SandboxState; 6] = [
+    const STATES: [SandboxState; 7] = [
         SandboxState::Starting,
         SandboxState::Warm,
         SandboxState::Running,
         SandboxState::Deduping,
         SandboxState::Dedup,
         SandboxState::Restoring,
+        SandboxState::Parked,
     ];
     for state in STATES {
         let count = inventory.sandboxes.iter().filter(|report| report.state == state).count();

@@ -4,6 +4,7 @@
 //! hands, runs as a task, and comes back as an input. Nothing here decides anything.
 
 mod door;
+mod ends;
 mod measure;
 mod on_roads;
 mod tracking;
@@ -26,7 +27,13 @@ use medes_proto::{
 use tokio::{sync::mpsc, task::JoinHandle, time::MissedTickBehavior};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use self::{door::Asked, measure::Measured, tracking::Pace, watching::Watching, work::Worked};
+use self::{
+    door::Asked,
+    measure::Measured,
+    tracking::Pace,
+    watching::Watching,
+    work::{PutAway, Worked},
+};
 use crate::{
     base,
     driver::{Action, Driver, Event, Ticket},
@@ -34,6 +41,7 @@ use crate::{
     heap,
     link::FromLink,
     metrics,
+    pager::Pager,
     roads::{Roads, Stored, Warm},
     sandbox::{Host, Housing},
     watch::{Watch, tracked::Tracking},
@@ -44,6 +52,8 @@ use crate::{
 enum Body {
     /// With processes; the token ends the watch for their end.
     Warm(Box<Warm>, CancellationToken),
+    /// With processes, frozen, and without memory; watched as well.
+    Parked(Box<Warm>, CancellationToken),
     /// Without.
     Stored(Box<Stored>),
     /// What a failure left: only good for removal.
@@ -83,6 +93,8 @@ pub struct Tools {
     pub host: Arc<Host>,
     /// The way to dedup and back; `None` on a node without CRIU.
     pub roads: Option<Arc<Roads>>,
+    /// What parks sandboxes; `None` where the kernel cannot.
+    pub pager: Option<Pager>,
     /// Bases, for the accounts.
     pub bases: Arc<crate::bases::Bases>,
     /// All tasks of the node.
@@ -291,6 +303,7 @@ impl Node {
                 self.work(work::launch(tools, identity, sandbox, spec));
             }
             Action::Dedup { sandbox, order } => self.dedup(sandbox, order),
+            Action::Park { sandbox, base } => self.park(sandbox, base),
             Action::MakeBase { sandbox, snapshot } => self.make_base(sandbox, snapshot),
             Action::Restore { sandbox, digest_memory } => self.restore(sandbox, digest_memory),
             Action::Remove { sandbox } => {
@@ -324,7 +337,7 @@ impl Node {
     /// The driver knows no memory: what the sandbox has right now is looked up here.
     fn with_memory(&self, mut success: Success) -> Success {
         if let Some(report) = &mut success.sandbox
-            && let Some(Body::Warm(warm, _)) = self.bodies.get(&report.id)
+            && let Some(Body::Warm(warm, _) | Body::Parked(warm, _)) = self.bodies.get(&report.id)
         {
             report.private_bytes = warm.housing.usage().anon_bytes;
             report.heat = self.pace.heat(report.id);
@@ -358,7 +371,7 @@ impl Node {
     /// Takes a warm sandbox for work; its end is now the work's business.
     fn take_warm(&mut self, sandbox: SandboxId) -> Option<Box<Warm>> {
         match self.bodies.remove(&sandbox)? {
-            Body::Warm(warm, watch) => {
+            Body::Warm(warm, watch) | Body::Parked(warm, watch) => {
                 watch.cancel();
                 self.watching.end(sandbox);
                 self.pace.end(sandbox);
@@ -374,20 +387,11 @@ impl Node {
     /// Takes a warm sandbox back, or in for the first time, and watches for its end.
     fn keep_warm(&mut self, sandbox: SandboxId, mut warm: Box<Warm>) {
         self.watching.begin(sandbox, warm.housing.cgroup());
-        self.pace.begin(sandbox, warm.housing.cgroup(), &mut warm.past.tracked);
-        let watch = CancellationToken::new();
-        let (tree, log, stop) = (warm.tree.clone(), warm.housing.log().clone(), watch.clone());
-        let inbox = self.inbox.clone();
-        self.tools.tasks.spawn(async move {
-            let ended = tokio::select! {
-                ended = tree.ended() => ended,
-                () = stop.cancelled() => return,
-            };
-            let why = work::ended(sandbox, ended, &log);
-            if inbox.send(Input::Worked(Box::new(Worked::Exited { sandbox, why }))).await.is_err() {
-                tracing::debug!(%sandbox, "ended after its node");
-            }
-        });
+        // Who was parked is watched by what serves its pages; two on one page cannot be.
+        if warm.paged.is_none() {
+            self.pace.begin(sandbox, warm.housing.cgroup(), &mut warm.past.tracked);
+        }
+        let watch = self.watch(sandbox, &warm);
         self.bodies.insert(sandbox, Body::Warm(warm, watch));
     }
 
@@ -406,8 +410,15 @@ impl Node {
                 self.keep_ruin(sandbox, ruin);
                 Event::Launched { sandbox, result: Err(failure) }
             }
-            Worked::Deduped { sandbox, result: Ok((stored, deduped)) } => {
-                self.bodies.insert(sandbox, Body::Stored(stored));
+            Worked::Deduped { sandbox, result: Ok((put_away, deduped)) } => {
+                let body = match put_away {
+                    PutAway::Stored(stored) => Body::Stored(stored),
+                    PutAway::Parked(warm) => {
+                        let watch = self.watch(sandbox, &warm);
+                        Body::Parked(warm, watch)
+                    }
+                };
+                self.bodies.insert(sandbox, body);
                 Event::Deduped { sandbox, result: Ok(deduped) }
             }
             Worked::Deduped { sandbox, result: Err((warm, failure)) } => {
@@ -462,7 +473,7 @@ impl Node {
 impl Body {
     fn into_remains(self) -> Option<Box<Housing>> {
         Some(match self {
-            Self::Warm(warm, watch) => {
+            Self::Warm(warm, watch) | Self::Parked(warm, watch) => {
                 watch.cancel();
                 Box::new(warm.housing)
             }

@@ -157,10 +157,10 @@ pub async fn restore(
     };
     match restored {
         Ok((tree, memory_digest, image)) => {
-            let restored = Restored { phases: watch.phases(), memory_digest };
+            let restored = Restored { phases: watch.phases(), memory_digest, in_place: false };
             // Never to be restored again: only to tell what has changed since.
             let past = Past { tracked, earlier: Earlier::keep(&roads.earlier, image, origin) };
-            Ok((Warm { spec, housing, tree, past }, restored))
+            Ok((Warm { spec, housing, tree, past, paged: None }, restored))
         }
         Err(error) => Err(Box::new(NotRestored { housing, error })),
     }

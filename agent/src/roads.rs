@@ -15,6 +15,7 @@ use crate::{
     engine::Engine,
     faults::Faults,
     memory_file::MappedFile,
+    pager::Paged,
     reaper::Reaper,
     registry::Registry,
     sandbox::{Housing, Intake, Tree},
@@ -32,12 +33,14 @@ pub struct Warm {
     pub tree: Tree,
     /// What it brings along from before.
     pub past: Past,
+    /// What serves its missing pages, if it was parked since it was started or restored.
+    pub paged: Option<Paged>,
 }
 
 impl Warm {
     /// One that has just been started.
     pub fn new(spec: Arc<FunctionSpec>, housing: Housing, tree: Tree) -> Self {
-        Self { spec, housing, tree, past: Past::default() }
+        Self { spec, housing, tree, past: Past::default(), paged: None }
     }
 }
 
@@ -127,7 +130,7 @@ pub struct Roads {
     /// Room for the images of sandboxes that are warm again.
     pub earlier: Room,
     /// Failures that tests ask for.
-    pub faults: Faults,
+    pub faults: Arc<Faults>,
 }
 
 /// No controller has welcomed this node yet, so it has no key and no settings.
@@ -144,7 +147,7 @@ impl Roads {
         registry: Registry,
         faults: Faults,
     ) -> Self {
-        let (engine, limits) = (RwLock::new(None), Limits::DEFAULT);
+        let (engine, limits, faults) = (RwLock::new(None), Limits::DEFAULT, Arc::new(faults));
         let (hot_pages, earlier) = (HotPages::DEFAULT, Room::new(Room::DEFAULT_BYTES));
         Self { criu, pool, reaper, bases, registry, engine, limits, hot_pages, earlier, faults }
     }

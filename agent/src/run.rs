@@ -20,6 +20,7 @@ use crate::{
     faults::Faults,
     link,
     node::{Identity, Node, Tools},
+    pager::Pager,
     reaper::Reaper,
     registry::Registry,
     roads::Roads,
@@ -34,6 +35,8 @@ const READ_DEADLINE: Duration = Duration::from_secs(20);
 const STOP_DEADLINE: Duration = Duration::from_secs(15);
 /// What the link may tell the node before the node has listened.
 const LINK_MAX: usize = 256;
+/// Threads that bring missing pages. Copying memory does not get faster with many.
+const PAGER_THREADS: usize = 2;
 
 /// Runs the agent; returns when SIGTERM or SIGINT came and everything is gone.
 pub async fn run(config: Config) -> Result<()> {
@@ -56,6 +59,7 @@ pub async fn run(config: Config) -> Result<()> {
         program: std::env::current_exe().context("find this program")?,
     };
     let host = Host::start(host_config, reaper.clone(), tasks.clone()).await.context("set the node up")?;
+    let host = Arc::new(host);
     let listener =
         TcpListener::bind(config.listen).await.with_context(|| format!("listen on {}", config.listen))?;
     let address = listener.local_addr().context("learn the port")?.to_string();
@@ -67,9 +71,8 @@ pub async fn run(config: Config) -> Result<()> {
     tracing::info!(sight = %watch.sight(), "watching sandboxes");
     let roads = roads(&config, &reaper, &tasks, &stop, &bases, channel.clone()).await;
     let roads = roads.map_err(|error| lacks.push(format!("CRIU: {error:#}"))).ok().map(Arc::new);
-    for lack in &lacks {
-        tracing::warn!(lack, "this node cannot do everything");
-    }
+    let pager = pager(&host, &reaper).map_err(|error| lacks.push(format!("parking: {error}"))).ok();
+    lacks.iter().for_each(|lack| tracing::warn!(lack, "this node cannot do everything"));
     let identity = Identity {
         node: config.node.clone(),
         incarnation: incarnation(),
@@ -78,7 +81,7 @@ pub async fn run(config: Config) -> Result<()> {
         lacks,
         threads: config.threads(),
     };
-    let tools = Tools { host: Arc::new(host.clone()), roads, bases: bases.clone(), tasks: tasks.clone() };
+    let tools = Tools { host: host.clone(), roads, pager, bases: bases.clone(), tasks: tasks.clone() };
     let (node, handle, inbox) = Node::new(identity, Arc::new(tools), (watch, tracking(&config, &reaper)?));
     let (from_link, link_inbox) = mpsc::channel(LINK_MAX);
     tasks.spawn(link::run(channel, from_link, stop.clone()));
@@ -94,7 +97,7 @@ pub async fn run(config: Config) -> Result<()> {
             tracing::error!(error = &error as &dyn std::error::Error, "the Node service ended");
         }
     });
-    tasks.spawn(until_told(host, stop.clone()));
+    tasks.spawn(until_told(host.as_ref().clone(), stop.clone()));
     tracing::info!(node = %config.node, address, controller = config.controller, "agent is up");
     node.run(inbox, link_inbox, stop).await;
     tasks.close();
@@ -120,6 +123,11 @@ fn channel(controller: &str) -> Result<Channel> {
         .connect_timeout(Duration::from_secs(5))
         .http2_keep_alive_interval(Duration::from_secs(5))
         .connect_lazy())
+}
+
+/// Starts what parks sandboxes.
+fn pager(host: &Host, reaper: &Reaper) -> io::Result<Pager> {
+    Pager::start(PAGER_THREADS, host.guard(), (reaper.clone(), std::env::current_exe()?))
 }
 
 /// Finds and tries CRIU, and starts the workers that wait for restores.

@@ -79,7 +79,7 @@ fn note(report: &SandboxReport) -> String {
     if let Some(snapshot) = report.base_snapshot {
         notes.push(snapshot.to_string());
     }
-    if report.state == SandboxState::Dedup {
+    if matches!(report.state, SandboxState::Dedup | SandboxState::Parked) {
         let part = human::percent(report.stored_bytes, crate::operate::page_bytes(report));
         notes.extend(part.map(|part| format!("{part} of its pages")));
     }

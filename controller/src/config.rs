@@ -137,6 +137,8 @@ struct RawPolicy {
     keep_dedup: Span,
     dedups_per_base: u32,
     dedup: bool,
+    park: bool,
+    keep_parked: Span,
     dump_pause: Span,
     dump_pause_max: Span,
 }
@@ -271,10 +273,8 @@ impl Raw {
             restore_max: limits.restore.0,
             dedup_max: limits.dedup.0,
             purge_max: limits.purge.0,
-            dump_pause: policy.dump_pause.0,
-            dump_pause_max: policy.dump_pause_max.0,
             lost_memory: fleet.lost_node_memory.0,
-            ..driver::Settings::default()
+            ..policy.of_the_driver()
         };
         Ok(Config {
             driver,
@@ -294,6 +294,17 @@ impl Raw {
 }
 
 impl RawPolicy {
+    /// What is the same whatever the policy says.
+    fn of_the_driver(&self) -> driver::Settings {
+        driver::Settings {
+            dump_pause: self.dump_pause.0,
+            dump_pause_max: self.dump_pause_max.0,
+            park: self.park,
+            keep_parked: self.keep_parked.0,
+            ..driver::Settings::default()
+        }
+    }
+
     fn check(self) -> Result<PolicySettings, ConfigError> {
         let kind = self.name.parse().map_err(|_unknown| ConfigError::Field {
             field: "policy.name",

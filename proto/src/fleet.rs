@@ -210,7 +210,14 @@ pub enum Command {
         /// A base of its function and where that is, if the controller knows one.
         base: Option<SnapshotPlace>,
     },
-    /// Give it back.
+    /// Take a warm sandbox's memory and leave its processes, frozen.
+    Park {
+        /// Whose.
+        sandbox: SandboxId,
+        /// A base of its function and where that is, if the controller knows one.
+        base: Option<SnapshotPlace>,
+    },
+    /// Give it back, from a dedup image or from parked.
     Restore {
         /// Whose.
         sandbox: SandboxId,
@@ -236,6 +243,7 @@ impl Command {
             Self::Start { sandbox, .. }
             | Self::MakeBase { sandbox, .. }
             | Self::Dedup { sandbox, .. }
+            | Self::Park { sandbox, .. }
             | Self::Restore { sandbox, .. }
             | Self::Purge { sandbox } => Some(*sandbox),
             Self::DropSnapshot { .. } => None,

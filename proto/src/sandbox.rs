@@ -20,6 +20,7 @@ impl SandboxState {
             Self::Deduping => "deduping",
             Self::Dedup => "dedup",
             Self::Restoring => "restoring",
+            Self::Parked => "parked",
         }
     }
 }
@@ -32,6 +33,7 @@ impl StartKind {
             Self::Warm => "warm",
             Self::Restore => "restore",
             Self::Cold => "cold",
+            Self::Unpark => "unpark",
         }
     }
 }

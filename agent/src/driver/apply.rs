@@ -34,13 +34,16 @@ impl Driver {
                 None => Err(Failure::new(FailureKind::NotFound, format!("{snapshot} is not on this node"))),
             },
             Command::Dedup { sandbox, digest_memory, base } => self
-                .begin(now, id, sandbox, SandboxState::Warm, SandboxState::Deduping, "dedup")
+                .begin(now, id, sandbox, self.warm_or_parked(sandbox), SandboxState::Deduping, "dedup")
                 .map(|()| out.push(Action::Dedup { sandbox, order: DedupOrder { digest_memory, base } })),
+            Command::Park { sandbox, base } => self
+                .begin(now, id, sandbox, SandboxState::Warm, SandboxState::Deduping, "park")
+                .map(|()| out.push(Action::Park { sandbox, base })),
             Command::MakeBase { sandbox, snapshot } => self
                 .begin(now, id, sandbox, SandboxState::Warm, SandboxState::Deduping, "make a base of")
                 .map(|()| out.push(Action::MakeBase { sandbox, snapshot })),
             Command::Restore { sandbox, digest_memory } => self
-                .begin(now, id, sandbox, SandboxState::Dedup, SandboxState::Restoring, "restore")
+                .begin(now, id, sandbox, self.dedup_or_parked(sandbox), SandboxState::Restoring, "restore")
                 .map(|()| out.push(Action::Restore { sandbox, digest_memory })),
         };
         if let Err(failure) = refused {
@@ -67,6 +70,20 @@ impl Driver {
         out.push(Action::Launch { sandbox, spec: spec.clone() });
         self.sandboxes.insert(sandbox, Entry::starting(now, id, spec, revision));
         Ok(())
+    }
+
+    fn is_parked(&self, sandbox: SandboxId) -> bool {
+        self.sandboxes.get(&sandbox).is_some_and(|entry| entry.state == SandboxState::Parked)
+    }
+
+    /// The state that a dedup of it begins from.
+    fn warm_or_parked(&self, sandbox: SandboxId) -> SandboxState {
+        if self.is_parked(sandbox) { SandboxState::Parked } else { SandboxState::Warm }
+    }
+
+    /// The state that a restore of it begins from.
+    fn dedup_or_parked(&self, sandbox: SandboxId) -> SandboxState {
+        if self.is_parked(sandbox) { SandboxState::Parked } else { SandboxState::Dedup }
     }
 
     /// Marks the sandbox as worked on, if it is in the state that this work begins from.
@@ -154,8 +171,8 @@ impl Driver {
     ) {
         let Some(entry) = self.sandboxes.get_mut(&sandbox) else { return };
         match result {
-            Ok(Deduped { stored_bytes, bases, pages, phases, memory_digest, .. }) => {
-                entry.enter(now, SandboxState::Dedup);
+            Ok(Deduped { stored_bytes, bases, pages, phases, memory_digest, in_place, .. }) => {
+                entry.enter(now, if in_place { SandboxState::Parked } else { SandboxState::Dedup });
                 entry.stored_bytes = stored_bytes;
                 entry.bases = bases;
                 entry.pages = pages;
@@ -194,11 +211,13 @@ impl Driver {
     ) {
         let Some(entry) = self.sandboxes.get_mut(&sandbox) else { return };
         match result {
-            Ok(Restored { phases, memory_digest }) => {
+            Ok(Restored { phases, memory_digest, in_place }) => {
                 entry.settle_warm(now);
                 entry.starts_from_dedup += 1;
-                entry.stored_bytes = 0;
-                entry.bases.clear();
+                if !in_place {
+                    entry.stored_bytes = 0;
+                    entry.bases.clear();
+                }
                 entry.last_phases.clone_from(&phases);
                 self.finish(now, sandbox, Success { phases, memory_digest, ..Success::default() }, out);
             }

@@ -12,6 +12,7 @@ const FUNCTION: &str = "name = 'f'\ncommand = ['x']\nrequests_max = 2";
 enum Work {
     Launch,
     Dedup,
+    Park,
     MakeBase(SnapshotId),
     Restore,
     Remove,
@@ -21,6 +22,7 @@ enum Work {
 enum Step {
     Start(u8),
     Dedup(u8),
+    Park(u8),
     MakeBase(u8),
     Restore(u8),
     Purge(u8),
@@ -39,6 +41,7 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         3 => sandbox.clone().prop_map(Step::Start),
         3 => sandbox.clone().prop_map(Step::Dedup),
+        3 => sandbox.clone().prop_map(Step::Park),
         1 => sandbox.clone().prop_map(Step::MakeBase),
         3 => sandbox.clone().prop_map(Step::Restore),
         1 => sandbox.clone().prop_map(Step::Purge),
@@ -64,6 +67,8 @@ struct World {
     snapshots: Vec<SnapshotId>,
     /// Sandboxes with processes, as far as the shell can tell.
     alive: BTreeSet<SandboxId>,
+    /// Those of them that are frozen, without memory.
+    parked: BTreeSet<SandboxId>,
     next: u64,
 }
 
@@ -86,6 +91,7 @@ impl World {
             unanswered: BTreeSet::new(),
             snapshots: Vec::new(),
             alive: BTreeSet::new(),
+            parked: BTreeSet::new(),
             next: 1,
         }
     }
@@ -119,12 +125,18 @@ impl World {
                 assert!(!self.inside.contains(&sandbox), "dedup during a request");
                 self.begin(sandbox, Work::Dedup);
             }
+            Action::Park { sandbox, .. } => {
+                assert!(!self.inside.contains(&sandbox), "parked during a request");
+                assert!(!self.parked.contains(&sandbox), "parked twice");
+                self.begin(sandbox, Work::Park);
+            }
             Action::MakeBase { sandbox, snapshot } => {
                 assert!(!self.inside.contains(&sandbox), "snapshot during a request");
                 self.begin(sandbox, Work::MakeBase(snapshot));
             }
             Action::Restore { sandbox, .. } => {
-                assert!(!self.alive.contains(&sandbox), "a second life from one image");
+                let parked = self.parked.remove(&sandbox);
+                assert!(parked || !self.alive.contains(&sandbox), "a second life from one image");
                 self.begin(sandbox, Work::Restore);
             }
             Action::Remove { sandbox } => self.begin(sandbox, Work::Remove),
@@ -132,6 +144,7 @@ impl World {
             Action::Admit { ticket } => {
                 let sandbox = self.at_the_door.remove(&ticket).expect("admitted once");
                 assert!(self.alive.contains(&sandbox), "admitted to a sandbox without processes");
+                assert!(!self.parked.contains(&sandbox), "admitted to a frozen sandbox");
                 self.inside.push(sandbox);
             }
             Action::Refuse { ticket, .. } => {
@@ -169,11 +182,17 @@ impl World {
                 let result = if good { Ok(Vec::new()) } else { Err(failure()) };
                 self.apply(Event::Launched { sandbox, result });
             }
-            Work::Dedup => {
-                if good || how == 2 {
+            Work::Dedup | Work::Park => {
+                let in_place = work == Work::Park;
+                if good && !in_place || how == 2 {
                     self.alive.remove(&sandbox);
                 }
+                self.parked.remove(&sandbox);
+                if good && in_place {
+                    self.parked.insert(sandbox);
+                }
                 let deduped = Deduped {
+                    in_place,
                     stored_bytes: 1,
                     bases: self.snapshots.clone(),
                     pages: PageClasses::default(),
@@ -199,8 +218,10 @@ impl World {
             Work::Restore => {
                 if good {
                     self.alive.insert(sandbox);
+                } else {
+                    self.alive.remove(&sandbox);
                 }
-                let restored = Restored { phases: Vec::new(), memory_digest: None };
+                let restored = Restored { phases: Vec::new(), memory_digest: None, in_place: false };
                 self.apply(Event::Restored {
                     sandbox,
                     result: if good { Ok(restored) } else { Err(failure()) },
@@ -208,6 +229,7 @@ impl World {
             }
             Work::Remove => {
                 self.alive.remove(&sandbox);
+                self.parked.remove(&sandbox);
                 self.inside.retain(|other| *other != sandbox);
                 self.apply(Event::Removed { sandbox });
             }
@@ -223,6 +245,7 @@ impl World {
             Step::Dedup(sandbox) => {
                 self.command(Command::Dedup { sandbox: id(sandbox), digest_memory: false, base: None });
             }
+            Step::Park(sandbox) => self.command(Command::Park { sandbox: id(sandbox), base: None }),
             Step::Restore(sandbox) => {
                 self.command(Command::Restore { sandbox: id(sandbox), digest_memory: false });
             }

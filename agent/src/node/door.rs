@@ -62,7 +62,7 @@ impl Node {
             }
             Asked::Log { sandbox, answer } => {
                 let log = self.bodies.get(&sandbox).map(|body| match body {
-                    Body::Warm(warm, _) => warm.housing.log().clone(),
+                    Body::Warm(warm, _) | Body::Parked(warm, _) => warm.housing.log().clone(),
                     Body::Stored(stored) => stored.housing.log().clone(),
                     Body::Ruin(housing) => housing.log().clone(),
                 });
@@ -71,7 +71,7 @@ impl Node {
             Asked::Root { sandbox, answer } => {
                 let root = match self.bodies.get(&sandbox) {
                     Some(Body::Warm(warm, _)) => Some((warm.tree.pid(), warm.past.tracked.clone())),
-                    Some(Body::Stored(_) | Body::Ruin(_)) | None => None,
+                    Some(Body::Parked(..) | Body::Stored(_) | Body::Ruin(_)) | None => None,
                 };
                 if answer.send(root).is_err() {
                     tracing::debug!(%sandbox, "who wanted to look at its memory has gone");

@@ -42,7 +42,7 @@ impl Measured {
         let warm: Vec<_> = bodies
             .iter()
             .filter_map(|(&id, body)| match body {
-                Body::Warm(warm, _) => Some((id, warm.housing.cgroup().clone())),
+                Body::Warm(warm, _) | Body::Parked(warm, _) => Some((id, warm.housing.cgroup().clone())),
                 Body::Stored(_) | Body::Ruin(_) => None,
             })
             .collect();
@@ -53,7 +53,8 @@ impl Measured {
             (sandboxes, host.usage(), host.cgroup().agent_usage())
         })
         .await;
-        self.private_bytes.retain(|id, _| matches!(bodies.get(id), Some(Body::Warm(..)) | None));
+        self.private_bytes
+            .retain(|id, _| matches!(bodies.get(id), Some(Body::Warm(..) | Body::Parked(..)) | None));
         self.private_bytes.extend(sandboxes);
         self.node.used_bytes = node.held_bytes();
         self.node.agent_bytes = agent.held_bytes();

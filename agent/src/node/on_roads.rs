@@ -3,6 +3,7 @@
 use medes_proto::{
     failure::{Failure, FailureKind},
     ids::{SandboxId, SnapshotId},
+    registry::SnapshotPlace,
 };
 
 use super::{
@@ -21,6 +22,19 @@ impl Node {
         }
     }
 
+    pub(super) fn park(&mut self, sandbox: SandboxId, base: Option<SnapshotPlace>) {
+        match (self.take_warm(sandbox), &self.tools.roads, &self.tools.pager) {
+            (Some(warm), Some(roads), Some(pager)) => {
+                self.work(work::park(roads.clone(), pager.clone(), sandbox, warm, base));
+            }
+            (warm, ..) => {
+                let message = format!("park {sandbox}: this node cannot");
+                let failure = Failure::new(FailureKind::Unsupported, message);
+                self.worked(Worked::Deduped { sandbox, result: Err((warm, failure)) });
+            }
+        }
+    }
+
     pub(super) fn make_base(&mut self, sandbox: SandboxId, snapshot: SnapshotId) {
         match (self.take_warm(sandbox), &self.tools.roads) {
             (Some(warm), Some(roads)) => self.work(work::make_base(roads.clone(), sandbox, warm, snapshot)),
@@ -35,6 +49,10 @@ impl Node {
         match (self.bodies.remove(&sandbox), &self.tools.roads) {
             (Some(Body::Stored(stored)), Some(roads)) => {
                 self.work(work::restore(roads.clone(), sandbox, stored, digest_memory));
+            }
+            (Some(Body::Parked(warm, watch)), _) => {
+                watch.cancel();
+                self.work(work::unpark(sandbox, warm));
             }
             (body, _) => {
                 if let Some(body) = body {

@@ -8,6 +8,7 @@ use medes_proto::{
     function::FunctionSpec,
     ids::{NodeId, SandboxId, SnapshotId},
     limits::FAILURE_LINES_MAX,
+    registry::SnapshotPlace,
     sandbox::Phase,
 };
 
@@ -16,8 +17,10 @@ use crate::{
     base, dedupe,
     driver::{DedupOrder, Deduped, Restored},
     launch_spec::launch_spec,
-    metrics, restore,
-    roads::{Roads, Stored, Warm},
+    metrics,
+    pager::{FaultError, Pager, ReleaseError},
+    park, restore,
+    roads::{Roads, Stopwatch, Stored, Warm, blocking},
     sandbox::{self, CreateError, Ended, Housing, LaunchError, Log},
 };
 
@@ -26,13 +29,31 @@ type Outcome<Made, Left> = Result<Made, (Left, Failure)>;
 
 type Launched = (Box<Warm>, Vec<Phase>);
 
+/// A sandbox whose memory was taken.
+#[derive(Debug)]
+pub(crate) enum PutAway {
+    /// With its processes.
+    Stored(Box<Stored>),
+    /// Alone.
+    Parked(Box<Warm>),
+}
+
+impl PutAway {
+    fn into_housing(self) -> Housing {
+        match self {
+            Self::Stored(stored) => stored.housing,
+            Self::Parked(warm) => warm.housing,
+        }
+    }
+}
+
 /// What work came to.
 #[derive(Debug)]
 pub(crate) enum Worked {
     /// A start.
     Launched { sandbox: SandboxId, result: Outcome<Launched, Option<Box<Housing>>> },
     /// A dedup.
-    Deduped { sandbox: SandboxId, result: Outcome<(Box<Stored>, Deduped), Option<Box<Warm>>> },
+    Deduped { sandbox: SandboxId, result: Outcome<(PutAway, Deduped), Option<Box<Warm>>> },
     /// A base snapshot; the sandbox comes back either way.
     BaseMade {
         sandbox: SandboxId,
@@ -82,7 +103,9 @@ impl Worked {
             }
             Self::Launched { sandbox, result: Err((ruin, _)) } => (sandbox, ruin),
             Self::Restored { sandbox, result: Err((ruin, _)) } => (sandbox, Some(ruin)),
-            Self::Deduped { sandbox, result: Ok((stored, _)) } => (sandbox, Some(Box::new(stored.housing))),
+            Self::Deduped { sandbox, result: Ok((put_away, _)) } => {
+                (sandbox, Some(Box::new(put_away.into_housing())))
+            }
             Self::Deduped { sandbox, result: Err((None, _)) }
             | Self::BaseMade { sandbox, warm: None, .. }
             | Self::Removed { sandbox }
@@ -141,6 +164,11 @@ fn tail(log: &Log) -> Vec<String> {
     log.tail(FAILURE_LINES_MAX).lines.into_iter().map(|line| line.text).collect()
 }
 
+/// Why a sandbox was ended of which a page is lost.
+pub(super) fn lost(why: &FaultError) -> Failure {
+    Failure::from_error(FailureKind::Corrupt, why)
+}
+
 /// Why a sandbox ended that was not told to.
 pub(super) fn ended(sandbox: SandboxId, ended: Ended, log: &Log) -> Failure {
     let kind = if ended.out_of_memory { FailureKind::OutOfMemory } else { FailureKind::Crashed };
@@ -150,22 +178,81 @@ pub(super) fn ended(sandbox: SandboxId, ended: Ended, log: &Log) -> Failure {
 pub(super) async fn dedup(
     roads: Arc<Roads>,
     sandbox: SandboxId,
-    warm: Box<Warm>,
+    mut warm: Box<Warm>,
     order: DedupOrder,
 ) -> Worked {
+    if let Err(failure) = whole(sandbox, &mut warm).await {
+        return Worked::Deduped { sandbox, result: Err((Some(warm), failure)) };
+    }
     let result = match dedupe::dedup(&roads, sandbox, *warm, order).await {
-        Ok((stored, deduped)) => Ok((Box::new(stored), deduped)),
+        Ok((stored, deduped)) => Ok((PutAway::Stored(Box::new(stored)), deduped)),
         Err(not) => Err((Some(Box::new(not.warm)), not.error.failure(sandbox))),
     };
     Worked::Deduped { sandbox, result }
 }
 
+/// Brings back what is missing of a sandbox that was parked: CRIU would take it for zeros.
+async fn whole(sandbox: SandboxId, warm: &mut Warm) -> Result<(), Failure> {
+    let Some(paged) = warm.paged.clone() else { return Ok(()) };
+    if let Err(error) = paged.release().await {
+        // Pages of it may still be missing, and somebody must know.
+        let kind = match error {
+            ReleaseError::Fault(_) => FailureKind::Corrupt,
+            ReleaseError::Cgroup(_) => FailureKind::DedupFailed,
+        };
+        let mut failure = Failure::from_error(kind, &error);
+        failure.message = format!("bring {sandbox} back from parked: {}", failure.message);
+        return Err(failure);
+    }
+    warm.paged = None;
+    Ok(())
+}
+
+pub(super) async fn park(
+    roads: Arc<Roads>,
+    pager: Pager,
+    sandbox: SandboxId,
+    warm: Box<Warm>,
+    base: Option<SnapshotPlace>,
+) -> Worked {
+    let result = match park::park(&roads, &pager, sandbox, *warm, base).await {
+        Ok((warm, deduped)) => Ok((PutAway::Parked(Box::new(warm)), deduped)),
+        Err(not) => Err((Some(Box::new(not.warm)), not.error.failure(sandbox))),
+    };
+    Worked::Deduped { sandbox, result }
+}
+
+/// The sandbox runs when this returns; what it touches comes back as it does.
+pub(super) async fn unpark(sandbox: SandboxId, warm: Box<Warm>) -> Worked {
+    let mut watch = Stopwatch::start();
+    let (warm, thawed) = blocking(move || {
+        let thawed = match &warm.paged {
+            Some(paged) => paged.unpark(),
+            None => warm.housing.cgroup().thaw(),
+        };
+        (warm, thawed)
+    })
+    .await;
+    watch.step("thaw");
+    let result = match thawed {
+        Ok(()) => Ok((warm, Restored { phases: watch.phases(), memory_digest: None, in_place: true })),
+        Err(error) => {
+            let failure = Failure::from_error(FailureKind::RestoreFailed, &error);
+            Err((Box::new(warm.housing), failure))
+        }
+    };
+    Worked::Restored { sandbox, result }
+}
+
 pub(super) async fn make_base(
     roads: Arc<Roads>,
     sandbox: SandboxId,
-    warm: Box<Warm>,
+    mut warm: Box<Warm>,
     snapshot: SnapshotId,
 ) -> Worked {
+    if let Err(failure) = whole(sandbox, &mut warm).await {
+        return Worked::BaseMade { sandbox, warm: Some(warm), result: Err(failure) };
+    }
     let result =
         base::make_base(&roads, sandbox, &warm, snapshot).await.map_err(|error| error.failure(sandbox));
     Worked::BaseMade { sandbox, warm: Some(warm), result }

@@ -159,7 +159,10 @@ impl Paged {
     /// Brings everything back and ends the service: the sandbox is as if it had never been parked. It stands still
     /// meanwhile, and runs afterwards.
     pub async fn release(self) -> Result<(), ReleaseError> {
-        self.cgroup.freeze().await?;
+        if let Err(error) = self.cgroup.freeze().await {
+            self.cgroup.thaw()?;
+            return Err(error.into());
+        }
         let Self { pager, cgroup, spaces, lost } = self;
         blocking(move || {
             let mut hands = Hands::new();

@@ -59,6 +59,12 @@ pub enum ParkError {
         /// The process.
         pid: Pid,
     },
+    /// The kernel itself writes to pages of it where they are now: ring buffers, devices.
+    #[error("pages of process {pid} are pinned")]
+    Pinned {
+        /// The process.
+        pid: Pid,
+    },
     /// The kernel cannot do it.
     #[error("ask for missing pages and asynchronous write protection")]
     Api(#[source] io::Error),
@@ -303,6 +309,9 @@ impl Process {
     fn register(&mut self) -> Result<u64, ParkError> {
         let maps = maps::read(self.pid).map_err(|error| self.failed(error))?;
         let locked = maps::locked(self.pid).map_err(|error| self.failed(error))?;
+        if maps::has_pinned(self.pid).map_err(|error| self.failed(error))? {
+            return Err(ParkError::Pinned { pid: self.pid });
+        }
         let mut left_out = 0;
         for area in maps::areas(&maps).filter(maps::Area::is_anonymous) {
             let range = area.range();

@@ -79,7 +79,7 @@ impl Station {
 
     /// From now on this step fails, once.
     pub(crate) fn fail_once(&mut self, step: Step) {
-        self.roads.faults = Faults::new(Some(step), 1);
+        self.roads.faults = Arc::new(Faults::new(Some(step), 1));
     }
 
     /// A warm sandbox of the test function.

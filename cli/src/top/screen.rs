@@ -13,11 +13,12 @@ use super::model::{Model, Tab};
 use crate::{human, output::plain, trace::line};
 
 /// States in the order of a life, as the summary shows them.
-const STATES: [SandboxState; 6] = [
+const STATES: [SandboxState; 7] = [
     SandboxState::Starting,
     SandboxState::Warm,
     SandboxState::Running,
     SandboxState::Deduping,
+    SandboxState::Parked,
     SandboxState::Dedup,
     SandboxState::Restoring,
 ];

@@ -9,6 +9,7 @@ mod cluster;
 mod dedup;
 mod http;
 mod input;
+mod park;
 mod policy;
 mod program;
 mod trace;

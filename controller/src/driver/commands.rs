@@ -66,7 +66,7 @@ impl Driver {
             Self::answer(out, ticket, result.clone());
         }
         match pending.kind {
-            Kind::Start | Kind::Restore => self.start_done(now, &pending, result, out),
+            Kind::Start | Kind::Restore | Kind::Unpark => self.start_done(now, &pending, result, out),
             Kind::Dedup => self.dedup_done(now, &pending, result, out),
             Kind::MakeBase(snapshot) => self.base_done(now, &pending, snapshot, result, out),
             Kind::Purge => self.purge_done(&pending, result, out),
@@ -121,8 +121,8 @@ impl Driver {
         }
         self.avoid(now, &pending.node);
         match (pending.kind, pending.sandbox) {
-            (Kind::Start | Kind::Restore, Some(sandbox)) => {
-                let start = if pending.kind == Kind::Start { StartKind::Cold } else { StartKind::Restore };
+            (Kind::Start | Kind::Restore | Kind::Unpark, Some(sandbox)) => {
+                let start = pending.kind.start().unwrap_or(StartKind::Cold);
                 self.tell_failed(sandbox, doing(start), &why, None, out);
                 let name = self.sandboxes.get(&sandbox).map(|sandbox| sandbox.function.clone());
                 self.end_broken(now, sandbox, why.kind, out);
@@ -274,6 +274,7 @@ impl Driver {
 pub(super) const fn doing(start: StartKind) -> &'static str {
     match start {
         StartKind::Restore => "restore",
+        StartKind::Unpark => "unpark",
         _ => "start",
     }
 }

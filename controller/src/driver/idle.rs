@@ -31,11 +31,13 @@ impl Driver {
         if !sandbox.is_idle() {
             return;
         }
-        let (life, from) = match sandbox.life {
-            Life::Dedup => (IdleLife::Dedup, sandbox.since),
-            _ => (IdleLife::Warm, sandbox.last_used),
+        let first = |life| self.policy.first_review(life);
+        let (from, wait) = match sandbox.life {
+            Life::Parked => (sandbox.since, first(IdleLife::Dedup).min(self.settings.keep_parked)),
+            Life::Dedup => (sandbox.since, first(IdleLife::Dedup)),
+            _ => (sandbox.last_used, first(IdleLife::Warm)),
         };
-        self.review_within(now, id, from.after(self.policy.first_review(life)).since(now));
+        self.review_within(now, id, from.after(wait).since(now));
     }
 
     /// A review after `wait`, if none is due before that.
@@ -91,7 +93,8 @@ impl Driver {
         let Some(function) = self.sandboxes.get(&id).and_then(|s| self.function_view(&s.function)) else {
             return self.touch(now, id, out);
         };
-        let mut review = self.policy.review(&Moment { driver: self, now }, &function, &view);
+        let review = self.policy.review(&Moment { driver: self, now }, &function, &view);
+        let mut review = self.review_parked(id, &view, review);
         let room = self.sandboxes.get(&id).is_some_and(|s| self.has_room(&s.node, s.report.private_bytes));
         // A base costs what the sandbox holds, once more; so does a restore.
         if matches!(review.verdict, Verdict::MakeBase | Verdict::Restore) && !room {
@@ -102,6 +105,7 @@ impl Driver {
         self.tell_review(id, &review, choice, out);
         match review.verdict {
             Verdict::Keep => {}
+            Verdict::Dedup if self.parks(id) => drop(self.park(now, id, out)),
             Verdict::Dedup => drop(self.dedup(now, id, false, None, out)),
             Verdict::MakeBase => drop(self.make_base(now, id, None, out)),
             Verdict::Restore => drop(self.restore(now, id, false, None, POLICY_ASKS, out)),
@@ -179,6 +183,41 @@ impl Driver {
         true
     }
 
+    /// Whether a sandbox is parked where the policy would have its memory taken.
+    fn parks(&self, id: SandboxId) -> bool {
+        self.settings.park && self.sandboxes.get(&id).is_some_and(|sandbox| sandbox.life == Life::Warm)
+    }
+
+    fn park(&mut self, now: Now, id: SandboxId, out: &mut Vec<Action>) -> bool {
+        let Some(node) = self.sandboxes.get(&id).map(|sandbox| sandbox.node.clone()) else { return false };
+        let command = medes_proto::fleet::Command::Park { sandbox: id, base: self.base_for(id) };
+        let limit = self.settings.dedup_max;
+        if !self.issue(now, &node, command, super::state::Kind::Dedup, limit, None, 0, out) {
+            return false;
+        }
+        self.enter(now, id, Life::Deduping, Cause::Decided, out);
+        true
+    }
+
+    /// To a policy parked is dedup. How long its processes stay nevertheless is the same for all policies.
+    fn review_parked(&self, id: SandboxId, view: &SandboxView, review: Review) -> Review {
+        let parked = self.sandboxes.get(&id).is_some_and(|sandbox| sandbox.life == Life::Parked);
+        if !parked || review.verdict != Verdict::Keep {
+            return review;
+        }
+        let left = self.settings.keep_parked.saturating_sub(view.in_life);
+        match view.dump_blocked {
+            Some(blocked) if left.is_zero() => Review { again: review.again.min(blocked), ..review },
+            None if left.is_zero() => Review {
+                verdict: Verdict::Dedup,
+                because: "parked for keep_parked",
+                rejected: vec![(Verdict::Keep, "keep_parked is over")],
+                ..review
+            },
+            _ => Review { again: review.again.min(left), ..review },
+        }
+    }
+
     pub(super) fn sandbox_view(&self, now: Now, id: SandboxId) -> Option<SandboxView> {
         let sandbox = self.sandboxes.get(&id)?;
         Some(SandboxView {
@@ -214,7 +253,7 @@ impl Driver {
             name,
             warm: count(&|s| matches!(s.life, Life::Warm | Life::MakingBase)),
             running: count(&|s| !s.open.is_empty()),
-            dedup: count(&|s| matches!(s.life, Life::Dedup | Life::Deduping)),
+            dedup: count(&|s| s.life.is_put_away() || s.life == Life::Deduping),
             starting: count(&|s| matches!(s.life, Life::Starting | Life::Restoring)),
             bases: snapshots(SnapshotLife::Live).count(),
             bases_coming: snapshots(SnapshotLife::Making).count(),

@@ -24,12 +24,14 @@ impl Driver {
                 self.decide(id, asked_for("base"), out);
                 told(self.make_base(now, id, Some(ticket), out), id)
             }),
-            Operation::Dedup { sandbox, digest_memory } => self.idle_in(sandbox, Life::Warm).and_then(|id| {
-                self.decide(id, asked_for("dedup"), out);
-                told(self.dedup(now, id, digest_memory, Some(ticket), out), id)
-            }),
+            Operation::Dedup { sandbox, digest_memory } => {
+                self.idle_put(sandbox, Life::Warm).and_then(|id| {
+                    self.decide(id, asked_for("dedup"), out);
+                    told(self.dedup(now, id, digest_memory, Some(ticket), out), id)
+                })
+            }
             Operation::Restore { sandbox, digest_memory } => {
-                self.idle_in(sandbox, Life::Dedup).and_then(|id| self.room_for(id)).and_then(|id| {
+                self.idle_put(sandbox, Life::Dedup).and_then(|id| self.room_for(id)).and_then(|id| {
                     self.decide(id, asked_for("restore"), out);
                     let why = "somebody asked for it";
                     told(self.restore(now, id, digest_memory, Some(ticket), why, out), id)
@@ -71,6 +73,12 @@ impl Driver {
             return Err(failure(FailureKind::Busy, format!("{id}: another operation is under way")));
         }
         Ok(id)
+    }
+
+    /// The same for what is also done to one that is parked.
+    fn idle_put(&self, id: SandboxId, life: Life) -> Result<SandboxId, Failure> {
+        let parked = self.known(id)?.life == Life::Parked;
+        self.idle_in(id, if parked { Life::Parked } else { life })
     }
 
     fn idle_in(&self, id: SandboxId, life: Life) -> Result<SandboxId, Failure> {

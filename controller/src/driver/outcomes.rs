@@ -6,14 +6,14 @@ use medes_proto::{
     failure::{Failure, FailureKind},
     fleet::Success,
     ids::{NodeId, SandboxId},
-    sandbox::StartKind,
+    sandbox::{SandboxState, StartKind},
     trace::{Cause, DedupSummary, What},
 };
 
 use super::{
     Action, Driver, PurgeReason,
     commands::doing,
-    state::{Kind, LastStart, Life, Pending, Timer},
+    state::{LastStart, Life, Pending, Timer},
 };
 use crate::now::Now;
 
@@ -26,7 +26,7 @@ impl Driver {
         out: &mut Vec<Action>,
     ) {
         let Some(id) = pending.sandbox else { return };
-        let start = if pending.kind == Kind::Start { StartKind::Cold } else { StartKind::Restore };
+        let start = pending.kind.start().unwrap_or(StartKind::Cold);
         let success = match result {
             Ok(success) => success,
             Err(why) => return self.start_failed(now, pending, id, start, why, out),
@@ -44,7 +44,7 @@ impl Driver {
             sandbox.report = report;
         }
         // The dedup image and its references end with the restore.
-        self.check_bases |= start == StartKind::Restore;
+        self.check_bases |= start != StartKind::Cold;
         let (name, private_bytes) = (sandbox.function.clone(), sandbox.report.private_bytes);
         if private_bytes == 0 {
             // Not measured yet: what was reserved stays reserved, under another name, until it is.
@@ -54,6 +54,7 @@ impl Driver {
         if let Some(function) = self.functions.get_mut(&name) {
             match start {
                 StartKind::Cold => function.cold_start.add_time(took),
+                StartKind::Unpark => function.unpark.add_time(took),
                 _ => function.restore.add_time(took),
             }
             if private_bytes > 0 {
@@ -76,15 +77,16 @@ impl Driver {
         let Some(sandbox) = self.sandboxes.get(&id) else { return };
         let name = sandbox.function.clone();
         let nodes_fault = is_nodes_fault(why.kind);
-        if start == StartKind::Restore {
+        if start != StartKind::Cold {
             // Invariant: a failed restore never yields a running sandbox. The image is given up, unless the
             // node only had no room for it.
             if nodes_fault {
-                self.enter(now, id, Life::Dedup, Cause::Failed, out);
+                let before = if start == StartKind::Unpark { Life::Parked } else { Life::Dedup };
+                self.enter(now, id, before, Cause::Failed, out);
             } else {
                 self.end_broken(now, id, why.kind, out);
             }
-            self.stop_waiting_for(&name, id, Some(StartKind::Restore));
+            self.stop_waiting_for(&name, id, Some(start));
         } else {
             self.remove_sandbox(id, Cause::Failed, None, out);
             if pending.ticket.is_none() && !nodes_fault {
@@ -130,7 +132,10 @@ impl Driver {
         let before = self.footprint(id);
         match result {
             Ok(success) => {
-                self.enter(now, id, Life::Dedup, Cause::Done, out);
+                let parked =
+                    success.sandbox.as_ref().is_some_and(|report| report.state == SandboxState::Parked);
+                let life = if parked { Life::Parked } else { Life::Dedup };
+                self.enter(now, id, life, Cause::Done, out);
                 let Some(sandbox) = self.sandboxes.get_mut(&id) else { return };
                 let private_bytes = sandbox.report.private_bytes;
                 sandbox.dump_failures = 0;

@@ -29,6 +29,7 @@ impl Function {
             restores: 0,
             cold_start: Default::default(),
             restore: Default::default(),
+            unpark: Default::default(),
             warm_start: Default::default(),
             execution: Default::default(),
             idle_times: IdleTimes::default(),
@@ -311,7 +312,7 @@ impl Driver {
         failed: Option<StartKind>,
     ) {
         let Some(function) = self.functions.get(name) else { return };
-        let mut owed = failed == Some(StartKind::Restore);
+        let mut owed = failed.is_some_and(|start| start != StartKind::Cold);
         for id in &function.queue {
             let Some(request) = self.requests.get_mut(id) else { continue };
             if let Stage::Queued { waits_for, cold } = &mut request.stage {

@@ -1,6 +1,6 @@
 //! Which sandbox serves a request, which is started for it, and on which node.
 //!
-//! Warm before dedup before cold. Starts are counted against the requests that wait: never more sandboxes on
+//! Warm before parked before dedup before cold. Starts are counted against the requests that wait: never more sandboxes on
 //! their way than waiting requests need.
 
 use std::collections::VecDeque;
@@ -98,7 +98,7 @@ impl Driver {
         if sandbox.room() > 0 {
             self.unqueue(id);
             self.send(now, id, wish, out);
-        } else if sandbox.life == Life::Dedup && sandbox.is_idle() && self.may_start_on(now, &sandbox.node) {
+        } else if sandbox.life.is_put_away() && sandbox.is_idle() && self.may_start_on(now, &sandbox.node) {
             let need = self.estimate(&sandbox.function);
             let node = sandbox.node.clone();
             if self.has_room(&node, need)
@@ -115,7 +115,7 @@ impl Driver {
         while self.needs_start(name) {
             let may_restore = !self.owes_cold(name);
             if may_restore && let Some(sandbox) = self.pick_dedup(now, name, true) {
-                let why = "of those with all bases at hand and room on their node, the last one used";
+                let why = "of those with room on their node: parked before dedup, all bases at hand, the last one used";
                 if !self.restore(now, sandbox, false, None, why, out) {
                     return;
                 }
@@ -163,7 +163,7 @@ impl Driver {
         let sandboxes = self.by_function.get(name).map_or(0, |all| all.len());
         let allowed = self.settings.function_sandboxes_max.is_none_or(|max| {
             // Dedup sandboxes can be restored at the limit, they count already.
-            sandboxes < max || self.usable(name).any(|s| s.life == Life::Dedup && s.is_idle())
+            sandboxes < max || self.usable(name).any(|s| s.life.is_put_away() && s.is_idle())
         });
         waiting > coming && allowed
     }
@@ -181,14 +181,17 @@ impl Driver {
         owed.count() > cold.map(|sandbox| sandbox.requests_max).sum()
     }
 
-    /// The dedup sandbox to restore: all bases there, then the most recently used.
+    /// The sandbox to restore: parked, then all bases there, then the most recently used.
     fn pick_dedup(&self, now: Now, name: &FunctionName, with_room: bool) -> Option<SandboxId> {
         let need = self.estimate(name);
         self.usable(name)
-            .filter(|sandbox| sandbox.life == Life::Dedup && sandbox.is_idle())
+            .filter(|sandbox| sandbox.life.is_put_away() && sandbox.is_idle())
             .filter(|sandbox| self.may_start_on(now, &sandbox.node))
             .filter(|sandbox| !with_room || self.has_room(&sandbox.node, need))
-            .max_by_key(|sandbox| (self.bases_are_there(sandbox), sandbox.last_used, sandbox.id))
+            .max_by_key(|sandbox| {
+                let parked = sandbox.life == Life::Parked;
+                (parked, self.bases_are_there(sandbox), sandbox.last_used, sandbox.id)
+            })
             .map(|sandbox| sandbox.id)
     }
 
@@ -262,11 +265,12 @@ impl Driver {
     ) -> bool {
         let Some(sandbox) = self.sandboxes.get(&id) else { return false };
         let (function, node) = (sandbox.function.clone(), sandbox.node.clone());
+        let kind = if sandbox.life == Life::Parked { Kind::Unpark } else { Kind::Restore };
         let need = self.estimate(&function);
         let command = Command::Restore { sandbox: id, digest_memory };
         let limit = self.settings.restore_max;
         let choice = self.start_choice(now, &function, &Way::Restore(id), why);
-        if !self.issue(now, &node, command, Kind::Restore, limit, ticket, need, out) {
+        if !self.issue(now, &node, command, kind, limit, ticket, need, out) {
             return false;
         }
         self.decide(id, What::Start(choice), out);

@@ -41,6 +41,10 @@ pub struct Settings {
     pub dump_pause: Duration,
     /// Up to this.
     pub dump_pause_max: Duration,
+    /// Whether sandboxes are parked where the policy would have their memory taken.
+    pub park: bool,
+    /// Parked for this long: dedup.
+    pub keep_parked: Duration,
     /// A node that could not start a sandbox is avoided this long.
     pub avoid: Duration,
     /// How long references and snapshots of a lost node are remembered: it may only have been cut off.
@@ -69,6 +73,8 @@ impl Default for Settings {
             answer_slack: seconds(2),
             dump_pause: seconds(600),
             dump_pause_max: seconds(86_400),
+            park: false,
+            keep_parked: seconds(300),
             avoid: seconds(5),
             lost_memory: seconds(600),
         }

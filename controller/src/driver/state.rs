@@ -27,6 +27,8 @@ pub(super) enum Life {
     MakingBase,
     Deduping,
     Dedup,
+    /// In dedup in place: its processes are still there.
+    Parked,
     Restoring,
     Purging,
 }
@@ -38,6 +40,7 @@ impl Life {
             SandboxState::Starting => Self::Starting,
             SandboxState::Deduping => Self::Deduping,
             SandboxState::Dedup => Self::Dedup,
+            SandboxState::Parked => Self::Parked,
             SandboxState::Restoring => Self::Restoring,
         }
     }
@@ -49,7 +52,12 @@ impl Life {
 
     /// Ends by itself, in one way or another.
     pub(super) const fn is_passing(self) -> bool {
-        !matches!(self, Self::Warm | Self::Dedup)
+        !matches!(self, Self::Warm | Self::Dedup | Self::Parked)
+    }
+
+    /// Its memory is taken; a restore gives it back.
+    pub(super) const fn is_put_away(self) -> bool {
+        matches!(self, Self::Dedup | Self::Parked)
     }
 
     /// The state people are shown.
@@ -60,6 +68,7 @@ impl Life {
             Self::Warm | Self::MakingBase | Self::Purging => SandboxState::Warm,
             Self::Deduping => SandboxState::Deduping,
             Self::Dedup => SandboxState::Dedup,
+            Self::Parked => SandboxState::Parked,
             Self::Restoring => SandboxState::Restoring,
         }
     }
@@ -112,7 +121,7 @@ pub(super) struct Sandbox {
 
 impl Sandbox {
     pub(super) fn is_idle(&self) -> bool {
-        !self.busy && self.open.is_empty() && self.stray == 0 && matches!(self.life, Life::Warm | Life::Dedup)
+        !self.busy && self.open.is_empty() && self.stray == 0 && self.idle_life().is_some()
     }
 
     /// Requests it could take now.
@@ -128,7 +137,7 @@ impl Sandbox {
     pub(super) fn idle_life(&self) -> Option<IdleLife> {
         match self.life {
             Life::Warm => Some(IdleLife::Warm),
-            Life::Dedup => Some(IdleLife::Dedup),
+            Life::Dedup | Life::Parked => Some(IdleLife::Dedup),
             _ => None,
         }
     }
@@ -145,6 +154,7 @@ impl Sandbox {
     pub(super) fn held_bytes(&self) -> u64 {
         match self.life {
             Life::Dedup => self.report.stored_bytes,
+            Life::Parked => self.report.private_bytes.saturating_add(self.report.stored_bytes),
             _ => self.report.private_bytes.max(self.report.stored_bytes),
         }
     }
@@ -183,6 +193,7 @@ pub(super) struct Function {
     pub(super) restores: u64,
     pub(super) cold_start: Average,
     pub(super) restore: Average,
+    pub(super) unpark: Average,
     /// Requests that found a warm sandbox: all their time outside of it.
     pub(super) warm_start: Average,
     pub(super) execution: Average,
@@ -262,8 +273,22 @@ pub(super) enum Kind {
     MakeBase(SnapshotId),
     Dedup,
     Restore,
+    /// A restore of one that is parked.
+    Unpark,
     Purge,
     DropSnapshot(SnapshotId),
+}
+
+impl Kind {
+    /// What kind of start it is, if it is one.
+    pub(super) const fn start(self) -> Option<StartKind> {
+        match self {
+            Self::Start => Some(StartKind::Cold),
+            Self::Restore => Some(StartKind::Restore),
+            Self::Unpark => Some(StartKind::Unpark),
+            Self::MakeBase(_) | Self::Dedup | Self::Purge | Self::DropSnapshot(_) => None,
+        }
+    }
 }
 
 #[derive(Debug)]

@@ -126,6 +126,7 @@ impl Bench {
         let sandbox = command.sandbox().unwrap();
         let state = match command {
             Command::Dedup { .. } => SandboxState::Dedup,
+            Command::Park { .. } => SandboxState::Parked,
             _ => SandboxState::Warm,
         };
         let snapshot = match command {

@@ -35,8 +35,13 @@ impl Driver {
         let function = self.functions.get(name);
         let (cold, restore) =
             function.map_or((None, None), |function| (function.cold_start.time(), function.restore.time()));
+        let unpark = function.and_then(|function| function.unpark.time());
         let mut choice = Choice::of(match way {
-            Way::Restore(id) => Alternative::new(format!("restore {id}"), why).costs(restore).bytes(need),
+            Way::Restore(id) => {
+                let parked = self.sandboxes.get(id).is_some_and(|sandbox| sandbox.life == Life::Parked);
+                let (verb, cost) = if parked { ("unpark", unpark) } else { ("restore", restore) };
+                Alternative::new(format!("{verb} {id}"), why).costs(cost).bytes(need)
+            }
             Way::Cold(node) => Alternative::new(format!("cold on {node}"), why).costs(cold).bytes(need),
         });
         if let Some(view) = self.function_view(name) {
@@ -52,8 +57,7 @@ impl Driver {
             Way::Restore(id) => Some(*id),
             Way::Cold(_) => None,
         };
-        let stored =
-            self.of_function(name).filter(|sandbox| matches!(sandbox.life, Life::Dedup | Life::Restoring));
+        let stored = self.of_function(name).filter(|s| s.life.is_put_away() || s.life == Life::Restoring);
         for sandbox in stored.filter(|sandbox| Some(sandbox.id) != chosen) {
             let why_not = self.why_not_restore(now, sandbox, need, chosen.is_some());
             choice.reject(Alternative::new(format!("restore {}", sandbox.id), why_not).costs(restore));

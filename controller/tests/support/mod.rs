@@ -383,6 +383,7 @@ impl Inner {
                 Ok(Success { sandbox, snapshot: Some(report), ..Success::default() })
             }
             Command::Dedup { sandbox, .. } => state(held, sandbox, SandboxState::Dedup),
+            Command::Park { sandbox, .. } => state(held, sandbox, SandboxState::Parked),
             Command::Restore { sandbox, .. } => match self.faults.restores_fail.load(Ordering::SeqCst) {
                 0 => state(held, sandbox, SandboxState::Warm),
                 _ => {

@@ -291,6 +291,9 @@ impl From<Command> for wire::command::Action {
             Command::Dedup { sandbox, digest_memory, base } => {
                 Self::Dedup(wire::Dedup { sandbox: sandbox.get(), digest_memory, base: base.map(Into::into) })
             }
+            Command::Park { sandbox, base } => {
+                Self::Park(wire::Park { sandbox: sandbox.get(), base: base.map(Into::into) })
+            }
             Command::Restore { sandbox, digest_memory } => {
                 Self::Restore(wire::Restore { sandbox: sandbox.get(), digest_memory })
             }
@@ -366,6 +369,9 @@ impl TryFrom<wire::command::Action> for Command {
                 digest_memory,
                 base: base.map(TryInto::try_into).transpose()?,
             },
+            Action::Park(wire::Park { sandbox, base }) => {
+                Self::Park { sandbox: id(sandbox)?, base: base.map(TryInto::try_into).transpose()? }
+            }
             Action::Restore(wire::Restore { sandbox, digest_memory }) => {
                 Self::Restore { sandbox: id(sandbox)?, digest_memory }
             }

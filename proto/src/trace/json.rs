@@ -57,8 +57,8 @@ macro_rules! worded {
     };
 }
 
-worded!(crate::sandbox::SandboxState, "SANDBOX_STATE_", crate::sandbox::SandboxState::Restoring);
-worded!(crate::sandbox::StartKind, "START_KIND_", crate::sandbox::StartKind::Cold);
+worded!(crate::sandbox::SandboxState, "SANDBOX_STATE_", crate::sandbox::SandboxState::Parked);
+worded!(crate::sandbox::StartKind, "START_KIND_", crate::sandbox::StartKind::Unpark);
 worded!(crate::failure::FailureKind, "FAILURE_KIND_", crate::failure::FailureKind::Internal);
 worded!(super::Cause, "CAUSE_", super::Cause::NodeLost);
 worded!(super::NodeChange, "CHANGE_", super::NodeChange::Lost);

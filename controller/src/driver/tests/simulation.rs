@@ -133,6 +133,8 @@ impl World {
             function_sandboxes_max: [None, Some(4)][dice.below(2)],
             dump_pause: Duration::from_secs(5),
             lost_memory: Duration::from_secs(1 << 30),
+            park: dice.below(2) == 0,
+            keep_parked: Duration::from_secs(5),
             ..Settings::default()
         };
         let mut bench = Bench::new(settings, &[spec("f"), spec("g")]);
@@ -401,10 +403,25 @@ impl World {
                 agent.snapshots.remove(snapshot).map(drop).ok_or(FailureKind::NotFound)
             }
             (_, None) => Err(FailureKind::NotFound),
+            (Command::Dedup { .. }, Some(SandboxState::Parked)) if fails => {
+                agent.sandboxes.remove(&command.sandbox().unwrap());
+                Err(FailureKind::Crashed)
+            }
             (Command::Dedup { .. } | Command::MakeBase { .. }, Some(SandboxState::Warm)) if fails => {
                 Err([FailureKind::DumpRefused, FailureKind::DedupFailed, FailureKind::NoSpace][refers])
             }
-            (Command::Dedup { sandbox, .. }, Some(SandboxState::Warm)) => {
+            (Command::Park { .. }, Some(SandboxState::Warm)) if fails => Err(FailureKind::DedupFailed),
+            (Command::Park { sandbox, .. }, Some(SandboxState::Warm)) => {
+                let held = agent.sandboxes.get_mut(sandbox).unwrap();
+                assert_eq!(held.open, 0, "{sandbox} is parked while it serves");
+                held.state = SandboxState::Parked;
+                Ok(())
+            }
+            (Command::Restore { sandbox, .. }, Some(SandboxState::Parked)) => {
+                agent.sandboxes.get_mut(sandbox).unwrap().state = SandboxState::Warm;
+                Ok(())
+            }
+            (Command::Dedup { sandbox, .. }, Some(SandboxState::Warm | SandboxState::Parked)) => {
                 let held = agent.sandboxes.get_mut(sandbox).unwrap();
                 assert_eq!(held.open, 0, "{sandbox} is dumped while it serves");
                 held.state = SandboxState::Deduping;

@@ -1,0 +1,156 @@
+//! The short way: a warm sandbox gives its memory away and stays where it is, frozen, until it is wanted.
+//!
+//! ```text
+//! base of its function, acquired ─► pager: stop ─► copy what was written ─► recipes, proven ─► zap ─► frozen
+//! ```
+//!
+//! Until the zap nothing is lost: after any failure before, the sandbox is warm as it was.
+
+use std::{fmt, sync::Arc};
+
+use medes_dedup::page::SnapshotId;
+use medes_proto::{
+    failure::{Failure, FailureKind},
+    fleet::Level,
+    ids::SandboxId,
+    registry::SnapshotPlace,
+    sandbox::PageClasses,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    bases::local::Snapshot,
+    driver::Deduped,
+    engine::Engine,
+    pager::{self, Pager, ParkError, ParkReport, Recipes},
+    registry::RegistryError,
+    roads::{NotWelcomed, Roads, Warm},
+};
+
+/// Why a sandbox was not parked.
+#[derive(Debug, thiserror::Error)]
+pub enum ParkSandboxError {
+    /// No key and no settings yet.
+    #[error(transparent)]
+    NotWelcomed(#[from] NotWelcomed),
+    /// The base could not be acquired.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// The pager could not do it.
+    #[error(transparent)]
+    Park(#[from] ParkError),
+}
+
+impl ParkSandboxError {
+    /// As the controller hears of it.
+    pub fn failure(&self, sandbox: SandboxId) -> Failure {
+        let kind = match self {
+            Self::Park(ParkError::Forked | ParkError::Watched { .. } | ParkError::Pinned { .. }) => {
+                FailureKind::DumpRefused
+            }
+            _ => FailureKind::DedupFailed,
+        };
+        let mut failure = Failure::from_error(kind, self);
+        failure.message = format!("park {sandbox}: {}", failure.message);
+        failure
+    }
+}
+
+/// A park that did not work, and the sandbox as it was.
+pub struct NotParked {
+    /// Warm, unless its processes ended meanwhile, which their watcher tells.
+    pub warm: Warm,
+    /// Why.
+    pub error: ParkSandboxError,
+}
+
+impl fmt::Debug for NotParked {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_struct("NotParked").field("error", &self.error).finish_non_exhaustive()
+    }
+}
+
+/// Takes the memory of an idle sandbox, whose processes stay. `named`: a base of its function, if the controller knows one.
+pub async fn park(
+    roads: &Roads,
+    pager: &Pager,
+    sandbox: SandboxId,
+    mut warm: Warm,
+    named: Option<SnapshotPlace>,
+) -> Result<(Warm, Deduped), Box<NotParked>> {
+    let recipes = match recipes(roads, sandbox, &warm, named).await {
+        Ok(recipes) => recipes,
+        Err(error) => return Err(Box::new(NotParked { warm, error })),
+    };
+    let aligned_with = recipes.base.as_ref().map(|base| base.id);
+    let cgroup = warm.housing.cgroup().clone();
+    // A request that comes meanwhile waits: cancelling for it is the controller's to ask, and it does not yet.
+    let never = CancellationToken::new();
+    warm.past.end_tracking().await;
+    match pager::park(pager, &cgroup, warm.paged.clone(), recipes, &never).await {
+        Ok((paged, report)) => {
+            warm.paged = Some(paged);
+            let deduped = deduped(&report, aligned_with);
+            tracing::debug!(%sandbox, ?report, "parked");
+            Ok((warm, deduped))
+        }
+        Err(error) => Err(Box::new(NotParked { warm, error: error.into() })),
+    }
+}
+
+fn deduped(report: &ParkReport, aligned_with: Option<SnapshotId>) -> Deduped {
+    let classes = report.classes;
+    Deduped {
+        stored_bytes: report.stored_bytes,
+        bases: report.bases.clone(),
+        pages: PageClasses {
+            zero: classes.zero.into(),
+            same: classes.same.into(),
+            delta: classes.delta.into(),
+            whole: classes.whole.into(),
+            ..PageClasses::default()
+        },
+        looked_up: 0,
+        aligned_with,
+        phases: report.phases.clone(),
+        memory_digest: None,
+        in_place: true,
+    }
+}
+
+/// How its pages are to be stored. A base that is to be had as a whole is acquired before anything refers to it.
+async fn recipes(
+    roads: &Roads,
+    sandbox: SandboxId,
+    warm: &Warm,
+    named: Option<SnapshotPlace>,
+) -> Result<Arc<Recipes>, ParkSandboxError> {
+    let engine = roads.engine()?;
+    let base = base(roads, sandbox, warm, (&engine, named)).await;
+    if let Some(base) = &base {
+        roads.registry.acquire(sandbox, &[base.id]).await?;
+    }
+    let key = engine.key(&warm.spec.tenant);
+    let (bases, faults) = (roads.bases.clone(), roads.faults.clone());
+    Ok(Arc::new(Recipes { key, engine, base, bases, faults }))
+}
+
+async fn base(
+    roads: &Roads,
+    sandbox: SandboxId,
+    warm: &Warm,
+    (engine, named): (&Engine, Option<SnapshotPlace>),
+) -> Option<Arc<Snapshot>> {
+    if engine.level() == Level::None {
+        return None;
+    }
+    let (name, tenant) = (&warm.spec.name, &warm.spec.tenant);
+    let Some(place) = named else { return roads.bases.local.of_function(name, tenant) };
+    let whole = roads.bases.whole(&place, tenant).await;
+    whole
+        .inspect_err(|error| {
+            let error: &dyn std::error::Error = error;
+            tracing::warn!(%sandbox, error, "parked without a base to align with");
+        })
+        .ok()
+}
