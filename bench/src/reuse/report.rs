@@ -187,6 +187,7 @@ mod tests {
                     aligned_with: None,
                     phases: vec![phase("dump"), phase("words"), phase("encode")],
                     memory_digest: None,
+                    in_place: false,
                 };
                 row.add(way, &Cycle { dedup_ms: 9.0, restore_ms: 4.0, deduped });
             }
