@@ -7,7 +7,7 @@ mod methods;
 mod ours;
 pub(crate) mod probe;
 mod report;
-mod speed;
+pub(crate) mod speed;
 
 use std::{
     path::{Path, PathBuf},

@@ -12,6 +12,7 @@ mod restore;
 mod reuse;
 mod scratch;
 mod show;
+mod sim;
 mod station;
 mod stats;
 mod watch;
@@ -40,6 +41,8 @@ enum Experiment {
     Reuse(reuse::Options),
     /// Stores real memory in every way there is: how small, and how fast
     Engine(engine::Options),
+    /// Runs the controller's driver and policies on a recorded trace, in virtual time
+    Sim(sim::Options),
     /// Stores one target and says what that took; started by `engine`
     #[command(hide = true)]
     EngineProbe(engine::probe::Options),
@@ -56,6 +59,7 @@ fn main() -> ExitCode {
         Experiment::Watch(options) => watch::main(&options),
         Experiment::Reuse(options) => reuse::main(&options),
         Experiment::Engine(options) => engine::main(&options),
+        Experiment::Sim(options) => sim::main(&options),
         Experiment::EngineProbe(options) => engine::probe::main(&options),
     };
     match done {

@@ -68,6 +68,10 @@ pub struct Driver {
     /// By function name, also of functions that are gone: sandboxes outlive them.
     by_function: BTreeMap<FunctionName, BTreeSet<SandboxId>>,
     snapshots: BTreeMap<SnapshotId, Snapshot>,
+    /// By function name, none empty.
+    bases_of: BTreeMap<FunctionName, BTreeSet<SnapshotId>>,
+    /// Those of these functions that are no more.
+    orphaned: BTreeSet<FunctionName>,
     requests: BTreeMap<RequestId, Request>,
     commands: BTreeMap<CommandId, Pending>,
     /// Claims on snapshots that no report shows yet.
@@ -106,6 +110,8 @@ impl Driver {
             sandboxes: BTreeMap::new(),
             by_function: BTreeMap::new(),
             snapshots: BTreeMap::new(),
+            bases_of: BTreeMap::new(),
+            orphaned: BTreeSet::new(),
             requests: BTreeMap::new(),
             commands: BTreeMap::new(),
             leases: BTreeMap::new(),
@@ -208,6 +214,7 @@ impl Driver {
             }
             None => {
                 self.functions.insert(name.clone(), Function::new(spec, revision));
+                self.mark_orphaned(&name);
             }
         }
         self.retire_unwanted(now, &name, out);
@@ -216,6 +223,7 @@ impl Driver {
 
     fn removed(&mut self, now: Now, name: &FunctionName, out: &mut Vec<Action>) {
         let Some(function) = self.functions.remove(name) else { return };
+        self.mark_orphaned(name);
         self.waiting.remove(name);
         self.dirty.remove(name);
         for request in function.queue {

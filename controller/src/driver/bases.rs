@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use medes_proto::{
     failure::{Failure, FailureKind},
     fleet::{Command, SnapshotReport, Success},
-    ids::{NodeId, SandboxId, SnapshotId},
+    ids::{FunctionName, NodeId, SandboxId, SnapshotId},
     registry::{Acquire, SnapshotPlace},
     trace::{About, BaseChange, Cause, What},
 };
@@ -41,7 +41,7 @@ impl Driver {
             return false;
         }
         let report = SnapshotReport { id: snapshot, function: function.clone(), pages: 0, bytes: 0 };
-        self.snapshots.insert(snapshot, Snapshot { function, node, life: SnapshotLife::Making, report });
+        self.insert_snapshot(snapshot, Snapshot { function, node, life: SnapshotLife::Making, report });
         self.enter(now, id, Life::MakingBase, Cause::Decided, out);
         true
     }
@@ -101,9 +101,35 @@ impl Driver {
     }
 
     pub(super) fn forget_snapshot(&mut self, id: SnapshotId, out: &mut Vec<Action>) {
-        if self.snapshots.remove(&id).is_some() {
-            out.push(Action::ForgetSnapshot(id));
+        let Some(Snapshot { function, .. }) = self.snapshots.remove(&id) else { return };
+        if let Some(bases) = self.bases_of.get_mut(&function) {
+            bases.remove(&id);
+            if bases.is_empty() {
+                self.bases_of.remove(&function);
+                self.orphaned.remove(&function);
+            }
         }
+        out.push(Action::ForgetSnapshot(id));
+    }
+
+    fn insert_snapshot(&mut self, id: SnapshotId, snapshot: Snapshot) {
+        self.bases_of.entry(snapshot.function.clone()).or_default().insert(id);
+        self.mark_orphaned(&snapshot.function.clone());
+        self.snapshots.insert(id, snapshot);
+    }
+
+    /// A function has gone or come, or has its first snapshot.
+    pub(super) fn mark_orphaned(&mut self, name: &FunctionName) {
+        match self.bases_of.contains_key(name) && !self.functions.contains_key(name) {
+            true => drop(self.orphaned.insert(name.clone())),
+            false => drop(self.orphaned.remove(name)),
+        }
+    }
+
+    /// The snapshots of a function, with their numbers.
+    pub(super) fn bases_of(&self, name: &FunctionName) -> impl Iterator<Item = (SnapshotId, &Snapshot)> {
+        let ids = self.bases_of.get(name).into_iter().flatten();
+        ids.filter_map(|id| Some((*id, self.snapshots.get(id)?)))
     }
 
     pub(super) fn forget_snapshots_of(&mut self, node: &NodeId, out: &mut Vec<Action>) {
@@ -156,7 +182,7 @@ impl Driver {
                 None => {
                     let function = report.function.clone();
                     let life = SnapshotLife::Live;
-                    self.snapshots.insert(id, Snapshot { function, node: node.clone(), life, report });
+                    self.insert_snapshot(id, Snapshot { function, node: node.clone(), life, report });
                     self.place_snapshot(id, out);
                     self.check_bases = true;
                 }
@@ -177,11 +203,9 @@ impl Driver {
     /// longest.
     pub(super) fn base_for(&self, id: SandboxId) -> Option<SnapshotPlace> {
         let sandbox = self.sandboxes.get(&id)?;
-        let readable = self.snapshots.iter().filter(|(_, snapshot)| {
-            snapshot.function == sandbox.function && snapshot.life == SnapshotLife::Live
-        });
-        let (&snapshot, best) =
-            readable.max_by_key(|(id, snapshot)| (snapshot.node == sandbox.node, **id))?;
+        let readable =
+            self.bases_of(&sandbox.function).filter(|(_, snapshot)| snapshot.life == SnapshotLife::Live);
+        let (snapshot, best) = readable.max_by_key(|(id, snapshot)| (snapshot.node == sandbox.node, *id))?;
         let address = self.nodes.get(&best.node)?.address.clone();
         Some(SnapshotPlace { snapshot, node: best.node.clone(), address })
     }
@@ -235,14 +259,15 @@ impl Driver {
     }
 
     pub(super) fn drop_bases(&mut self, now: Now, out: &mut Vec<Action>) {
-        let live = self.snapshots.iter().filter(|(_, snapshot)| snapshot.life == SnapshotLife::Live);
-        let droppable: Vec<SnapshotId> = live
-            .filter(|(_, snapshot)| {
-                let view = self.function_view(&snapshot.function);
-                view.is_none_or(|function| !self.policy.keeps_base(&function))
-            })
-            .map(|(&id, _)| id)
-            .collect();
+        // Asked whenever a reference goes, so it must not look at everything.
+        let of = |names: &mut dyn Iterator<Item = &FunctionName>| -> Vec<SnapshotId> {
+            let all = names.flat_map(|name| self.bases_of(name));
+            all.filter(|(_, snapshot)| snapshot.life == SnapshotLife::Live).map(|(id, _)| id).collect()
+        };
+        let droppable = match self.policy.keeps_bases() {
+            true => of(&mut self.orphaned.iter()),
+            false => of(&mut self.bases_of.keys()),
+        };
         if droppable.is_empty() {
             return;
         }

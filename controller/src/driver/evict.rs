@@ -1,7 +1,5 @@
 //! A node's memory: what it will use once everything under way is done, and who makes room.
 
-use std::collections::BTreeMap;
-
 use medes_proto::{
     ids::{FunctionName, NodeId, SandboxId},
     trace::What,
@@ -127,20 +125,11 @@ impl Driver {
         let idle = all
             .filter_map(|id| self.sandboxes.get(id))
             .filter(|sandbox| sandbox.is_idle() && sandbox.held_bytes() > 0);
-        // A function is looked at once, however many of its sandboxes are here.
-        let mut functions = BTreeMap::new();
         let mut victims: Vec<_> = idle
-            .map(|sandbox| {
-                let name = &sandbox.function;
-                let function = functions.entry(name).or_insert_with(|| self.function_view(name));
-                // What belongs to no function any more is worth nothing.
-                let worth = function
-                    .as_ref()
-                    .zip(self.sandbox_view(now, sandbox.id))
-                    .map_or(f64::NEG_INFINITY, |(function, sandbox)| {
-                        self.policy.worth(&moment, function, &sandbox)
-                    });
-                (sandbox.report.base_snapshot.is_some(), Victim { id: sandbox.id, worth })
+            .filter_map(|sandbox| {
+                let view = sandbox.view(now)?;
+                let worth = self.policy.worth(&moment, &sandbox.function, &view);
+                Some((view.is_base_source, Victim { id: sandbox.id, worth }))
             })
             .collect();
         victims.sort_unstable_by(|(a_base, a), (b_base, b)| {

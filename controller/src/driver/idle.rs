@@ -9,7 +9,7 @@ use medes_proto::{
 
 use super::{
     Action, ConnectionId, Driver, PurgeReason,
-    state::{Life, SnapshotLife, Timer},
+    state::{Life, Sandbox, SnapshotLife, Timer},
 };
 use crate::{
     now::Now,
@@ -218,37 +218,16 @@ impl Driver {
         }
     }
 
-    pub(super) fn sandbox_view(&self, now: Now, id: SandboxId) -> Option<SandboxView> {
+    fn sandbox_view(&self, now: Now, id: SandboxId) -> Option<SandboxView> {
         let sandbox = self.sandboxes.get(&id)?;
-        Some(SandboxView {
-            id,
-            life: sandbox.idle_life()?,
-            idle: now.since(sandbox.last_used),
-            in_life: now.since(sandbox.since),
-            quiet: sandbox.quiet,
-            private_bytes: sandbox.report.private_bytes,
-            stored_bytes: sandbox.report.stored_bytes,
-            is_base_source: sandbox.report.base_snapshot.is_some(),
-            dump_blocked: sandbox
-                .dump_blocked_until
-                .map(|until| until.since(now))
-                .filter(|left| !left.is_zero()),
-            clock: sandbox.clock,
-            heat: sandbox.report.heat,
-            gain: self.ranked(sandbox),
-        })
+        Some(SandboxView { gain: self.ranked(sandbox), ..sandbox.view(now)? })
     }
 
     pub(super) fn function_view(&self, name: &FunctionName) -> Option<FunctionView<'_>> {
         let (name, function) = self.functions.get_key_value(name)?;
-        let count = |test: &dyn Fn(&super::state::Sandbox) -> bool| {
-            self.of_function(name).filter(|sandbox| test(sandbox)).count()
-        };
-        let snapshots = |life| {
-            self.snapshots
-                .values()
-                .filter(move |snapshot| snapshot.function == *name && snapshot.life == life)
-        };
+        let count =
+            |test: &dyn Fn(&Sandbox) -> bool| self.of_function(name).filter(|sandbox| test(sandbox)).count();
+        let snapshots = |life| self.bases_of(name).filter(move |(_, snapshot)| snapshot.life == life);
         Some(FunctionView {
             name,
             warm: count(&|s| matches!(s.life, Life::Warm | Life::MakingBase)),
@@ -267,6 +246,27 @@ impl Driver {
             execution: function.execution.time(),
             idle_times: &function.idle_times,
             uses: self.of_function(name).map(|sandbox| sandbox.uses).sum(),
+        })
+    }
+}
+
+impl Sandbox {
+    /// As a policy sees it by itself, without its rank among others; `None` if it is not in a life in which it can be idle.
+    pub(super) fn view(&self, now: Now) -> Option<SandboxView> {
+        let blocked = self.dump_blocked_until.map(|until| until.since(now));
+        Some(SandboxView {
+            id: self.id,
+            life: self.idle_life()?,
+            idle: now.since(self.last_used),
+            in_life: now.since(self.since),
+            quiet: self.quiet,
+            private_bytes: self.report.private_bytes,
+            stored_bytes: self.report.stored_bytes,
+            is_base_source: self.report.base_snapshot.is_some(),
+            dump_blocked: blocked.filter(|left| !left.is_zero()),
+            clock: self.clock,
+            heat: self.report.heat,
+            gain: Default::default(),
         })
     }
 }

@@ -262,6 +262,12 @@ impl Driver {
         }
         let listed: usize = self.by_function.values().map(BTreeSet::len).sum();
         assert_eq!(listed, self.sandboxes.len());
+        for (id, snapshot) in &self.snapshots {
+            assert!(self.bases_of[&snapshot.function].contains(id), "{id} is in its function's list");
+        }
+        assert_eq!(self.bases_of.values().map(BTreeSet::len).sum::<usize>(), self.snapshots.len());
+        let orphaned = self.bases_of.keys().filter(|name| !self.functions.contains_key(*name));
+        assert!(orphaned.eq(&self.orphaned));
         let listed: usize = self.nodes.values().map(|node| node.sandboxes.len()).sum();
         assert_eq!(listed, self.sandboxes.len());
         let mut queued = 0;

@@ -6,6 +6,8 @@
 
 use std::time::Duration;
 
+use medes_proto::ids::FunctionName;
+
 use super::{FunctionView, IdleLife, Policy, Review, SandboxView, View, never_unload};
 
 const AGAIN: Duration = Duration::from_secs(3_600);
@@ -30,7 +32,9 @@ impl Policy for GreedyDual {
         never_unload::keep("sandboxes are kept until their memory is needed for ones of more worth")
     }
 
-    fn worth(&self, _view: &dyn View, function: &FunctionView<'_>, sandbox: &SandboxView) -> f64 {
+    fn worth(&self, view: &dyn View, function: &FunctionName, sandbox: &SandboxView) -> f64 {
+        // What belongs to no function any more serves nobody.
+        let Some(function) = view.function(function) else { return f64::NEG_INFINITY };
         let seconds = |time: Option<Duration>| time.unwrap_or_default().as_secs_f64();
         let cost = (seconds(function.cold_start) - seconds(function.warm_start)).max(0.0);
         let bytes = sandbox.private_bytes.max(sandbox.stored_bytes).max(1);

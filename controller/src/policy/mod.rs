@@ -41,8 +41,9 @@ pub trait Policy: Send + std::fmt::Debug {
 
     /// What keeping an idle sandbox is worth: whoever needs memory ends those that are worth least.
     ///
-    /// Unless a policy knows better, the longest idle is worth least.
-    fn worth(&self, view: &dyn View, function: &FunctionView<'_>, sandbox: &SandboxView) -> f64 {
+    /// Asked about all idle sandboxes of a node whenever room is needed there, so a function should be looked at only if it has
+    /// to be. Unless a policy knows better, the longest idle is worth least.
+    fn worth(&self, view: &dyn View, function: &FunctionName, sandbox: &SandboxView) -> f64 {
         let _ = (view, function);
         -sandbox.idle.as_secs_f64()
     }
@@ -52,10 +53,9 @@ pub trait Policy: Send + std::fmt::Debug {
         Vec::new()
     }
 
-    /// Whether a base that nobody refers to stays, though its function lives.
-    fn keeps_base(&self, function: &FunctionView<'_>) -> bool {
-        // A base nobody uses today is what the next dedup of this function needs.
-        let _ = function;
+    /// Whether bases that nobody refers to stay, though their functions live.
+    fn keeps_bases(&self) -> bool {
+        // A base nobody uses today is what the next dedup of its function needs.
         true
     }
 }

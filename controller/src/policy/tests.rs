@@ -109,6 +109,6 @@ pub(super) fn worth_of(
     change: impl FnOnce(&mut FunctionView<'_>, &mut SandboxView),
 ) -> f64 {
     with(NOW, (&Arrivals::default(), &IdleTimes::default()), change, |view, function, sandbox| {
-        policy.worth(view, function, sandbox)
+        policy.worth(view, function.name, sandbox)
     })
 }
