@@ -104,10 +104,12 @@ impl<'a> Aligner<'a> {
         let known = Known { pages: self.base_pages, facts: self.facts, relation: &plan.relation };
         let pages = self.memory.pages();
         let pass = usize::from(self.before.is_some());
-        for at in (0..pages.len()).step_by(1 + pages.len() / SAMPLE_PAGES[pass]) {
+        let times = 1 + pages.len() / SAMPLE_PAGES[pass];
+        for at in (0..pages.len()).step_by(times) {
             encoder.count(pages[at], plan.pieces(at), &known, &mut counts);
         }
-        entropy::Model::learn(&counts, context::OF_BYTES, BYTE_BITS_MAX[pass])
+        let rule = entropy::PlainBytes { bits_min: BYTE_BITS_MAX[pass], times };
+        entropy::Model::learn(&counts, context::OF_BYTES, rule)
     }
 
     fn secret(&self) -> Option<facts::Secret> {

@@ -299,13 +299,16 @@ mod tests {
     use super::*;
     use crate::words::align::PAGE_BLOCKS;
     use crate::words::context::ALL as CONTEXTS;
-    use crate::words::entropy::{Counts, Model};
+    use crate::words::entropy::{Counts, Model, PlainBytes};
     use crate::words::pieces::{CHANGE, NAMED, ZEROS};
     use crate::words::wrong::{RECENT, SHIFT, VALUE, ZERO};
 
     /// A relation whose coder knows nothing: every symbol is escaped, so that any bytes lead somewhere.
     fn unlearned() -> Relation {
-        Relation { model: Model::learn(&Counts::new(CONTEXTS), 0..0, 8.0), ..Relation::default() }
+        Relation {
+            model: Model::learn(&Counts::new(CONTEXTS), 0..0, PlainBytes { bits_min: 8.0, times: 1 }),
+            ..Relation::default()
+        }
     }
 
     /// The symbols as bytes that [`unlearned`] reads.

@@ -107,11 +107,32 @@ impl Table {
     }
 }
 
+/// When bytes are stored as they are: they are read in no time then, and take eight bits.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct PlainBytes {
+    /// From how many bits of information on.
+    pub(super) bits_min: f64,
+    /// How many symbols there will be for each that was counted. A table must save more bytes than it takes.
+    pub(super) times: usize,
+}
+
+/// What a symbol takes in a table as it is written, about.
+const KNOWN_BYTES: f64 = 1.5;
+
+impl PlainBytes {
+    fn is_for(self, counts: &[u32; SYMBOLS_MAX as usize], total: u64) -> bool {
+        let bits = bits(counts, total);
+        let saved = total as f64 * self.times as f64 * (8.0 - bits) / 8.0;
+        let known = counts.iter().filter(|count| **count > 0).count();
+        bits > self.bits_min || saved <= known as f64 * KNOWN_BYTES
+    }
+}
+
 /// Shares by how often each symbol was seen; at least one part for the unknown. None where symbols are plain bytes and nothing
 /// that is worth a table.
-fn learn(counts: &[u32; SYMBOLS_MAX as usize], byte_bits_max: Option<f64>) -> Sizes {
+fn learn(counts: &[u32; SYMBOLS_MAX as usize], bytes: Option<PlainBytes>) -> Sizes {
     let total: u64 = counts.iter().map(|count| u64::from(*count)).sum();
-    if byte_bits_max.is_some_and(|max| total == 0 || bits(counts, total) > max) {
+    if bytes.is_some_and(|rule| rule.is_for(counts, total)) {
         return Sizes::new();
     }
     let scaled = |count: u32| (u64::from(count) * u64::from(SCALE - 1) / total.max(1)) as u16;
@@ -176,11 +197,10 @@ fn read_sizes(bytes: &mut &[u8], of_bytes: bool) -> Option<Sizes> {
 }
 
 impl Model {
-    /// `of_bytes` are the contexts whose symbols are bytes. Where such a byte has more than `byte_bits_max` bits of
-    /// information it gets no table: it is read in no time then, and takes eight bits.
-    pub(super) fn learn(counts: &Counts, of_bytes: Range<usize>, byte_bits_max: f64) -> Self {
-        let max = |at| of_bytes.contains(&at).then_some(byte_bits_max);
-        let sizes = counts.0.iter().enumerate().map(|(at, counts)| learn(counts, max(at)));
+    /// `of_bytes` are the contexts whose symbols are bytes, and `rule` says which of these have no table.
+    pub(super) fn learn(counts: &Counts, of_bytes: Range<usize>, rule: PlainBytes) -> Self {
+        let rule = |at| of_bytes.contains(&at).then_some(rule);
+        let sizes = counts.0.iter().enumerate().map(|(at, counts)| learn(counts, rule(at)));
         Self { sizes: sizes.collect(), tables: OnceLock::new() }
     }
 
@@ -336,7 +356,7 @@ mod tests {
             let mut counts = Counts::new(3);
             counts.see(&learned);
             let mut written = Vec::new();
-            let model = Model::learn(&counts, 0..0, 8.0);
+            let model = Model::learn(&counts, 0..0, PlainBytes { bits_min: 8.0, times: 1 });
             model.write(&mut written);
             let mut rest = written.as_slice();
             let read = Model::read(&mut rest, 3, 0..0).unwrap();
@@ -371,7 +391,7 @@ mod tests {
         fn any_bytes_decode_or_fail(learned in symbols(1), bytes in proptest::collection::vec(any::<u8>(), 0..60)) {
             let mut counts = Counts::new(1);
             counts.see(&learned);
-            let model = Model::learn(&counts, 0..0, 8.0);
+            let model = Model::learn(&counts, 0..0, PlainBytes { bits_min: 8.0, times: 1 });
             if let Some(mut decoder) = model.decoder(&bytes) {
                 for _ in 0..2000 {
                     match decoder.next(0) {
@@ -391,7 +411,7 @@ mod tests {
         let mut counts = Counts::new(1);
         counts.see(&coded);
         let mut bytes = Vec::new();
-        Model::learn(&counts, 0..0, 8.0).encode(&coded, &mut bytes);
+        Model::learn(&counts, 0..0, PlainBytes { bits_min: 8.0, times: 1 }).encode(&coded, &mut bytes);
         // 0.337 bits a symbol is the entropy; 337 bytes.
         assert!(bytes.len() < 350, "{}", bytes.len());
     }
