@@ -7,7 +7,9 @@
 //! costs (measured) ───┘   (agents, clock)     └─► what must never happen is checked
 //! ```
 
+mod agent;
 mod costs;
+mod outcome;
 mod report;
 mod trace;
 mod world;

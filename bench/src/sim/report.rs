@@ -6,7 +6,7 @@ use comfy_table::{CellAlignment, Table, presets::NOTHING};
 use medes_controller::policy::PolicyKind;
 use serde::Serialize;
 
-use super::{Options, trace::Trace, world::Outcome};
+use super::{Options, outcome::Outcome, trace::Trace};
 use crate::{record::Record, show};
 
 /// A whole run.

@@ -13,13 +13,14 @@ use medes_controller::{
 };
 use medes_proto::{
     fleet::{Command, Hello, Inventory, NodeMemory, SnapshotReport, Success},
-    function::FunctionSpec,
     ids::{CommandId, FunctionName, SandboxId, SnapshotId},
-    sandbox::{SandboxReport, SandboxState, StartKind},
+    sandbox::{SandboxReport, SandboxState},
 };
 
 use super::{
+    agent::{Agent, Held, spec},
     costs::{Cost, Costs},
+    outcome::Outcome,
     trace::Trace,
 };
 use crate::engine::speed::Dice;
@@ -49,53 +50,6 @@ pub(super) struct Settings {
     /// Minutes that are not counted.
     pub(super) warm_up: usize,
     pub(super) policy: PolicySettings,
-}
-
-/// What came of it all.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Outcome {
-    /// Requests by how they found their sandbox.
-    pub(super) warm: u64,
-    pub(super) restored: u64,
-    pub(super) cold: u64,
-    /// Requests that were refused.
-    pub(super) refused: u64,
-    /// Time from a request's arrival until its sandbox had it, in seconds.
-    pub(super) waits: Vec<f32>,
-    /// (wait + execution) / execution.
-    pub(super) slowdowns: Vec<f32>,
-    /// Commands that succeeded.
-    pub(super) dedups: u64,
-    pub(super) restores: u64,
-    pub(super) bases: u64,
-    pub(super) purges: u64,
-    /// Memory of the whole cluster at the end of each minute.
-    pub(super) bytes: Vec<u64>,
-    /// Most sandboxes at a time.
-    pub(super) sandboxes_max: usize,
-    /// Most that one node held beyond its memory, at any time.
-    pub(super) over_bytes_max: u64,
-    /// Events that the driver was told.
-    pub(super) events: u64,
-}
-
-#[derive(Debug)]
-struct Held {
-    function: u32,
-    revision: u64,
-    state: SandboxState,
-    bases: Vec<SnapshotId>,
-    source_of: Option<SnapshotId>,
-    /// Since when nobody has used it; `None` while somebody does.
-    idle_since: Option<Now>,
-    open: u32,
-}
-
-#[derive(Debug, Default)]
-struct Agent {
-    sandboxes: BTreeMap<SandboxId, Held>,
-    snapshots: BTreeMap<SnapshotId, u32>,
-    used_bytes: u64,
 }
 
 #[derive(Debug)]
@@ -327,7 +281,7 @@ impl<'t> World<'t> {
     fn perform(&mut self, action: Action) -> Result<()> {
         match action {
             Action::Command { connection, id, command } => {
-                self.commanded(agent_of(connection), id, command)?
+                self.commanded(agent_of(connection), id, command)?;
             }
             Action::Send { request, target } => {
                 let wait = {
@@ -541,29 +495,6 @@ impl<'t> World<'t> {
             sandboxes: sandboxes.keys().map(|id| self.report(agent, *id)).collect(),
             snapshots: snapshots.iter().map(|(id, function)| self.snapshot(*id, *function)).collect(),
         }
-    }
-}
-
-fn spec(name: &FunctionName, cost: &Cost) -> FunctionSpec {
-    let text = format!("name = '{name}'\ncommand = ['x']");
-    let spec = FunctionSpec::from_toml(&text).unwrap_or_else(|_| unreachable!("a plain function file"));
-    FunctionSpec { memory_bytes: cost.warm_bytes, ..spec }
-}
-
-impl Outcome {
-    fn count(&mut self, start: StartKind, wait: Duration, execution: Duration) {
-        match start {
-            StartKind::Cold => self.cold += 1,
-            StartKind::Restore | StartKind::Unpark => self.restored += 1,
-            _ => self.warm += 1,
-        }
-        self.waits.push(wait.as_secs_f32());
-        let execution = execution.as_secs_f32().max(1e-3);
-        self.slowdowns.push((wait.as_secs_f32() + execution) / execution);
-    }
-
-    pub(super) fn requests(&self) -> u64 {
-        self.warm + self.restored + self.cold
     }
 }
 
