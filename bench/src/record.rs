@@ -49,11 +49,6 @@ impl Target {
         Self { name, target, value, unit, met: value >= target }
     }
 
-    /// Was anything measured?
-    pub(crate) const fn is_known(&self) -> bool {
-        !self.value.is_nan()
-    }
-
     /// For people.
     pub(crate) fn line(&self) -> String {
         let Self { name, target, value, unit, met } = self;

@@ -12,15 +12,15 @@ use ratatui::{
 use super::model::{Model, Tab};
 use crate::{human, output::plain, trace::line};
 
-/// States in the order of a life, as the summary shows them.
-const STATES: [SandboxState; 7] = [
-    SandboxState::Starting,
-    SandboxState::Warm,
-    SandboxState::Running,
-    SandboxState::Deduping,
-    SandboxState::Parked,
-    SandboxState::Dedup,
-    SandboxState::Restoring,
+/// States in the order of a life, as the summary shows them, and the columns each has: 80 together.
+const STATES: [(SandboxState, usize); 7] = [
+    (SandboxState::Starting, 12),
+    (SandboxState::Warm, 11),
+    (SandboxState::Running, 11),
+    (SandboxState::Deduping, 12),
+    (SandboxState::Parked, 11),
+    (SandboxState::Dedup, 11),
+    (SandboxState::Restoring, 12),
 ];
 
 const HELP: [&str; 9] = [
@@ -85,11 +85,12 @@ fn draw_summary(frame: &mut Frame<'_>, model: &Model, area: Rect) {
     let [states, sizes, gauge, parts, starts] = Layout::vertical([Constraint::Length(1); 5]).areas(area);
     let cell = |state: SandboxState, text: String| format!("{} {text}", state.word());
     let line = |text: &dyn Fn(SandboxState) -> String| {
-        STATES.map(|state| format!("{:<13}", cell(state, text(state)))).concat()
+        STATES.map(|(state, width)| format!("{:<width$}", cell(state, text(state)))).concat()
     };
     let counted = line(&|state| snapshot.in_state(state).to_string());
     frame.render_widget(Line::raw(counted), states);
-    let held = STATES.map(|state| format!("{:<13}", human::bytes_or_dash(snapshot.bytes_in(state))));
+    let held = |state| human::bytes_or_dash(snapshot.bytes_in(state));
+    let held = STATES.map(|(state, width)| format!("{:<width$}", held(state)));
     frame.render_widget(Line::styled(held.concat(), dim()), sizes);
     let sum = |part: fn(&medes_proto::fleet::NodeMemory) -> u64| {
         snapshot.nodes.iter().map(|node| part(&node.memory)).fold(0, u64::saturating_add)

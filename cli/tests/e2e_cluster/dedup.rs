@@ -90,9 +90,11 @@ fn an_established_connection_keeps_a_sandbox_warm_and_is_not_tried_again_at_once
     let error = cluster.refused(&["dedup", &connected]);
     assert_eq!(error["kind"], "dump_refused", "{error}");
     assert_eq!(cluster.post_to(&connected, "f/disconnect").start(), "warm");
+    // The request for the other one may have come here, if that one was being made a base.
+    let before = cluster.post_to(&connected, "f/count").good()["count"].as_u64().unwrap();
     cluster.ask(&["dedup", &connected]);
     let back = cluster.post_to(&connected, "f/count");
-    assert_eq!((back.start(), &back.good()["count"]), ("restore", &json!(2)));
+    assert_eq!((back.start(), &back.good()["count"]), ("restore", &json!(before + 1)));
 }
 
 #[test]
