@@ -13,6 +13,7 @@ mod reuse;
 mod scratch;
 mod show;
 mod sim;
+mod start;
 mod station;
 mod stats;
 mod watch;
@@ -35,6 +36,8 @@ enum Experiment {
     Demo(demo::Options),
     /// Times every way to a first answer: cold start, plain CRIU restore, Medes restore, warm sandbox
     Restore(restore::Options),
+    /// Times cold start, restore, unpark and warm requests, and what each state holds
+    Start(start::Options),
     /// Times warm requests unwatched, watched by the kernel programs, and with writes tracked
     Watch(watch::Options),
     /// Times dedups of sandboxes that came back: with what has not changed taken over, with hot pages kept whole
@@ -56,6 +59,7 @@ fn main() -> ExitCode {
             .context("start the runtime")
             .and_then(|runtime| runtime.block_on(demo::run(options))),
         Experiment::Restore(options) => restore::main(&options),
+        Experiment::Start(options) => start::main(&options),
         Experiment::Watch(options) => watch::main(&options),
         Experiment::Reuse(options) => reuse::main(&options),
         Experiment::Engine(options) => engine::main(&options),

@@ -1,0 +1,196 @@
+//! Every way to a first answer by state: cold, restored from a dedup image, unparked, warm; and what each state holds.
+//!
+//! The node is in this process, made of the agent's own library. Pages come back from real recipes against a base of the same
+//! function. Each answer is checked to be the next one of the same process.
+
+mod report;
+
+use std::{process::ExitCode, sync::Arc, time::Instant};
+
+use anyhow::{Context, Result, ensure};
+use clap::Args;
+use medes_agent::{
+    base, dedupe, driver::DedupOrder, pager::Pager, park, restore, roads::Warm, sandbox::Usage,
+};
+use medes_proto::{function::FunctionSpec, sandbox::Phase};
+
+use crate::{
+    experiment::{self, Subjects},
+    functions::{Candidate, Function},
+    station::{
+        Station,
+        ask::{Reply, ask},
+    },
+};
+use report::{Report, Row};
+
+/// Parks and unparks of which no answer is timed: so often memory must come back.
+const CYCLES: u32 = 20;
+const PAGER_THREADS: usize = 2;
+/// The request whose times are compared, the same for every way.
+const COMPARED: u64 = 1_000_007;
+const QUICK_ROUNDS: u32 = 5;
+
+/// What to measure, how often, and where to leave it.
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    /// How often each way is gone
+    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    rounds: u32,
+    /// Few rounds, to see that it works
+    #[arg(long)]
+    quick: bool,
+    #[command(flatten)]
+    subjects: Subjects,
+}
+
+/// What one function brought. Times are in milliseconds.
+#[derive(Debug, Default)]
+struct Measured {
+    cold: Vec<f64>,
+    warm: Vec<f64>,
+    unpark: Vec<f64>,
+    restore: Vec<f64>,
+    first_park: Vec<f64>,
+    park: Vec<f64>,
+    park_phases: Vec<Vec<Phase>>,
+    /// As the kernel counts the sandbox: warm, and parked.
+    memory: Option<(Usage, Usage)>,
+    parked_bytes: u64,
+    dedup_bytes: u64,
+    cycles: u32,
+}
+
+/// Call it before any thread exists.
+pub(crate) fn main(options: &Options) -> Result<ExitCode> {
+    let rounds = if options.quick { QUICK_ROUNDS } else { options.rounds };
+    let measure = async |station: &mut Station, candidates, report: &mut Report| {
+        let program = std::env::current_exe().context("find this program")?.with_file_name("medes-agent");
+        let starter = (station.roads.reaper.clone(), program);
+        let pager = Pager::start(PAGER_THREADS, station.host.guard(), starter).context("start the pager")?;
+        measure(station, &pager, candidates, rounds, report).await
+    };
+    experiment::run(&options.subjects, &[], Report::new(rounds), measure)
+}
+
+async fn measure(
+    station: &mut Station,
+    pager: &Pager,
+    candidates: Vec<Candidate>,
+    rounds: u32,
+    report: &mut Report,
+) -> Result<()> {
+    for candidate in candidates {
+        let function = candidate.name().to_owned();
+        eprintln!("{function}");
+        let row = match candidate {
+            Candidate::Skipped { reason, .. } => Row::Skipped { function, reason },
+            Candidate::Ready(ready) => match measure_one(station, pager, &ready, rounds).await {
+                Ok(done) => Row::measured(function, &done),
+                Err(error) => Row::Failed { function, reason: format!("{error:#}") },
+            },
+        };
+        if let Row::Skipped { reason, .. } | Row::Failed { reason, .. } = &row {
+            eprintln!("    {reason}");
+        }
+        report.rows.push(row);
+        // A failed function may leave a sandbox; the next one must not find its memory taken.
+        station.clear().await?;
+    }
+    Ok(())
+}
+
+async fn measure_one(
+    station: &mut Station,
+    pager: &Pager,
+    function: &Function,
+    rounds: u32,
+) -> Result<Measured> {
+    let spec = Arc::new(FunctionSpec::from_toml(&function.toml).context("read its function file")?);
+    let mut measured = Measured::default();
+    let (sandbox, snapshot) = station.number()?;
+    let warm = station.start(sandbox, &spec).await?;
+    ask(&warm.housing, COMPARED).await?;
+    base::make_base(&station.roads, sandbox, &warm, snapshot).await.context("make a base snapshot")?;
+    station.remove(sandbox, &warm.housing).await?;
+    for round in 1..=rounds {
+        let put_away = by_dedup(station, &spec, &mut measured);
+        put_away.await.with_context(|| format!("cold start, dedup and restore, round {round}"))?;
+    }
+    by_parking(station, pager, &spec, rounds, &mut measured).await.context("park and unpark")?;
+    Ok(measured)
+}
+
+/// Times a request, and checks that it is the next one of the same process.
+async fn timed(warm: &Warm, began: Instant, last: &mut Option<Reply>) -> Result<f64> {
+    let reply = ask(&warm.housing, COMPARED).await?;
+    let took = began.elapsed().as_secs_f64() * 1e3;
+    ensure!(last.as_ref().is_none_or(|last| last.continues_in(&reply)), "an answer of another process");
+    *last = Some(reply);
+    Ok(took)
+}
+
+/// A new sandbox: cold, warm, then away into an image and back.
+async fn by_dedup(station: &mut Station, spec: &Arc<FunctionSpec>, measured: &mut Measured) -> Result<()> {
+    let (sandbox, _) = station.number()?;
+    let mut last = None;
+    let began = Instant::now();
+    let warm = station.start(sandbox, spec).await?;
+    measured.cold.push(timed(&warm, began, &mut last).await?);
+    timed(&warm, Instant::now(), &mut last).await?;
+    measured.warm.push(timed(&warm, Instant::now(), &mut last).await?);
+    let (stored, deduped) = match dedupe::dedup(&station.roads, sandbox, warm, DedupOrder::default()).await {
+        Ok(done) => done,
+        Err(not) => return Err(not.error).context("dedup"),
+    };
+    measured.dedup_bytes = deduped.stored_bytes;
+    let began = Instant::now();
+    let warm = match restore::restore(&station.roads, stored, false).await {
+        Ok((warm, _)) => warm,
+        Err(not) => return Err(not.error).context("restore"),
+    };
+    measured.restore.push(timed(&warm, began, &mut last).await?);
+    station.remove(sandbox, &warm.housing).await
+}
+
+/// One sandbox that stays where it is, parked again and again.
+async fn by_parking(
+    station: &mut Station,
+    pager: &Pager,
+    spec: &Arc<FunctionSpec>,
+    rounds: u32,
+    measured: &mut Measured,
+) -> Result<()> {
+    let (sandbox, _) = station.number()?;
+    let mut last = None;
+    let mut warm = station.start(sandbox, spec).await?;
+    timed(&warm, Instant::now(), &mut last).await?;
+    timed(&warm, Instant::now(), &mut last).await?;
+    let running = warm.housing.usage();
+    // The first ones teach it what is touched.
+    for round in 0..rounds.max(CYCLES) + 2 {
+        let began = Instant::now();
+        let parked = park::park(&station.roads, pager, sandbox, warm, None).await;
+        let deduped = match parked {
+            Ok((parked, deduped)) => {
+                warm = parked;
+                deduped
+            }
+            Err(not) => return Err(not.error).with_context(|| format!("park, round {round}")),
+        };
+        let took = began.elapsed().as_secs_f64() * 1e3;
+        let park = if round == 0 { &mut measured.first_park } else { &mut measured.park };
+        park.push(took);
+        measured.park_phases.push(deduped.phases);
+        measured.parked_bytes = deduped.stored_bytes;
+        measured.memory = Some((running, warm.housing.usage()));
+        let began = Instant::now();
+        warm.paged.as_ref().context("it is parked")?.unpark().context("unpark it")?;
+        let took = timed(&warm, began, &mut last).await?;
+        if round >= 2 {
+            measured.unpark.push(took);
+        }
+        measured.cycles += 1;
+    }
+    station.remove(sandbox, &warm.housing).await
+}
