@@ -37,7 +37,7 @@ const NO_PARK: &str = "parked sandboxes are not simulated";
 /// What a purge takes.
 const PURGE: Duration = Duration::from_millis(10);
 
-/// A node hears of it later when a caller has given up.
+/// How long a caller waits.
 const DEADLINE: Duration = Duration::from_secs(600);
 
 /// What is simulated.

@@ -114,7 +114,7 @@ impl Driver {
 
     fn insert_snapshot(&mut self, id: SnapshotId, snapshot: Snapshot) {
         self.bases_of.entry(snapshot.function.clone()).or_default().insert(id);
-        self.mark_orphaned(&snapshot.function.clone());
+        self.mark_orphaned(&snapshot.function);
         self.snapshots.insert(id, snapshot);
     }
 
