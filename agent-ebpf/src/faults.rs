@@ -1,25 +1,33 @@
 //! Faults of sandboxes that are asked for: an event each, and the heat of each page.
+//!
+//! A fault of anybody else costs one look at [`WANTING`] while nobody is asked about, and one at [`WANTED`] otherwise.
 
+use aya_ebpf::bindings::BPF_RB_NO_WAKEUP;
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{HashMap, LruHashMap, RingBuf};
+use aya_ebpf::maps::{Array, HashMap, RingBuf};
 use medes_agent_ebpf::{
-    FAULTS_BYTES, FaultWords, HEAT_MAX, HEAT_ONE, HeatKey, HeatWords, Lost, SANDBOXES_MAX, decayed, fault,
-    wants, word,
+    FAULTS_BYTES, FaultWords, HEAT_MAX, HEAT_ONE, HeatKey, HeatWords, Lost, SANDBOXES_MAX, WantedWords,
+    decayed, fault, heat_place, wants,
 };
 
 use crate::lose;
-use crate::runs::{Sandbox, now_ns};
-use crate::task::{Running, Task};
+use crate::runs::{add, now_ns};
+use crate::task::current;
+
+/// How many sandboxes are in [`WANTED`].
+#[map]
+static WANTING: Array<u64> = Array::with_max_entries(1, 0);
 
 /// Sandboxes nobody asks about are not in it.
 #[map]
-static WANTED: HashMap<u64, u64> = HashMap::with_max_entries(SANDBOXES_MAX, 0);
+static WANTED: HashMap<u64, WantedWords> = HashMap::with_max_entries(SANDBOXES_MAX, 0);
 
 #[map]
 static FAULTS: RingBuf = RingBuf::with_byte_size(FAULTS_BYTES, 0);
 
+/// A table with two places for each page rather than a hash map: a place is found without a lock or a list.
 #[map]
-static HEAT: LruHashMap<HeatKey, HeatWords> = LruHashMap::with_max_entries(HEAT_MAX, 0);
+static HEAT: Array<HeatWords> = Array::with_max_entries(HEAT_MAX, 0);
 
 /// Bit of the error code (x86): the access was a write.
 const WRITE: u64 = 1 << 1;
@@ -28,17 +36,19 @@ const PAGE_SHIFT: u64 = 12;
 #[inline(always)]
 pub(crate) fn seen(address: u64, error: u64, in_kernel: bool) {
     // The upper half of the addresses is the kernel's own.
-    if address >> 63 != 0 {
+    if address >> 63 != 0 || WANTING.get(0).is_none_or(|count| *count == 0) {
         return;
     }
-    let Running { process, owner: key, .. } = Running::ask(Task::running());
-    // SAFETY: entries are words; one that is replaced meanwhile is read as the old or the new one.
-    let Some(wanted) = (unsafe { WANTED.get(key) }).copied() else { return };
-    let Some(sandbox) = Sandbox::find(key) else { return };
+    let (key, process) = current();
+    let Some(wanted) = WANTED.get_ptr_mut(key) else { return };
+    let wanted = wanted.cast::<u64>();
+    // SAFETY: the map gave a row of two words, valid until the program ends; this is the first.
+    let bits = unsafe { wanted.read_volatile() };
+    // SAFETY: as above; this is the second.
+    unsafe { add(wanted.add(1), 1) };
     let now_ns = now_ns();
     let write = error & WRITE != 0;
-    sandbox.add(word::FAULTS, 1);
-    if wanted & wants::EVENTS != 0 {
+    if bits & wants::EVENTS != 0 {
         let mut last = u64::from(process);
         if write {
             last |= fault::WRITE;
@@ -47,28 +57,38 @@ pub(crate) fn seen(address: u64, error: u64, in_kernel: bool) {
             last |= fault::IN_KERNEL;
         }
         let event: FaultWords = [key, address, now_ns, last];
-        if FAULTS.output::<FaultWords>(&event, 0).is_err() {
+        // Nobody sleeps until there is one: the ring is looked at from time to time.
+        if FAULTS.output::<FaultWords>(&event, u64::from(BPF_RB_NO_WAKEUP)).is_err() {
             lose(Lost::Faults);
         }
     }
-    if wanted & wants::HEAT != 0 {
+    if bits & wants::HEAT != 0 {
         warm(&[key, u64::from(process), address >> PAGE_SHIFT], write, now_ns);
     }
 }
 
+/// Two CPUs in the same place at once may lose a touch, or leave one to the wrong of two pages, no more.
 #[inline(always)]
 fn warm(page: &HeatKey, write: bool, now_ns: u64) {
-    let written = if write { HEAT_ONE } else { 0 };
-    let Some(words) = HEAT.get_ptr_mut(page) else {
-        // Full cannot be: another page gives way. Two CPUs with the same new page: one touch is forgotten.
-        let _forgotten = HEAT.insert(page, &[HEAT_ONE, written, now_ns], 0);
-        return;
+    let place = heat_place(page);
+    let (Some(first), Some(second)) = (HEAT.get_ptr_mut(place), HEAT.get_ptr_mut(place | 1)) else { return };
+    // SAFETY: the map gave rows of words, valid until the program ends, and these are two rows.
+    let (first, second) = unsafe { (&mut *first, &mut *second) };
+    let [key, process, number] = *page;
+    let is_its = |words: &HeatWords| words[0] == key && words[2] == number && words[1] == process;
+    let words = if is_its(first) {
+        first
+    } else if is_its(second) {
+        second
+    } else {
+        let heat = |words: &HeatWords| decayed(words[3], now_ns.saturating_sub(words[5]));
+        let words = if heat(first) <= heat(second) { first } else { second };
+        *words = [key, process, number, 0, 0, now_ns];
+        words
     };
-    // SAFETY: the map gave a row of three words, valid until the program ends. Two CPUs in the same page at once
-    // may lose a touch, no more.
-    let [touches, writes, last_ns] = unsafe { &mut *words };
+    let [_, _, _, touches, writes, last_ns] = words;
     let age_ns = now_ns.saturating_sub(*last_ns);
     *touches = decayed(*touches, age_ns).saturating_add(HEAT_ONE);
-    *writes = decayed(*writes, age_ns).saturating_add(written);
+    *writes = decayed(*writes, age_ns).saturating_add(if write { HEAT_ONE } else { 0 });
     *last_ns = now_ns;
 }

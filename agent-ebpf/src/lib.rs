@@ -33,8 +33,10 @@ pub mod program {
 pub mod map {
     /// Sandbox key → [`super::ActivityWords`]. The agent puts a sandbox in and takes it out.
     pub const SANDBOXES: &str = "SANDBOXES";
-    /// Sandbox key → bits of [`super::wants`].
+    /// Sandbox key → [`super::WantedWords`].
     pub const WANTED: &str = "WANTED";
+    /// One number: how many sandboxes are in [`WANTED`]. At 0 the programs for faults look at nothing else.
+    pub const WANTING: &str = "WANTING";
     /// Process number (the kernel's tgid) → sandbox key, of the processes that were there when the watch of their
     /// sandbox began; only used without a cgroup v2 hierarchy.
     pub const MEMBERS: &str = "MEMBERS";
@@ -44,7 +46,7 @@ pub mod map {
     pub const RUNNABLE: &str = "RUNNABLE";
     /// Events of faults, oldest first.
     pub const FAULTS: &str = "FAULTS";
-    /// [`super::HeatKey`] → [`super::HeatWords`].
+    /// [`super::HeatWords`], each at one of the two places that [`super::heat_place`] names.
     pub const HEAT: &str = "HEAT";
     /// One count per [`super::Lost`], per CPU.
     pub const LOST: &str = "LOST";
@@ -64,7 +66,7 @@ pub const MEMBERS_MAX: u32 = 16_384;
 pub const TASKS_MAX: u32 = 65_536;
 /// Tasks of sandboxes that are runnable at once.
 pub const RUNNABLE_MAX: u32 = 16_384;
-/// Pages whose heat is kept; the one not seen for longest gives way.
+/// Pages whose heat is kept, a power of two: of three that want the same two places the coldest gives way.
 pub const HEAT_MAX: u32 = 65_536;
 /// Bytes of fault events that may wait for the agent.
 pub const FAULTS_BYTES: u32 = 1 << 20;
@@ -72,7 +74,10 @@ pub const FAULTS_BYTES: u32 = 1 << 20;
 /// A sandbox that a timer woke has not worked until it has used this much CPU time, in nanoseconds.
 pub const TIMER_WORK_NS: u64 = 2_000_000;
 
-/// What the agent wants to know of a sandbox's faults: bits of the values in [`map::WANTED`].
+/// What is wanted of a sandbox's faults, bits of [`wants`]; and how many were seen since that was said.
+pub type WantedWords = [u64; 2];
+
+/// What the agent wants to know of a sandbox's faults.
 pub mod wants {
     /// An event for each.
     pub const EVENTS: u64 = 1;
@@ -110,8 +115,8 @@ pub mod word {
     pub const FORKS: usize = 9;
     /// Processes and threads ended.
     pub const EXITS: usize = 10;
-    /// Faults seen while they were wanted.
-    pub const FAULTS: usize = 11;
+    /// When the last of its tasks that could run ceased to: nanoseconds of `CLOCK_MONOTONIC`.
+    pub const IDLE_NS: usize = 11;
 }
 
 /// One fault: sandbox key, address, `CLOCK_MONOTONIC` nanoseconds, and process number with the [`fault`] bits above.
@@ -129,8 +134,18 @@ pub mod fault {
 
 /// Sandbox key, process number, page number (address / 4096).
 pub type HeatKey = [u64; 3];
-/// Touches and writes, in 256ths and decayed; when last.
-pub type HeatWords = [u64; 3];
+/// A [`HeatKey`]; its touches and writes, in 256ths and decayed; when last. The key of a place that is free is zeros.
+pub type HeatWords = [u64; 6];
+
+/// The first of the two neighbouring places where the heat of a page may be.
+#[inline(always)]
+#[must_use]
+pub const fn heat_place(page: &HeatKey) -> u32 {
+    // Any odd numbers that spread their arguments over all bits will do.
+    let [key, process, page] = *page;
+    let mixed = key.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ process.wrapping_mul(0xC2B2_AE3D_27D4_EB4F) ^ page;
+    (mixed.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32) as u32 & (HEAT_MAX - 2)
+}
 
 /// A heat halves in this many nanoseconds, as a power of two (8.6 s).
 pub const HEAT_HALF_LIFE_LOG2_NS: u32 = 33;
@@ -171,5 +186,15 @@ mod tests {
         assert_eq!(decayed(HEAT_ONE, life), HEAT_ONE / 2);
         assert_eq!(decayed(u64::MAX, 63 * life), 1);
         assert_eq!(decayed(u64::MAX, u64::MAX), 0);
+    }
+
+    #[test]
+    fn the_pages_of_a_process_are_spread_over_the_places() {
+        let mut used = [false; HEAT_MAX as usize];
+        (0..1_u64 << 12).for_each(|page| used[heat_place(&[7, 42, 0x7f00_0000 + page]) as usize] = true);
+        let places = used.iter().filter(|used| **used).count();
+        // By chance 4096 balls hit some 3850 of 32768 places.
+        assert!(places > 3_600, "{places}");
+        assert!(used.iter().skip(1).step_by(2).all(|used| !used), "the second place is the next one");
     }
 }

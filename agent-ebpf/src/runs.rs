@@ -33,6 +33,22 @@ pub(crate) fn now_ns() -> u64 {
     unsafe { bpf_ktime_get_ns() }
 }
 
+/// Adds to a word that all CPUs change at the same time; returns what it was.
+///
+/// # Safety
+/// `word` must be valid for writes and aligned, as words of maps are.
+#[inline(always)]
+pub(crate) unsafe fn add(word: *mut u64, more: u64) -> u64 {
+    let mut value = more;
+    // SAFETY: one atomic addition to a word that the caller vouches for. The target has the instruction, only the core
+    // library does not offer it there.
+    unsafe {
+        asm!("{value} = atomic_fetch_add((u64 *)({word} + 0), {value})",
+            word = in(reg) word, value = inout(reg) value, options(nostack));
+    }
+    value
+}
+
 /// The words of one sandbox, which all CPUs change at the same time.
 pub(crate) struct Sandbox(*mut ActivityWords);
 
@@ -68,14 +84,8 @@ impl Sandbox {
     /// Returns what it was.
     #[inline(always)]
     pub(crate) fn add(&self, at: usize, more: u64) -> u64 {
-        let mut value = more;
-        // SAFETY: one atomic addition to a word that is valid, see `word`. The target has the instruction, only the
-        // core library does not offer it there.
-        unsafe {
-            asm!("{value} = atomic_fetch_add((u64 *)({word} + 0), {value})",
-                word = in(reg) self.word(at), value = inout(reg) value, options(nostack));
-        }
-        value
+        // SAFETY: valid and aligned, see `word`.
+        unsafe { add(self.word(at), more) }
     }
 }
 
@@ -164,7 +174,10 @@ fn count_out(task: Task) {
     if RUNNABLE.remove(task.name()).is_ok()
         && let Some(sandbox) = Sandbox::find(key)
     {
-        sandbox.add(word::RUNNABLE, u64::MAX);
+        // As a signed number, see above: it was the last.
+        if sandbox.add(word::RUNNABLE, u64::MAX) as i64 <= 1 {
+            sandbox.set(word::IDLE_NS, now_ns());
+        }
     }
 }
 

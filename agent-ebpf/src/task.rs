@@ -88,6 +88,19 @@ impl Task {
     }
 }
 
+/// The key of the sandbox the running task may be of (0 for none), and its process. Where sandboxes are cgroups, no table
+/// is looked at.
+#[inline(always)]
+pub(crate) fn current() -> (u64, u32) {
+    if by_cgroup() {
+        // SAFETY: the helper takes no argument and touches no memory of ours.
+        let owner = unsafe { bpf_get_current_cgroup_id() };
+        return (owner, (bpf_get_current_pid_tgid() >> 32) as u32);
+    }
+    let Running { process, owner, .. } = Running::ask(Task::running());
+    (owner, process)
+}
+
 /// What helpers and tables say about the task that runs now.
 pub(crate) struct Running {
     /// Its process.

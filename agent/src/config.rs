@@ -4,7 +4,7 @@ use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf};
 
 use medes_proto::{ids::NodeId, units::ByteSize};
 
-use crate::{bases::Budgets, earlier::Room, faults::Step, roads::HotPages};
+use crate::{bases::Budgets, earlier::Room, faults::Step, roads::HotPages, watch::heat::HeatSettings};
 
 /// Flags of `medes-agent run`.
 #[derive(Debug, clap::Args)]
@@ -45,6 +45,12 @@ pub struct Config {
     /// Track which pages each sandbox writes
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
     pub track_writes: bool,
+    /// When a page is hot or warm
+    #[command(flatten)]
+    pub heat: HeatSettings,
+    /// Have the kernel programs of the watch write what they could not do to the log
+    #[arg(long)]
+    pub watch_log: bool,
     /// What a dedup does with pages that requests write all the time
     #[arg(long, default_value = "pack")]
     pub hot_pages: HotPages,
@@ -54,6 +60,9 @@ pub struct Config {
     /// Serve metrics (Prometheus) here, at /metrics; default: nowhere
     #[arg(long, value_name = "ADDRESS")]
     pub metrics: Option<SocketAddr>,
+    /// Export spans (OpenTelemetry, OTLP over gRPC) to this collector, such as http://127.0.0.1:4317; default: nowhere
+    #[arg(long, value_name = "URL")]
+    pub spans: Option<String>,
     /// Make this step fail, for tests
     #[arg(long, hide = true)]
     pub fault: Option<Step>,

@@ -1,11 +1,10 @@
 //! Where a warm sandbox's memory is: its processes' mappings and, page by page, what the kernel says of them.
 //!
-//! Present, private, of a file, swapped; and hot, warm or cold where its writes are tracked. Nothing of a page is read.
+//! Present, private, of a file, swapped; and hot, warm, read or cold where its writes are tracked. Nothing of a page is read.
 
 use std::{
     fs::File,
     io::{self, BufRead as _, BufReader},
-    os::unix::fs::FileExt as _,
 };
 
 use medes_dedup::page::PAGE_BYTES;
@@ -18,20 +17,12 @@ use nix::unistd::Pid;
 
 use crate::{
     criu::tree,
-    watch::{heat::Class, tracked::Known},
+    pagemap::{self, OF_FILE, PRESENT, SWAPPED},
+    watch::tracked::Known,
 };
 
 /// Pages looked at for one map, present or not: 16 GiB of addresses.
 const PAGES_MAX: u64 = 4 << 20;
-/// Entries of /proc/PID/pagemap read at a time.
-const ENTRIES: usize = 8_192;
-/// Bytes of one such entry.
-const ENTRY_BYTES: usize = 8;
-
-/// Bits of an entry, as the kernel's `admin-guide/mm/pagemap` has them.
-const PRESENT: u64 = 1 << 63;
-const SWAPPED: u64 = 1 << 62;
-const OF_FILE: u64 = 1 << 61;
 
 /// Why there is no map.
 #[derive(Debug, thiserror::Error)]
@@ -51,7 +42,7 @@ pub enum HeatError {
 
 /// Looks at all processes of a sandbox, which may run meanwhile. Blocks, for about 0.1 us a page.
 ///
-/// With `known`, private pages are hot, warm or cold by their writes.
+/// With `known`, private pages are hot, warm or cold by their writes, and of the cold ones those are told that are read.
 pub fn look(sandbox: SandboxId, root: Pid, known: Option<Known>) -> Result<HeatMap, HeatError> {
     let source = if known.is_some() { "watch" } else { "procfs" };
     let mut map = Looking { known, ..Looking::default() };
@@ -107,22 +98,9 @@ impl Looking {
         }
         self.pages += pages;
         let mut ranges = Ranges::default();
-        let mut entries = vec![0_u8; ENTRIES * ENTRY_BYTES];
-        let mut at = 0;
-        while at < pages {
-            let count = usize::try_from(pages - at).map_or(ENTRIES, |left| left.min(ENTRIES));
-            let part = &mut entries[..count * ENTRY_BYTES];
-            let read = pagemap.read_at(part, (first + at) * ENTRY_BYTES as u64)? / ENTRY_BYTES;
-            if read == 0 {
-                // Addresses that the kernel does not let look at: vsyscall.
-                break;
-            }
-            for entry in part[..read * ENTRY_BYTES].as_chunks().0 {
-                let class = class(u64::from_ne_bytes(*entry));
-                ranges.add(at, class.map(|class| self.heated(class, pid, first + at)));
-                at += 1;
-            }
-        }
+        pagemap::entries(pagemap, first, pages, |page, entry| {
+            ranges.add(page - first, class(entry).map(|class| self.heated(class, pid, page)));
+        })?;
         let room = HEAT_RANGES_MAX - self.ranges;
         self.truncated |= ranges.0.len() > room;
         ranges.0.truncate(room);
@@ -138,11 +116,7 @@ impl Looking {
     /// The class of a page (address / 4096), with its heat where that is known.
     fn heated(&self, class: PageClass, pid: i32, page: u64) -> PageClass {
         match &self.known {
-            Some(known) if class == PageClass::Private => match known.class(pid, page) {
-                Class::Hot => PageClass::Hot,
-                Class::Warm => PageClass::Warm,
-                Class::Cold => PageClass::Cold,
-            },
+            Some(known) if class == PageClass::Private => known.class(pid, page),
             _ => class,
         }
     }

@@ -28,6 +28,7 @@ pub mod memory_file;
 mod metrics;
 pub mod node;
 pub mod page_work;
+mod pagemap;
 pub mod pager;
 pub mod park;
 pub mod reaper;

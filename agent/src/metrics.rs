@@ -6,7 +6,7 @@ use medes_proto::{
     sandbox::{Phase, SandboxState},
 };
 
-use crate::watch::{Counts, Lost};
+use crate::watch::{Counts, Lost, Sight, writes::Way};
 
 /// Long work has ended: well, with these phases, or not.
 pub(crate) fn operation(operation: &'static str, phases: Option<&[Phase]>) {
@@ -18,10 +18,18 @@ pub(crate) fn operation(operation: &'static str, phases: Option<&[Phase]>) {
     }
 }
 
-/// A window of a sandbox has ended in which so many pages were written.
-pub(crate) fn window(pages: usize) {
+/// A window of a sandbox has ended in which so many pages were written, and so many touched in any way.
+pub(crate) fn window(written: u64, touched: u64) {
     counter!("medes_watch_windows_total").increment(1);
-    counter!("medes_watch_written_pages_total").increment(pages as u64);
+    counter!("medes_watch_written_pages_total").increment(written);
+    counter!("medes_watch_touched_pages_total").increment(touched);
+}
+
+/// How this node sees who works and what is written.
+pub(crate) fn sight(work: Sight, writes: Option<Way>) {
+    gauge!("medes_watch_sight", "of" => "work", "by" => work.to_string()).set(1.0);
+    let by = writes.map_or_else(|| "nothing".to_owned(), |way| way.to_string());
+    gauge!("medes_watch_sight", "of" => "writes", "by" => by).set(1.0);
 }
 
 /// The writes of a process are tracked from now on, or cannot be.

@@ -5,6 +5,7 @@
 
 mod door;
 mod ends;
+mod finished;
 mod measure;
 mod on_roads;
 mod tracking;
@@ -20,6 +21,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use medes_metrics::spans::Exporter;
 use medes_proto::{
     fleet::{AgentMessage, ControllerMessage, Hello, Inventory, Success, Welcome},
     ids::{NodeId, SandboxId},
@@ -99,6 +101,8 @@ pub struct Tools {
     pub bases: Arc<crate::bases::Bases>,
     /// All tasks of the node.
     pub tasks: TaskTracker,
+    /// Where spans go, if anywhere.
+    pub spans: Option<Arc<Exporter>>,
 }
 
 /// The loop's state.
@@ -151,7 +155,7 @@ impl Node {
             doors: BTreeMap::new(),
             next_ticket: 0,
             measured,
-            watching: Watching::new(watch),
+            watching: Watching::new(watch, tracking.is_some()),
             pace: Pace::new(tracking),
             outgoing: None,
             inbox,
@@ -171,6 +175,8 @@ impl Node {
         let NodeInbox(mut inputs) = inbox;
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        let mut look = tokio::time::interval(self.watching.pace());
+        look.set_missed_tick_behavior(MissedTickBehavior::Skip);
         let mut sweep = tokio::time::interval(SWEEP);
         let mut last_heartbeat = Instant::now();
         loop {
@@ -179,11 +185,8 @@ impl Node {
                 Some(input) = inputs.recv() => self.input(input),
                 Some(said) = link.recv() => self.link_said(said).await,
                 _ = sweep.tick() => self.tools.bases.indexes.sweep(),
+                _ = look.tick() => self.look(),
                 _ = tick.tick() => {
-                    for (sandbox, idle) in self.watching.look() {
-                        self.pace.quiet(Instant::now(), sandbox, idle, &self.tools.tasks);
-                        self.apply(Event::Quiet { sandbox, idle });
-                    }
                     self.apply(Event::Tick);
                     if last_heartbeat.elapsed() + TICK / 2 >= self.heartbeat {
                         last_heartbeat = Instant::now();
@@ -201,6 +204,15 @@ impl Node {
         if closed.is_err() {
             tracing::warn!(deadline = ?CLOSE_DEADLINE, "sandboxes still there; the keeper ends them");
         }
+    }
+
+    /// Looks who works.
+    fn look(&mut self) {
+        for (sandbox, idle) in self.watching.look() {
+            self.pace.quiet(Instant::now(), sandbox, idle, &self.tools.tasks);
+            self.apply(Event::Quiet { sandbox, idle });
+        }
+        self.fetch_faults();
     }
 
     /// Removes everything the loop holds, and what work had brought back by then. Later work removes its own.
@@ -397,7 +409,10 @@ impl Node {
 
     /// Puts what came back where it belongs, then tells the driver.
     fn worked(&mut self, worked: Worked) {
-        worked.count();
+        if let Some(finished) = worked.finished() {
+            finished.count();
+            self.tools.spans.iter().for_each(|spans| spans.tell(finished.span(&self.identity.node)));
+        }
         if worked.was_large() {
             self.tools.tasks.spawn_blocking(heap::trim);
         }
@@ -444,7 +459,7 @@ impl Node {
             }
             Worked::Exited { sandbox, why } => Event::Exited { sandbox, why },
             Worked::Answered { sandbox, answered, overdue } => {
-                self.pace.left(sandbox);
+                self.left(sandbox);
                 if let Some(why) = overdue {
                     // What it still does cannot be told from the next request's work.
                     self.apply(Event::Exited { sandbox, why });

@@ -3,6 +3,7 @@
 use std::{io, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
+use medes_metrics::spans::Exporter;
 use medes_proto::{limits::MESSAGE_BYTES_MAX, wire::node_server::NodeServer};
 use tokio::{
     net::TcpListener,
@@ -18,7 +19,7 @@ use crate::{
     criu::{Criu, Pool},
     earlier::Room,
     faults::Faults,
-    link,
+    link, metrics,
     node::{Identity, Node, Tools},
     pager::Pager,
     reaper::Reaper,
@@ -26,7 +27,7 @@ use crate::{
     roads::Roads,
     sandbox::{self, Host, HostConfig},
     service::NodeService,
-    watch::{Watch, heat::HeatSettings, tracked::Tracking},
+    watch::{Diagnostics, Options, Watch, tracked::Tracking, writes::Way},
 };
 
 /// A read from another node, or a call to the registry, that takes longer has failed.
@@ -40,8 +41,11 @@ const PAGER_THREADS: usize = 2;
 
 /// Runs the agent; returns when SIGTERM or SIGINT came and everything is gone.
 pub async fn run(config: Config) -> Result<()> {
+    config.heat.check().context("understand --heat-...")?;
     let stop = CancellationToken::new();
     let tasks = TaskTracker::new();
+    let spans = config.spans.as_deref().map(|url| Exporter::start("medes-agent", url));
+    let spans = spans.transpose().context("understand --spans")?.map(Arc::new);
     if let Some(address) = config.metrics {
         let served =
             medes_metrics::serve(medes_metrics::list::Of::Agent, address, &tasks, stop.clone()).await;
@@ -66,9 +70,9 @@ pub async fn run(config: Config) -> Result<()> {
     let channel = channel(&config.controller)?;
     let bases = Arc::new(Bases::new(config.node.clone(), READ_DEADLINE, config.budgets()));
     let mut lacks = Vec::new();
-    let (watch, no_ebpf) = Watch::start();
-    lacks.extend(no_ebpf.map(|error| format!("eBPF, so sandboxes are watched by procfs: {}", chain(&error))));
-    tracing::info!(sight = %watch.sight(), "watching sandboxes");
+    let watch = watch(&config, &mut lacks);
+    let tracking = tracking(&config, &reaper, &mut lacks)?;
+    metrics::sight(watch.sight(), tracking.as_ref().map(|tracking| tracking.way));
     let roads = roads(&config, &reaper, &tasks, &stop, &bases, channel.clone()).await;
     let roads = roads.map_err(|error| lacks.push(format!("CRIU: {error:#}"))).ok().map(Arc::new);
     let pager = pager(&host, &reaper).map_err(|error| lacks.push(format!("parking: {error}"))).ok();
@@ -81,8 +85,16 @@ pub async fn run(config: Config) -> Result<()> {
         lacks,
         threads: config.threads(),
     };
-    let tools = Tools { host: host.clone(), roads, pager, bases: bases.clone(), tasks: tasks.clone() };
-    let (node, handle, inbox) = Node::new(identity, Arc::new(tools), (watch, tracking(&config, &reaper)?));
+    let (bases_here, tasks_here) = (bases.clone(), tasks.clone());
+    let tools = Tools {
+        host: host.clone(),
+        roads,
+        pager,
+        bases: bases_here,
+        tasks: tasks_here,
+        spans: spans.clone(),
+    };
+    let (node, handle, inbox) = Node::new(identity, Arc::new(tools), (watch, tracking));
     let (from_link, link_inbox) = mpsc::channel(LINK_MAX);
     tasks.spawn(link::run(channel, from_link, stop.clone()));
     let service = NodeServer::new(NodeService::new(bases, handle))
@@ -104,16 +116,38 @@ pub async fn run(config: Config) -> Result<()> {
     if tokio::time::timeout(STOP_DEADLINE, tasks.wait()).await.is_err() {
         tracing::warn!(left = tasks.len(), deadline = ?STOP_DEADLINE, "tasks did not end in time");
     }
+    if let Some(spans) = spans {
+        spans.shut().await;
+    }
     reaper_stop.cancel();
     reaper_tasks.close();
     reaper_tasks.wait().await;
     Ok(())
 }
 
-fn tracking(config: &Config, reaper: &Reaper) -> Result<Option<Tracking>> {
+/// Who works, by the best way there is.
+fn watch(config: &Config, lacks: &mut Vec<String>) -> Watch {
+    let diagnostics = if config.watch_log { Diagnostics::On } else { Diagnostics::Off };
+    let (watch, no_ebpf) = Watch::start(Options { diagnostics, ..Options::default() });
+    lacks.extend(no_ebpf.map(|error| format!("eBPF, so sandboxes are watched by procfs: {}", chain(&error))));
+    tracing::info!(sight = %watch.sight(), "watching sandboxes");
+    watch
+}
+
+/// What is written, by the best way there is.
+fn tracking(config: &Config, reaper: &Reaper, lacks: &mut Vec<String>) -> Result<Option<Tracking>> {
+    if !config.track_writes {
+        return Ok(None);
+    }
+    let Some(way) = Way::find() else {
+        lacks.push("write protection and soft-dirty bits, so no page is known to be hot".into());
+        return Ok(None);
+    };
+    if way != Way::Protection {
+        lacks.push(format!("asynchronous write protection, so writes are tracked by {way}"));
+    }
     let program = std::env::current_exe().context("find this program")?;
-    let tracking = Tracking { reaper: reaper.clone(), program, settings: HeatSettings::default() };
-    Ok(config.track_writes.then_some(tracking))
+    Ok(Some(Tracking { reaper: reaper.clone(), program, settings: config.heat, way }))
 }
 
 fn channel(controller: &str) -> Result<Channel> {

@@ -1,7 +1,7 @@
 //! The doctor on a real machine: it looks at everything and agrees with what the kernel tests find.
 
 use medes_agent::doctor::{Inputs, Report, Verdict, examine_alone};
-use medes_agent::watch::Watch;
+use medes_agent::watch::{Options, Watch};
 use tokio::sync::Mutex;
 
 const NAMES: [&str; 14] = [
@@ -36,7 +36,7 @@ async fn everything_is_looked_at_and_said_in_full() {
         assert!(!checks[0].found.is_empty(), "{name}");
     }
     let ebpf = report.checks.iter().find(|check| check.name == "ebpf").unwrap();
-    assert_eq!(ebpf.verdict == Verdict::Ok, Watch::start().1.is_none());
+    assert_eq!(ebpf.verdict == Verdict::Ok, Watch::start(Options::default()).1.is_none());
 
     let json = serde_json::to_string_pretty(&report).unwrap();
     println!("{json}");

@@ -20,6 +20,8 @@ use medes_agent::watch::{
 };
 
 const DEADLINE: Duration = Duration::from_secs(20);
+/// What the issue asks for: from the last run to the word that the sandbox is idle.
+const IDLE_WITHIN: Duration = Duration::from_millis(100);
 const PYTHON: &str = "/usr/bin/python3";
 
 /// A Python program that runs each line it is given and answers "ok", alone in a cgroup of its own.
@@ -166,19 +168,28 @@ fn work_is_seen_and_its_end_too() {
         let key = watch.add(subject.group(), now_ns()).unwrap();
         let before = until_idle(&mut watch, key);
         let begun = now_ns();
-        subject.begin("end = time.process_time() + 0.1\nwhile time.process_time() < end: pass");
+        subject.begin(
+            "end = time.process_time() + 0.1\nwhile time.process_time() < end: pass\nprint(time.monotonic_ns(), flush=True)",
+        );
         wait_for("it to work", || activity(&mut watch, key).runnable);
         assert_eq!(activity(&mut watch, key).idle(now_ns()), None, "{}", watch.sight());
+        let worked_ns: u64 = subject.line().parse().unwrap();
         assert_eq!(subject.line(), "ok");
         subject.settle();
-        let ended = now_ns();
         let after = until_idle(&mut watch, key);
-        let late = Duration::from_nanos(now_ns().saturating_sub(ended));
-        println!("{}: idle seen {late:?} after it slept; it ran {:?}", watch.sight(), after.ran);
+        let ended = now_ns();
+        println!("{}: it ran {:?}", watch.sight(), after.ran);
         assert!(after.last_work_ns > begun, "{before:?} {after:?}");
         assert!(after.ran - before.ran >= Duration::from_millis(50), "{before:?} {after:?}");
         if watch.sight() != Sight::Procfs {
             assert!(after.last_work_ns <= ended, "the kernel's own time, not that of the look");
+            // By the kernel's clock alone, however long we were kept from looking: idle from the switch on that took the
+            // last task off its CPU, and not before its last work.
+            let idle_ns = after.idle_since_ns.unwrap();
+            assert!((worked_ns..=ended).contains(&idle_ns), "{worked_ns} {idle_ns} {ended}");
+            let late = Duration::from_nanos(idle_ns - after.last_ran_ns);
+            println!("{}: idle {late:?} after it last ran", watch.sight());
+            assert!(late <= IDLE_WITHIN, "{after:?}");
             assert!(after.counts.unwrap().wakes > before.counts.unwrap().wakes);
         }
         watch.remove(key);
@@ -419,6 +430,11 @@ fn what_does_not_fit_into_the_ring_is_counted() {
     assert!(lost.faults > 0 && waiting > 0 && counts.faults >= 40_000);
     assert_eq!(waiting + lost.faults, counts.faults);
     assert_eq!(lost.odd, 0);
+    // What was seen is not forgotten when nobody asks any more, or asks again.
+    for wants in [Wants::default(), Wants { events: true, heat: false }] {
+        watch.want_faults(key, wants).unwrap();
+        assert!(activity(&mut watch, key).counts.unwrap().faults >= counts.faults);
+    }
 }
 
 #[test]

@@ -20,6 +20,7 @@ use medes_agent::{
     watch::{
         heat::HeatSettings,
         tracked::{Tracked, Tracking},
+        writes,
     },
 };
 use medes_proto::{function::FunctionSpec, ids::SandboxId};
@@ -101,6 +102,7 @@ async fn measure_one(
         reaper: station.roads.reaper.clone(),
         program: station.program.clone(),
         settings: HeatSettings::default(),
+        way: writes::Way::Protection,
     };
     let mut travellers = Vec::new();
     for way in Way::ALL {

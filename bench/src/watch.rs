@@ -1,7 +1,9 @@
-//! What watching costs: warm requests with nobody watching, with the kernel programs, and with writes tracked.
+//! What watching costs: warm requests with nobody watching, with the kernel programs as an agent has them, with every fault
+//! followed, and with writes tracked.
 //!
-//! One sandbox per function, three ways in turn, many short bursts of requests: what the machine does otherwise falls
-//! on all three alike. Tracking is armed once before each burst, as an agent does once per idle period.
+//! One sandbox per function, all ways in turn, many short bursts of requests: what the machine does otherwise falls
+//! on all alike. An agent follows the faults of the first request after a look, and arms the tracking at each look: here each
+//! burst is one such period.
 
 mod report;
 
@@ -28,7 +30,7 @@ const USUAL: [&str; 2] = ["linalg", "feature"];
 /// How often to measure, and on what.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// Bursts of requests, each in all three ways
+    /// Bursts of requests, each in all ways
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(2..=10_000))]
     bursts: u32,
     /// Requests of one burst
@@ -82,11 +84,9 @@ async fn measure_one(station: &Station, warm: &Warm, name: String, options: &Opt
         for way in order {
             let measured = match way {
                 Way::Off => burst(warm, options.requests).await?,
-                Way::Ebpf => {
-                    let (watch, _key) = watch(warm)?;
-                    let measured = burst(warm, options.requests).await?;
-                    drop(watch);
-                    measured
+                Way::Ebpf | Way::Faults => {
+                    let (mut watch, key) = watch(warm)?;
+                    watched(&mut watch, key, warm, options.requests, way).await?
                 }
                 Way::Writes => tracked(station, warm, options.requests, &mut row).await?,
             };
@@ -95,25 +95,44 @@ async fn measure_one(station: &Station, warm: &Warm, name: String, options: &Opt
     }
     eprintln!("    {}", row.line());
     // Last, and apart: counting the programs' time costs time itself.
-    row.events = count_events(warm, options.requests).await?;
+    (row.ebpf_cost.cpu_percent, row.ebpf_cost.events) =
+        count_events(warm, options.requests, Way::Ebpf).await?;
+    (row.faults_cost.cpu_percent, row.faults_cost.events) =
+        count_events(warm, options.requests, Way::Faults).await?;
     Ok(row)
 }
 
-/// What each kernel program costs per event, faults included, over one burst.
-async fn count_events(warm: &Warm, requests: u32) -> Result<Vec<EventCost>> {
+/// A burst of requests under the kernel programs.
+async fn watched(watch: &mut Watch, key: Key, warm: &Warm, requests: u32, way: Way) -> Result<Burst> {
+    let (events, heat) = (true, way == Way::Faults);
+    watch.want_faults(key, Wants { events, heat }).context("ask for faults")?;
+    let first = burst(warm, 1).await?;
+    if way == Way::Ebpf {
+        watch.want_faults(key, Wants::default()).context("ask for no more faults")?;
+        watch.faults(usize::MAX);
+    }
+    let mut all = burst(warm, requests.saturating_sub(1)).await?;
+    all.seconds += first.seconds;
+    all.request_ms.extend(first.request_ms);
+    Ok(all)
+}
+
+/// What the kernel programs cost over one burst: percent of its time on one CPU, and each per event.
+async fn count_events(warm: &Warm, requests: u32, way: Way) -> Result<(f64, Vec<EventCost>)> {
     let (mut watch, key) = watch(warm)?;
-    watch.want_faults(key, Wants { events: true, heat: true }).context("ask for faults")?;
     let count = CostCount::begin().context("count the cost of programs")?;
-    burst(warm, requests).await?;
+    let measured = watched(&mut watch, key, warm, requests, way).await?;
     drop(count);
-    let costs = watch.costs().into_iter().filter(|cost| cost.runs > 0);
-    Ok(costs.map(EventCost::from).collect())
+    let costs: Vec<_> = watch.costs().into_iter().filter(|cost| cost.runs > 0).collect();
+    let seconds: f64 = costs.iter().map(|cost| cost.time.as_secs_f64()).sum();
+    Ok((seconds / measured.seconds * 100.0, costs.into_iter().map(EventCost::from).collect()))
 }
 
 /// The kernel programs, with this sandbox in their table.
 fn watch(warm: &Warm) -> Result<(Watch, Key)> {
     let mut watch =
         Watch::ebpf(medes_agent::watch::Options::default()).context("load the kernel programs")?;
+    watch.attach_faults().context("load the kernel programs for faults")?;
     let cgroup = warm.housing.cgroup();
     let group = Group { cgroup_id: cgroup.id(), procs: cgroup.main_dir().join("cgroup.procs") };
     let key = watch.add(group, now_ns()).context("watch the sandbox")?;

@@ -131,6 +131,7 @@ const fn look(class: PageClass) -> (char, u8) {
         PageClass::Hot => ('#', 196),
         PageClass::Warm => ('+', 214),
         PageClass::Cold => ('-', 33),
+        PageClass::Read => ('r', 78),
     }
 }
 

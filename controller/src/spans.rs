@@ -1,34 +1,20 @@
-//! Spans (OpenTelemetry, OTLP over gRPC) from the same events as the trace: one for each start, dedup, base and
-//! request, with a child for each of its steps. Off unless an endpoint is given.
-//!
-//! The exporter's queue is bounded, and what does not fit is dropped there; nothing ever waits for a collector.
+//! Spans from the same events as the trace: one for each start, dedup, base and request, with a child for each of its steps.
+//! Off unless an endpoint is given.
 
 use std::{
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
+use medes_metrics::spans::{Exporter, KeyValue, Span, StartExporterError};
 use medes_proto::{
     sandbox::Phase,
     trace::{Event, Filter, Item, TraceKind, What},
-};
-use opentelemetry::{
-    Context, KeyValue,
-    trace::{Span as _, SpanBuilder, TraceContextExt as _, Tracer as _, TracerProvider as _},
-};
-use opentelemetry_otlp::{ExporterBuildError, SpanExporter, WithExportConfig as _};
-use opentelemetry_sdk::{
-    Resource,
-    trace::{SdkTracer, SdkTracerProvider},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::trace::{Hub, TooManySubscribers};
 
-/// How long the collector may take for one batch.
-const EXPORT_MAX: Duration = Duration::from_secs(5);
-/// How long the last batch may take when the controller ends.
-const SHUT_MAX: Duration = Duration::from_secs(1);
 /// Events that have a length.
 const KINDS: [TraceKind; 4] = [TraceKind::Ready, TraceKind::Dedup, TraceKind::Base, TraceKind::Request];
 
@@ -36,8 +22,8 @@ const KINDS: [TraceKind; 4] = [TraceKind::Ready, TraceKind::Dedup, TraceKind::Ba
 #[derive(Debug, thiserror::Error)]
 pub enum StartSpansError {
     /// The endpoint cannot be understood.
-    #[error("export spans")]
-    Exporter(#[from] ExporterBuildError),
+    #[error(transparent)]
+    Exporter(#[from] StartExporterError),
     /// The trace has no place for one more subscriber.
     #[error("follow the trace for spans")]
     Subscribe(#[from] TooManySubscribers),
@@ -50,19 +36,13 @@ pub(crate) fn export(
     tasks: &TaskTracker,
     stop: CancellationToken,
 ) -> Result<(), StartSpansError> {
-    let exporter =
-        SpanExporter::builder().with_tonic().with_endpoint(endpoint).with_timeout(EXPORT_MAX).build()?;
-    // Only this name: nothing is found out about the machine.
-    let name = KeyValue::new("service.name", "medes-controller");
-    let resource = Resource::builder_empty().with_attribute(name).build();
-    let provider = SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource).build();
-    let tracer = provider.tracer("medes");
+    let exporter = Exporter::start("medes-controller", endpoint)?;
     let mut events = hub.subscribe(Filter { kinds: KINDS.to_vec(), ..Filter::default() })?;
     tasks.spawn(async move {
         loop {
             tokio::select! {
                 item = events.next() => match item {
-                    Item::Event(event) => tell(&tracer, &event),
+                    Item::Event(event) => told(&event).into_iter().for_each(|span| exporter.tell(span)),
                     Item::Dropped(count) => tracing::warn!(count, "events came faster than spans were made of them"),
                     Item::Begin => {}
                 },
@@ -70,27 +50,13 @@ pub(crate) fn export(
             }
         }
         drop(events);
-        // Waits for the last batch, in a thread of its own.
-        let shut = tokio::task::spawn_blocking(move || provider.shutdown_with_timeout(SHUT_MAX)).await;
-        if let Ok(Err(error)) = shut {
-            tracing::info!(%error, "the last spans were not exported");
-        }
+        exporter.shut().await;
     });
     Ok(())
 }
 
-/// What a span says.
-#[derive(Debug, PartialEq)]
-struct Told {
-    name: String,
-    end: SystemTime,
-    took: Duration,
-    attributes: Vec<KeyValue>,
-    steps: Vec<Phase>,
-}
-
 /// The span of an event; `None` for one without a length.
-fn told(event: &Event) -> Option<Told> {
+fn told(event: &Event) -> Option<Span> {
     let sum = |steps: &[Phase]| steps.iter().map(|step| step.took).sum::<Duration>();
     let (name, took, steps, mut attributes) = match &event.what {
         What::Ready { start, took, phases } => (start.word().to_owned(), *took, phases, Vec::new()),
@@ -122,27 +88,12 @@ fn told(event: &Event) -> Option<Told> {
     attributes.extend(about.function.as_ref().map(|name| KeyValue::new("medes.function", name.to_string())));
     attributes.push(KeyValue::new("medes.event", event.id.to_string()));
     let end = SystemTime::UNIX_EPOCH + Duration::from_micros(event.unix_micros);
-    Some(Told { name, end, took, attributes, steps: steps.clone() })
+    let steps = steps.iter().map(|step| (step.name.clone(), step.took)).collect();
+    Some(Span { name, end, took, attributes, steps })
 }
 
 fn count(name: String, value: u64) -> KeyValue {
     KeyValue::new(name, i64::try_from(value).unwrap_or(i64::MAX))
-}
-
-/// Makes the span of an event and those of its steps.
-fn tell(tracer: &SdkTracer, event: &Event) {
-    let Some(Told { name, end, took, attributes, steps }) = told(event) else { return };
-    let start = end.checked_sub(took).unwrap_or(end);
-    let builder = SpanBuilder::from_name(name).with_start_time(start).with_attributes(attributes);
-    let mut span = tracer.build_with_context(builder, &Context::new());
-    let inside = Context::new().with_remote_span_context(span.span_context().clone());
-    let mut from = start;
-    for step in steps {
-        let builder = SpanBuilder::from_name(step.name).with_start_time(from);
-        from += step.took;
-        tracer.build_with_context(builder, &inside).end_with_timestamp(from);
-    }
-    span.end_with_timestamp(end);
 }
 
 #[cfg(test)]
@@ -167,7 +118,8 @@ mod tests {
         let took = Duration::from_millis(20);
         let ready = What::Ready { start: StartKind::Restore, took, phases: phases.clone() };
         let span = told(&event(ready)).unwrap();
-        assert_eq!((span.name.as_str(), span.took, span.steps), ("restore", took, phases));
+        let steps = phases.iter().map(|phase| (phase.name.clone(), phase.took)).collect();
+        assert_eq!((span.name.as_str(), span.took, span.steps), ("restore", took, steps));
         assert_eq!(span.end, SystemTime::UNIX_EPOCH + Duration::from_secs(5));
         let keys: Vec<_> = span.attributes.iter().map(|one| one.key.as_str()).collect();
         assert_eq!(keys, ["medes.function", "medes.event"]);

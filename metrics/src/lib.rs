@@ -1,10 +1,12 @@
-//! The metrics of Medes: one list of names, units and meanings, and the endpoint that serves them.
+//! What the programs of Medes tell other systems: metrics, with one list of names, units and meanings and the endpoint that
+//! serves them, and [`spans`].
 //!
 //! Programs count with the `metrics` crate's macros wherever something happens. Without an endpoint nothing
 //! listens, and a count costs next to nothing.
 #![forbid(unsafe_code)]
 
 pub mod list;
+pub mod spans;
 
 use std::{io, net::SocketAddr, time::Duration};
 

@@ -116,7 +116,7 @@ const CONTROLLER: [Metric; 19] = rows(
     ],
 );
 
-const AGENT: [Metric; 10] = rows(
+const AGENT: [Metric; 12] = rows(
     Of::Agent,
     [
         (
@@ -157,6 +157,20 @@ const AGENT: [Metric; 10] = rows(
             "what the kernel programs saw of sandboxes: wakes, switches, forks, exits, faults",
         ),
         (Counter, "medes_watch_lost_total", "events", "what", "what did not fit into their tables and rings"),
+        (
+            Gauge,
+            "medes_watch_sight",
+            "yes or no",
+            "of, by",
+            "1 for how work and writes are seen: eBPF or procfs; write protection or soft-dirty bits",
+        ),
+        (
+            Counter,
+            "medes_watch_touched_pages_total",
+            "pages",
+            "",
+            "pages touched in windows, written or seen to be read",
+        ),
         (Counter, "medes_watch_windows_total", "windows", "", "windows of requests whose writes were seen"),
         (Counter, "medes_watch_written_pages_total", "pages", "", "pages written in them"),
     ],

@@ -10,7 +10,8 @@ pub use wire::PageClass;
 
 impl PageClass {
     /// All that a page can be, the coldest first.
-    pub const ALL: [Self; 6] = [Self::File, Self::Swapped, Self::Cold, Self::Private, Self::Warm, Self::Hot];
+    pub const ALL: [Self; 7] =
+        [Self::File, Self::Swapped, Self::Cold, Self::Private, Self::Read, Self::Warm, Self::Hot];
 
     /// The word people see.
     pub const fn word(self) -> &'static str {
@@ -22,6 +23,7 @@ impl PageClass {
             Self::Hot => "hot",
             Self::Warm => "warm",
             Self::Cold => "cold",
+            Self::Read => "read",
         }
     }
 }

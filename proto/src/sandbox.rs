@@ -133,19 +133,21 @@ pub struct WriteHeat {
     pub warm_pages: u64,
     /// Pages written in the newest one.
     pub written_pages: u64,
+    /// Pages touched in the newest one: written, or read as far as that was seen.
+    pub touched_pages: u64,
 }
 
 impl From<WriteHeat> for wire::WriteHeat {
     fn from(heat: WriteHeat) -> Self {
-        let WriteHeat { windows, hot_pages, warm_pages, written_pages } = heat;
-        Self { windows, hot_pages, warm_pages, written_pages }
+        let WriteHeat { windows, hot_pages, warm_pages, written_pages, touched_pages } = heat;
+        Self { windows, hot_pages, warm_pages, written_pages, touched_pages }
     }
 }
 
 impl From<wire::WriteHeat> for WriteHeat {
     fn from(raw: wire::WriteHeat) -> Self {
-        let wire::WriteHeat { windows, hot_pages, warm_pages, written_pages } = raw;
-        Self { windows, hot_pages, warm_pages, written_pages }
+        let wire::WriteHeat { windows, hot_pages, warm_pages, written_pages, touched_pages } = raw;
+        Self { windows, hot_pages, warm_pages, written_pages, touched_pages }
     }
 }
 

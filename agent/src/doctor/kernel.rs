@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use super::Check;
-use crate::watch::{Watch, WatchError};
+use crate::watch::{Options, Watch, WatchError};
 
 /// The first with `PAGEMAP_SCAN` and asynchronous write protection.
 const WANTED: (u32, u32) = (6, 7);
@@ -15,7 +15,7 @@ const WITHOUT: &str =
     "sandboxes are watched through procfs: idle within one look, timers count as work, no faults seen";
 
 pub(super) fn checks() -> Vec<Check> {
-    vec![version(&release()), types(Path::new(TYPES).is_file()), watch(&Watch::start())]
+    vec![version(&release()), types(Path::new(TYPES).is_file()), watch(&Watch::start(Options::default()))]
 }
 
 /// As the kernel names itself; empty when it does not say.

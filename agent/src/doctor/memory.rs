@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 
 use super::Check;
-use crate::uffd;
+use crate::{uffd, watch::writes::Way};
 
 /// Bits of `UFFDIO_API` that dedup in place and lazy restore use, by the kernel's names.
 const FEATURES: [(u64, &str); 7] = [
@@ -22,6 +22,7 @@ pub(super) fn checks() -> Vec<Check> {
     vec![
         userfaultfd(uffd::features()),
         pagemap_scan(uffd::has_pagemap_scan()),
+        write_tracking(Way::find()),
         aslr_on(aslr.as_deref().unwrap_or_default()),
     ]
 }
@@ -57,6 +58,26 @@ fn pagemap_scan(outcome: io::Result<()>) -> Check {
             error.to_string(),
             "written pages are found by reading all of them",
             "use Linux 6.7 or newer",
+        ),
+    }
+}
+
+fn write_tracking(way: Option<Way>) -> Check {
+    let name = "write_tracking";
+    let fix = "use Linux 6.7 or newer, and run the agent with CAP_SYS_PTRACE";
+    match way {
+        Some(Way::Protection) => Check::ok(name, "by write protection, page by page"),
+        Some(Way::SoftDirty) => Check::degraded(
+            name,
+            "by soft-dirty bits",
+            "each look costs a sandbox a flush of its TLBs, and may miss what is written meanwhile",
+            fix,
+        ),
+        None => Check::degraded(
+            name,
+            "neither write protection nor soft-dirty bits",
+            "no page is known to be hot: all are encoded by every dedup",
+            fix,
         ),
     }
 }
@@ -99,6 +120,17 @@ mod tests {
         let old = userfaultfd(Err(io::Error::from_raw_os_error(libc::ENOSYS)));
         assert!(old.fix.is_some_and(|fix| fix.contains("kernel")));
         assert_eq!(pagemap_scan(Err(io::Error::from_raw_os_error(libc::ENOTTY))).verdict, Verdict::Degraded);
+    }
+
+    #[test]
+    fn which_way_writes_are_tracked_is_said() {
+        let of = |way| write_tracking(way);
+        assert_eq!(of(Some(Way::Protection)).verdict, Verdict::Ok);
+        assert_eq!(
+            (of(Some(Way::SoftDirty)).verdict, of(None).verdict),
+            (Verdict::Degraded, Verdict::Degraded)
+        );
+        assert!(of(Some(Way::SoftDirty)).found.contains("soft-dirty"));
     }
 
     #[test]

@@ -87,11 +87,28 @@ impl Node {
             _ => Err(Failure::new(FailureKind::Busy, format!("{sandbox} is being worked on"))),
         };
         let entered = door.is_ok();
-        self.pace.entered(sandbox);
+        if self.pace.entered(sandbox) {
+            self.watching.follow(sandbox, true);
+        }
         if answer.send(door).is_err() || !entered {
             // It never went in: the place is free again.
-            self.pace.left(sandbox);
+            self.left(sandbox);
             self.apply(Event::RequestEnded { sandbox, answered: false });
+        }
+    }
+
+    /// A request has come out.
+    pub(super) fn left(&mut self, sandbox: SandboxId) {
+        if self.pace.left(sandbox) {
+            self.watching.follow(sandbox, false);
+            self.fetch_faults();
+        }
+    }
+
+    /// Hands on what was followed before it is more than fits.
+    pub(super) fn fetch_faults(&mut self) {
+        for (sandbox, faults) in self.watching.faults() {
+            self.pace.faulted(sandbox, faults);
         }
     }
 }

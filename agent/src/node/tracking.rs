@@ -1,4 +1,5 @@
-//! When each sandbox's writes are looked at: once it has been quiet for a moment, so that no request waits for it.
+//! When each sandbox's writes are looked at: once it has been quiet for a moment, so that no request waits for it; and of which
+//! request each fault is followed: the first one after a look, so that what it costs does not grow with their number.
 
 use std::{
     collections::BTreeMap,
@@ -11,7 +12,10 @@ use tokio_util::task::TaskTracker;
 
 use crate::{
     sandbox::cgroup::SandboxCgroup,
-    watch::tracked::{Tracked, Tracking},
+    watch::{
+        Fault,
+        tracked::{Tracked, Tracking},
+    },
 };
 
 /// How long a sandbox must have done nothing.
@@ -28,6 +32,18 @@ struct Paced {
     looked: Option<Instant>,
     /// Requests inside.
     open: u32,
+    following: Following,
+}
+
+/// Whose faults are followed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Following {
+    /// Those of the next request.
+    Next,
+    /// Those of the request that is inside.
+    Now,
+    /// No more in this window.
+    Done,
 }
 
 /// The sandboxes whose writes are tracked; none at all where tracking is off.
@@ -51,7 +67,8 @@ impl Pace {
     ) {
         let Some(tracking) = &self.tracking else { return };
         let tracked = tracked.get_or_insert_with(|| Arc::new(Tracked::new(tracking.clone()))).clone();
-        let paced = Paced { tracked, cgroup: cgroup.clone(), looked: None, open: 0 };
+        let paced =
+            Paced { tracked, cgroup: cgroup.clone(), looked: None, open: 0, following: Following::Done };
         self.sandboxes.insert(sandbox, paced);
     }
 
@@ -60,18 +77,33 @@ impl Pace {
         self.sandboxes.remove(&sandbox);
     }
 
-    /// A request goes in.
-    pub(super) fn entered(&mut self, sandbox: SandboxId) {
-        if let Some(paced) = self.sandboxes.get_mut(&sandbox) {
-            paced.open += 1;
-            paced.tracked.note_request();
+    /// A request goes in. Returns whether its faults are to be followed.
+    pub(super) fn entered(&mut self, sandbox: SandboxId) -> bool {
+        let Some(paced) = self.sandboxes.get_mut(&sandbox) else { return false };
+        paced.open += 1;
+        paced.tracked.note_request();
+        let follow = paced.open == 1 && paced.following == Following::Next;
+        if follow {
+            paced.following = Following::Now;
         }
+        follow
     }
 
-    /// A request has come out.
-    pub(super) fn left(&mut self, sandbox: SandboxId) {
-        if let Some(paced) = self.sandboxes.get_mut(&sandbox) {
-            paced.open = paced.open.saturating_sub(1);
+    /// A request has come out. Returns whether faults need not be followed any more.
+    pub(super) fn left(&mut self, sandbox: SandboxId) -> bool {
+        let Some(paced) = self.sandboxes.get_mut(&sandbox) else { return false };
+        paced.open = paced.open.saturating_sub(1);
+        let followed = paced.following == Following::Now;
+        if followed {
+            paced.following = Following::Done;
+        }
+        followed
+    }
+
+    /// Faults that were followed.
+    pub(super) fn faulted(&self, sandbox: SandboxId, faults: Vec<Fault>) {
+        if let Some(paced) = self.sandboxes.get(&sandbox) {
+            paced.tracked.note_faults(faults);
         }
     }
 
@@ -81,7 +113,7 @@ impl Pace {
         if !paced.is_due(now, idle) {
             return;
         }
-        paced.looked = Some(now);
+        (paced.looked, paced.following) = (Some(now), Following::Next);
         let (tracked, cgroup) = (paced.tracked.clone(), paced.cgroup.clone());
         tasks.spawn(async move { tracked.look(&cgroup.pids().unwrap_or_default()).await });
     }
@@ -95,6 +127,7 @@ impl Pace {
             hot_pages: summary.hot,
             warm_pages: summary.warm,
             written_pages: summary.written,
+            touched_pages: summary.touched,
         }
     }
 }

@@ -1,25 +1,34 @@
 //! Who of the node's sandboxes works without being asked: the watch, by the node's names.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use medes_proto::ids::SandboxId;
 
 use crate::{
     metrics,
     sandbox::cgroup::SandboxCgroup,
-    watch::{Counts, Group, Key, Watch, now_ns},
+    watch::{Counts, Fault, Group, Key, Sight, Wants, Watch, now_ns},
 };
 
-/// Looks between two sweeps of the watch's tables.
-const SWEEP_EVERY: u32 = 240;
+/// Who is idle is known within this time; a look at a sandbox costs about a microsecond.
+const LOOK: Duration = Duration::from_millis(100);
+const _: () = assert!(LOOK.as_millis() <= 100, "the bound that DESIGN gives");
+/// By procfs a look costs some ten microseconds for each task.
+const LOOK_PROCFS: Duration = Duration::from_millis(250);
+/// Between two sweeps of the watch's tables.
+const SWEEP: Duration = Duration::from_secs(60);
+/// Faults fetched at once.
+const FAULTS_MAX: usize = 1 << 15;
 
 /// Sandboxes with processes, watched.
 #[derive(Debug)]
 pub(super) struct Watching {
     watch: Watch,
     keys: BTreeMap<SandboxId, Watched>,
-    looks: u32,
+    /// Whether it can be told which pages a request faults on.
+    follows: bool,
+    swept: Instant,
 }
 
 /// A sandbox, and what was counted of it already.
@@ -30,8 +39,47 @@ struct Watched {
 }
 
 impl Watching {
-    pub(super) const fn new(watch: Watch) -> Self {
-        Self { watch, keys: BTreeMap::new(), looks: 0 }
+    /// `follows`: faults of some requests are wanted.
+    pub(super) fn new(mut watch: Watch, follows: bool) -> Self {
+        let attached = follows && watch.sight() != Sight::Procfs;
+        let attached = attached.then(|| watch.attach_faults());
+        if let Some(Err(error)) = &attached {
+            let error: &dyn std::error::Error = error;
+            tracing::info!(
+                error,
+                "faults are not followed: pages that are only read are seen when they appear"
+            );
+        }
+        let follows = matches!(attached, Some(Ok(())));
+        Self { watch, keys: BTreeMap::new(), follows, swept: Instant::now() }
+    }
+
+    /// How often to look.
+    pub(super) fn pace(&self) -> Duration {
+        if self.watch.sight() == Sight::Procfs { LOOK_PROCFS } else { LOOK }
+    }
+
+    /// Begins or ends to follow the faults of a sandbox.
+    pub(super) fn follow(&mut self, sandbox: SandboxId, events: bool) {
+        let Some(watched) = self.keys.get(&sandbox).filter(|_| self.follows) else { return };
+        if let Err(error) = self.watch.want_faults(watched.key, Wants { events, heat: false }) {
+            tracing::warn!(%sandbox, error = &error as &dyn std::error::Error, "follow faults");
+        }
+    }
+
+    /// Faults that were followed and not yet fetched, by sandbox.
+    pub(super) fn faults(&mut self) -> BTreeMap<SandboxId, Vec<Fault>> {
+        let mut found: BTreeMap<SandboxId, Vec<Fault>> = BTreeMap::new();
+        if !self.follows {
+            return found;
+        }
+        for fault in self.watch.faults(FAULTS_MAX) {
+            let of = self.keys.iter().find(|(_, watched)| watched.key == fault.key);
+            if let Some((&sandbox, _)) = of {
+                found.entry(sandbox).or_default().push(fault);
+            }
+        }
+        found
     }
 
     /// It has processes now, perhaps others than before.
@@ -56,8 +104,9 @@ impl Watching {
 
     /// For how long each has done nothing; zero for one that works now.
     pub(super) fn look(&mut self) -> Vec<(SandboxId, Duration)> {
-        self.looks = self.looks.wrapping_add(1);
-        if self.looks.is_multiple_of(SWEEP_EVERY) {
+        self.watch.pass_log_on();
+        if self.swept.elapsed() >= SWEEP {
+            self.swept = Instant::now();
             let swept = self.watch.sweep();
             if swept > 0 {
                 tracing::debug!(swept, lost = ?self.watch.lost(), "tasks whose end was not seen");

@@ -1,6 +1,9 @@
 //! Work that takes time: each piece owns the sandbox it works on and brings back what became of it.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Instant, SystemTime},
+};
 
 use medes_proto::{
     failure::{Failure, FailureKind},
@@ -12,12 +15,11 @@ use medes_proto::{
     sandbox::Phase,
 };
 
-use super::Tools;
+use super::{Tools, finished::Finished};
 use crate::{
     base, dedupe,
     driver::{DedupOrder, Deduped, Restored},
     launch_spec::launch_spec,
-    metrics,
     pager::{FaultError, Pager, ReleaseError},
     park, restore,
     roads::{Roads, Stopwatch, Stored, Warm, blocking},
@@ -76,20 +78,26 @@ impl Worked {
         matches!(self, Self::Deduped { .. } | Self::BaseMade { .. } | Self::Restored { .. })
     }
 
-    /// Counts it.
-    pub(super) fn count(&self) {
-        let (operation, phases): (_, Option<&[Phase]>) = match self {
-            Self::Launched { result, .. } => ("launch", result.as_ref().ok().map(|(_, phases)| &phases[..])),
-            Self::Deduped { result, .. } => {
-                ("dedup", result.as_ref().ok().map(|(_, deduped)| &deduped.phases[..]))
+    /// What is told of it outside; `None` for what is no operation on a sandbox.
+    pub(super) fn finished(&self) -> Option<Finished<'_>> {
+        let (operation, sandbox, result): (_, _, Result<&[Phase], &Failure>) = match self {
+            Self::Launched { sandbox, result } => {
+                ("launch", sandbox, result.as_ref().map(|(_, phases)| &phases[..]).map_err(|(_, why)| why))
             }
-            Self::BaseMade { result, .. } => ("base", result.as_ref().ok().map(|(_, phases)| &phases[..])),
-            Self::Restored { result, .. } => {
-                ("restore", result.as_ref().ok().map(|(_, restored)| &restored.phases[..]))
+            Self::Deduped { sandbox, result } => {
+                let result = result.as_ref().map(|(_, deduped)| &deduped.phases[..]);
+                ("dedup", sandbox, result.map_err(|(_, why)| why))
             }
-            Self::Removed { .. } | Self::Exited { .. } | Self::Answered { .. } => return,
+            Self::BaseMade { sandbox, result, .. } => {
+                ("base", sandbox, result.as_ref().map(|(_, phases)| &phases[..]))
+            }
+            Self::Restored { sandbox, result } => {
+                let result = result.as_ref().map(|(_, restored)| &restored.phases[..]);
+                ("restore", sandbox, result.map_err(|(_, why)| why))
+            }
+            Self::Removed { .. } | Self::Exited { .. } | Self::Answered { .. } => return None,
         };
-        metrics::operation(operation, phases);
+        Some(Finished { operation, sandbox: *sandbox, result, at: SystemTime::now() })
     }
 
     /// What is to be removed when the node closes.

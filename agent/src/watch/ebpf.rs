@@ -7,14 +7,14 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::Duration;
 
-use aya::maps::{HashMap, Map, MapData, MapError, PerCpuArray, RingBuf};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, RingBuf};
 use aya::programs::{BtfTracePoint, ProgramInfo};
 use aya::sys::{Stats, enable_stats};
 use aya::{Btf, Ebpf, EbpfLoader};
 use aya_log::EbpfLogger;
 use log::Log;
 use medes_agent_ebpf::{
-    ActivityWords, HeatKey, HeatWords, LOST_KINDS, Lost as LostKind, TaskWords, map, program, variable,
+    ActivityWords, HeatWords, LOST_KINDS, Lost as LostKind, TaskWords, WantedWords, map, program, variable,
     wants, word,
 };
 
@@ -98,14 +98,17 @@ type Words<K, V> = HashMap<MapData, K, V>;
 pub(super) struct Programs {
     membership: Membership,
     sandboxes: Words<u64, ActivityWords>,
-    wanted: Words<u64, u64>,
+    wanted: Words<u64, WantedWords>,
+    wanting: Array<MapData, u64>,
     members: Words<u32, u64>,
     tasks: Words<u64, TaskWords>,
     runnable: Words<u64, u64>,
-    heat: Words<HeatKey, HeatWords>,
+    heat: Array<MapData, HeatWords>,
     faults: RingBuf<MapData>,
     lost: PerCpuArray<MapData, u64>,
     odd: u64,
+    /// Sandboxes whose faults are or were wanted: whether they are, and how many were seen before that was last said.
+    asked: BTreeMap<u64, (bool, u64)>,
     /// Tasks that ended unseen, by the sandbox they are still counted in.
     missed: BTreeMap<u64, i64>,
     faults_attached: bool,
@@ -148,6 +151,7 @@ impl Programs {
             membership,
             sandboxes: take(&mut programs, map::SANDBOXES)?,
             wanted: take(&mut programs, map::WANTED)?,
+            wanting: take(&mut programs, map::WANTING)?,
             members: take(&mut programs, map::MEMBERS)?,
             tasks: take(&mut programs, map::TASKS)?,
             runnable: take(&mut programs, map::RUNNABLE)?,
@@ -155,6 +159,7 @@ impl Programs {
             faults: take(&mut programs, map::FAULTS)?,
             lost: take(&mut programs, map::LOST)?,
             odd: 0,
+            asked: BTreeMap::new(),
             missed: BTreeMap::new(),
             faults_attached: false,
             types,
@@ -201,36 +206,61 @@ impl Programs {
         drop(self.sandboxes.remove(&key.get()));
         drop(self.wanted.remove(&key.get()));
         self.missed.remove(&key.get());
+        if self.asked.remove(&key.get()).is_some() {
+            // Too many are no harm.
+            drop(self.count_wanting());
+        }
         retain(&mut self.members, |_, owner| *owner != key.get());
         retain(&mut self.tasks, |_, words| words[0] != key.get());
         retain(&mut self.runnable, |_, owner| *owner != key.get());
-        retain(&mut self.heat, |page, _| page[0] != key.get());
+        // Keys are not given twice: what is left of its heat is nobody's, and gives way.
     }
 
     pub(super) fn activity(&self, key: Key) -> Option<Activity> {
         let words = self.sandboxes.get(&key.get(), 0).ok()?;
         let missed = self.missed.get(&key.get()).copied().unwrap_or(0);
-        Some(Activity::from_words(&words, missed))
+        let faults = self.asked.get(&key.get()).map_or(0, |(_, before)| before + self.faults_now(key));
+        Some(Activity::from_words(&words, missed, faults))
     }
 
-    pub(super) fn want_faults(&mut self, key: Key, wanted: Wants) -> Result<(), WatchError> {
+    /// Faults seen since it was last said what is wanted.
+    fn faults_now(&self, key: Key) -> u64 {
+        self.wanted.get(&key.get(), 0).map_or(0, |[_, faults]| faults)
+    }
+
+    pub(super) fn attach_faults(&mut self) -> Result<(), WatchError> {
         if !self.faults_attached {
             for name in FAULTS {
                 self.attach(name)?;
             }
             self.faults_attached = true;
         }
+        Ok(())
+    }
+
+    pub(super) fn want_faults(&mut self, key: Key, wanted: Wants) -> Result<(), WatchError> {
+        self.attach_faults()?;
         let events = if wanted.events { wants::EVENTS } else { 0 };
         let heat = if wanted.heat { wants::HEAT } else { 0 };
-        match events | heat {
+        let bits = events | heat;
+        let before = self.faults_now(key);
+        let asked = self.asked.entry(key.get()).or_default();
+        *asked = (bits != 0, asked.1 + before);
+        self.count_wanting()?;
+        match bits {
             // Nothing was wanted before either: then there is no entry.
             0 => drop(self.wanted.remove(&key.get())),
             bits => {
-                let insert = self.wanted.insert(key.get(), bits, 0);
+                let insert = self.wanted.insert(key.get(), [bits, 0], 0);
                 insert.map_err(|source| WatchError::Map { map: map::WANTED, source })?;
             }
         }
         Ok(())
+    }
+
+    fn count_wanting(&mut self) -> Result<(), WatchError> {
+        let count = self.asked.values().filter(|(wanted, _)| *wanted).count() as u64;
+        self.wanting.set(0, count, 0).map_err(|source| WatchError::Map { map: map::WANTING, source })
     }
 
     pub(super) fn faults(&mut self, most: usize) -> Vec<Fault> {
@@ -247,8 +277,8 @@ impl Programs {
     }
 
     pub(super) fn heat(&self, key: Key, now_ns: u64) -> Vec<PageHeat> {
-        let pages = self.heat.iter().flatten().filter(|(page, _)| page[0] == key.get());
-        pages.filter_map(|(page, words)| PageHeat::from_words(&page, &words, now_ns)).collect()
+        let pages = self.heat.iter().flatten().filter(|words| words[0] == key.get());
+        pages.filter_map(|words| PageHeat::from_words(&words, now_ns)).collect()
     }
 
     pub(super) fn lost(&self) -> Lost {

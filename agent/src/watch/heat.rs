@@ -21,23 +21,67 @@ pub enum Class {
 }
 
 /// Where the classes begin.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::Args)]
 pub struct HeatSettings {
-    /// Windows looked back, 1 to [`WINDOWS_MAX`].
+    /// Windows of requests that the heat of a page is about
+    #[arg(id = "heat_windows", long = "heat-windows", default_value_t = Self::DEFAULT.windows, value_parser = clap::value_parser!(u32).range(1..=i64::from(WINDOWS_MAX)))]
     pub windows: u32,
-    /// A page in at least so many percent of them is hot.
+    /// A page written in at least so many percent of them is hot
+    #[arg(id = "heat_hot_percent", long = "heat-hot-percent", default_value_t = Self::DEFAULT.hot_percent, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub hot_percent: u32,
-    /// A page in at least so many percent of them is warm.
+    /// A page written in at least so many percent of them is warm
+    #[arg(id = "heat_warm_percent", long = "heat-warm-percent", default_value_t = Self::DEFAULT.warm_percent, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub warm_percent: u32,
-    /// Windows that must have been seen before anything is called hot.
+    /// Windows that must have been seen before any page is called hot
+    #[arg(id = "heat_windows_min", long = "heat-windows-min", default_value_t = Self::DEFAULT.windows_min, value_parser = clap::value_parser!(u32).range(1..=i64::from(WINDOWS_MAX)))]
     pub windows_min: u32,
-    /// Pages kept; those beyond are not known and thereby cold.
+    /// Pages of each sandbox whose heat is kept; those beyond are not known and thereby cold
+    #[arg(id = "heat_pages_max", long = "heat-pages-max", default_value_t = Self::DEFAULT.pages_max)]
     pub pages_max: usize,
+}
+
+/// Settings that contradict each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum HeatSettingsError {
+    /// Hot would begin below warm.
+    #[error("hot begins at {hot} percent of the windows, warm not before {warm}")]
+    HotBelowWarm {
+        /// Percent.
+        hot: u32,
+        /// Percent.
+        warm: u32,
+    },
+    /// Nothing would ever be known.
+    #[error("{least} windows must have been seen, but only {kept} are kept")]
+    NeverKnown {
+        /// Windows.
+        least: u32,
+        /// Windows.
+        kept: u32,
+    },
+}
+
+impl HeatSettings {
+    /// What a node does if it is not told otherwise.
+    pub const DEFAULT: Self =
+        Self { windows: 8, hot_percent: 60, warm_percent: 25, windows_min: 3, pages_max: 1 << 16 };
+
+    /// Whether they fit together.
+    pub const fn check(&self) -> Result<(), HeatSettingsError> {
+        let Self { windows: kept, hot_percent: hot, warm_percent: warm, windows_min: least, .. } = *self;
+        if hot < warm {
+            return Err(HeatSettingsError::HotBelowWarm { hot, warm });
+        }
+        if least > kept {
+            return Err(HeatSettingsError::NeverKnown { least, kept });
+        }
+        Ok(())
+    }
 }
 
 impl Default for HeatSettings {
     fn default() -> Self {
-        Self { windows: 8, hot_percent: 60, warm_percent: 25, windows_min: 3, pages_max: 1 << 16 }
+        Self::DEFAULT
     }
 }
 
@@ -212,6 +256,16 @@ mod tests {
             heat.record([]);
         }
         assert_eq!((heat.written(page(1)), heat.pages.len()), (Class::Cold, 0), "forgotten");
+    }
+
+    #[test]
+    fn settings_that_contradict_each_other_are_refused() {
+        let usual = HeatSettings::DEFAULT;
+        assert_eq!(usual.check(), Ok(()));
+        let crossed = HeatSettings { hot_percent: 20, ..usual };
+        assert_eq!(crossed.check(), Err(HeatSettingsError::HotBelowWarm { hot: 20, warm: 25 }));
+        let never = HeatSettings { windows: 2, ..usual };
+        assert_eq!(never.check(), Err(HeatSettingsError::NeverKnown { least: 3, kept: 2 }));
     }
 
     #[test]

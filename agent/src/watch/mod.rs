@@ -2,7 +2,7 @@
 //!
 //! One interface, [`Watch`], with two ways to see: kernel programs (eBPF), and `/proc` where these do not load. The
 //! choice is made at the start, and [`Watch::sight`] says which it was. Only this room and `agent-ebpf` know eBPF.
-//! Which pages a sandbox writes is seen in a third way, [`writes`], and what follows from it is [`heat`]; [`tracked`]
+//! Which pages a sandbox writes is seen in other ways, [`writes`], and what follows from it is [`heat`]; [`tracked`]
 //! is both for a whole sandbox.
 
 mod ebpf;
@@ -10,6 +10,7 @@ mod error;
 pub mod heat;
 mod procfs;
 mod record;
+mod soft_dirty;
 pub mod tracked;
 pub mod writes;
 
@@ -97,8 +98,8 @@ enum Eyes {
 impl Watch {
     /// Starts the best watch this machine allows; the error says why it is not the kernel programs. Blocks for some
     /// ten milliseconds.
-    pub fn start() -> (Self, Option<WatchError>) {
-        match Self::ebpf(Options::default()) {
+    pub fn start(options: Options) -> (Self, Option<WatchError>) {
+        match Self::ebpf(options) {
             Ok(watch) => (watch, None),
             Err(error) => (Self::procfs(), Some(error)),
         }
@@ -154,6 +155,18 @@ impl Watch {
         match &mut self.eyes {
             Eyes::Kernel(programs) => programs.activity(key),
             Eyes::Procfs(procfs) => procfs.activity(key, now_ns),
+        }
+    }
+
+    /// Makes it quick to say what is wanted of faults: the programs for it are loaded and attached, and look at nothing yet.
+    /// Blocks for some milliseconds.
+    ///
+    /// # Errors
+    /// There are no kernel programs, or none for faults on this architecture.
+    pub fn attach_faults(&mut self) -> Result<(), WatchError> {
+        match &mut self.eyes {
+            Eyes::Kernel(programs) => programs.attach_faults(),
+            Eyes::Procfs(_) => Err(WatchError::OnlyEbpf),
         }
     }
 

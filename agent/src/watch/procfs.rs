@@ -50,7 +50,14 @@ impl Procfs {
         seen.ran_ns = ran_ns;
         let last_ran_ns = seen.last_ran_ns;
         let ran = Duration::from_nanos(ran_ns);
-        Some(Activity { runnable, ran, last_ran_ns, last_work_ns: last_ran_ns, counts: None })
+        Some(Activity {
+            runnable,
+            ran,
+            last_ran_ns,
+            last_work_ns: last_ran_ns,
+            idle_since_ns: None,
+            counts: None,
+        })
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use medes_agent_ebpf::{ActivityWords, FaultWords, HEAT_ONE, HeatKey, HeatWords, decayed, fault, word};
+use medes_agent_ebpf::{ActivityWords, FaultWords, HEAT_ONE, HeatWords, decayed, fault, word};
 
 use super::Key;
 
@@ -24,6 +24,8 @@ pub struct Activity {
     pub last_ran_ns: u64,
     /// The same, without what was woken by a timer and used little CPU time.
     pub last_work_ns: u64,
+    /// When the last task that could run ceased to, if that is known: nanoseconds of `CLOCK_MONOTONIC`, by the kernel.
+    pub idle_since_ns: Option<u64>,
     /// What only the kernel programs can see.
     pub counts: Option<Counts>,
 }
@@ -51,21 +53,23 @@ impl Activity {
         (!self.runnable).then(|| Duration::from_nanos(now_ns.saturating_sub(self.last_work_ns)))
     }
 
-    /// `missed`: tasks that ended unseen and are still counted as runnable.
-    pub(super) fn from_words(words: &ActivityWords, missed: i64) -> Self {
+    /// `missed`: tasks that ended unseen and are still counted as runnable. `faults`: those seen while they were wanted.
+    pub(super) fn from_words(words: &ActivityWords, missed: i64, faults: u64) -> Self {
         let runnable = words[word::RUNNABLE].cast_signed().saturating_sub(missed) > 0;
+        let idle_since_ns = (!runnable && words[word::IDLE_NS] > 0).then_some(words[word::IDLE_NS]);
         Self {
             runnable,
             ran: Duration::from_nanos(words[word::RUN_NS]),
             last_ran_ns: words[word::LAST_RAN_NS],
             last_work_ns: words[word::LAST_WORK_NS],
+            idle_since_ns,
             counts: Some(Counts {
                 wakes: words[word::WAKES],
                 timer_wakes: words[word::TIMER_WAKES],
                 switches: words[word::SWITCHES],
                 forks: words[word::FORKS],
                 exits: words[word::EXITS],
-                faults: words[word::FAULTS],
+                faults,
             }),
         }
     }
@@ -121,9 +125,8 @@ pub struct PageHeat {
 }
 
 impl PageHeat {
-    pub(super) fn from_words(key: &HeatKey, words: &HeatWords, now_ns: u64) -> Option<Self> {
-        let &[_, process, page] = key;
-        let &[touches, writes, last_ns] = words;
+    pub(super) fn from_words(words: &HeatWords, now_ns: u64) -> Option<Self> {
+        let &[_, process, page, touches, writes, last_ns] = words;
         let age_ns = now_ns.saturating_sub(last_ns);
         let heat = |heat: u64| decayed(heat, age_ns) as f64 / HEAT_ONE as f64;
         let process = u32::try_from(process).ok()?;
@@ -156,13 +159,17 @@ mod tests {
         let mut words = ActivityWords::default();
         words[word::LAST_WORK_NS] = 100;
         words[word::LAST_RAN_NS] = 900;
-        let asleep = Activity::from_words(&words, 0);
+        let asleep = Activity::from_words(&words, 0, 0);
         assert_eq!(asleep.idle(1_000), Some(Duration::from_nanos(900)));
         assert_eq!(asleep.idle(50), Some(Duration::ZERO), "a clock read before the event");
+        assert_eq!(asleep.idle_since_ns, None, "it was never seen to run");
+        words[word::IDLE_NS] = 901;
+        assert_eq!(Activity::from_words(&words, 0, 0).idle_since_ns, Some(901));
         words[word::RUNNABLE] = 1;
-        assert_eq!(Activity::from_words(&words, 0).idle(1_000), None);
-        assert!(Activity::from_words(&words, 1).idle(1_000).is_some(), "the task has ended unseen");
+        let running = Activity::from_words(&words, 0, 0);
+        assert_eq!((running.idle(1_000), running.idle_since_ns), (None, None));
+        assert!(Activity::from_words(&words, 1, 0).idle(1_000).is_some(), "the task has ended unseen");
         words[word::RUNNABLE] = u64::MAX;
-        assert!(!Activity::from_words(&words, 0).runnable, "below zero");
+        assert!(!Activity::from_words(&words, 0, 0).runnable, "below zero");
     }
 }

@@ -1,6 +1,7 @@
-//! The writes of one sandbox, all its processes: armed, looked at window by window, and made into heat.
+//! The writes and touches of one sandbox, all its processes: armed, looked at window by window, and made into heat.
 //!
-//! A window is what was served between two looks. Processes are known by the numbers they have inside: these, and the
+//! A window is what was served between two looks. What was written in it is known of every request; what was only read is known
+//! as far as it makes a fault: pages that were not there, and, where there are kernel programs, the faults of its first request. Processes are known by the numbers they have inside: these, and the
 //! addresses, stay when a sandbox is put away and comes back, and so does its heat. Its tracking does not: each life
 //! is armed anew.
 
@@ -14,16 +15,21 @@ use std::{
     },
 };
 
+use medes_dedup::page::PAGE_BYTES;
+use medes_proto::heat::PageClass;
 use nix::unistd::Pid;
 
 use super::{
+    Fault,
     heat::{Class, Heat, HeatSettings, PageOf, Seen, Summary},
-    writes::{Writes, WritesError},
+    writes::{Way, Writes, WritesError},
 };
 use crate::{metrics, reaper::Reaper, roads::blocking};
 
 /// Processes of one sandbox that are tracked; those beyond are not, and their pages thereby cold.
 const PROCESSES_MAX: usize = 64;
+/// Faults of one request that are kept until the look.
+const FAULTS_MAX: usize = 1 << 15;
 
 /// What tracking takes, the same for all sandboxes of a node. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -34,6 +40,8 @@ pub struct Tracking {
     pub program: PathBuf,
     /// Where classes of pages begin.
     pub settings: HeatSettings,
+    /// How writes are told apart.
+    pub way: Way,
 }
 
 /// One sandbox.
@@ -42,6 +50,8 @@ pub struct Tracked {
     tracking: Tracking,
     /// Requests since the last look.
     served: AtomicU64,
+    /// Pages that one request has faulted on, by the numbers their processes have outside.
+    touched: Mutex<Vec<(i32, u64)>>,
     state: tokio::sync::Mutex<State>,
     /// As of the last look, for those who must not wait for one.
     summary: Mutex<Summary>,
@@ -73,10 +83,17 @@ pub struct Known {
 }
 
 impl Known {
-    /// How hot a page is by its writes. `pid`: as the node numbers the process; `page`: address / 4096.
-    pub fn class(&self, pid: i32, page: u64) -> Class {
-        let process = self.inside.get(&pid);
-        process.map_or(Class::Cold, |&process| self.heat.written(PageOf { process, page }))
+    /// How hot a private page is by its writes, and of those hardly written which are read. `pid`: as the node numbers the
+    /// process; `page`: address / 4096.
+    pub fn class(&self, pid: i32, page: u64) -> PageClass {
+        let Some(&process) = self.inside.get(&pid) else { return PageClass::Cold };
+        let page = PageOf { process, page };
+        match (self.heat.written(page), self.heat.touched(page)) {
+            (Class::Hot, _) => PageClass::Hot,
+            (Class::Warm, _) => PageClass::Warm,
+            (Class::Cold, Class::Hot | Class::Warm) => PageClass::Read,
+            (Class::Cold, Class::Cold) => PageClass::Cold,
+        }
     }
 }
 
@@ -86,7 +103,16 @@ impl Tracked {
         let heat = Heat::new(tracking.settings);
         let state = State { processes: BTreeMap::new(), heat, windows: 0 };
         let (served, summary) = (AtomicU64::new(0), Mutex::new(Summary::default()));
-        Self { tracking, served, state: tokio::sync::Mutex::new(state), summary }
+        let (state, touched) = (tokio::sync::Mutex::new(state), Mutex::default());
+        Self { tracking, served, touched, state, summary }
+    }
+
+    /// A request has faulted on pages. Faults beyond a bound are forgotten.
+    pub fn note_faults(&self, faults: impl IntoIterator<Item = Fault>) {
+        let mut touched = self.touched.lock().unwrap_or_else(PoisonError::into_inner);
+        let room = FAULTS_MAX.saturating_sub(touched.len());
+        let page = |fault: Fault| (fault.process.cast_signed(), fault.address / PAGE_BYTES as u64);
+        touched.extend(faults.into_iter().take(room).map(page));
     }
 
     /// A request has gone in.
@@ -154,17 +180,20 @@ impl Tracked {
     /// Takes what was written, and counts it if it was written while something was served.
     async fn window(&self, state: &mut State) {
         let served = self.served.swap(0, Ordering::Relaxed) > 0;
-        let mut seen = Vec::new();
-        let mut looked = false;
+        let touched = std::mem::take(&mut *self.touched.lock().unwrap_or_else(PoisonError::into_inner));
+        let inside =
+            |(pid, page): (i32, u64)| Some(PageOf { process: state.processes.get(&pid)?.inside, page });
+        let mut seen: Vec<Seen> = touched.into_iter().filter_map(inside).map(Seen::Touched).collect();
+        let (mut looked, mut pages) = (false, 0);
         for (pid, process) in &mut state.processes {
             let Some(writes) = process.writes.clone() else { continue };
             match blocking(move || writes.take()).await {
                 Ok(written) => {
                     looked = true;
-                    let inside = process.inside;
-                    seen.extend(
-                        written.numbers().map(|page| Seen::Written(PageOf { process: inside, page })),
-                    );
+                    let of = |page| PageOf { process: process.inside, page };
+                    pages += written.pages();
+                    seen.extend(written.numbers().map(|page| Seen::Written(of(page))));
+                    seen.extend(written.appeared().map(|page| Seen::Touched(of(page))));
                 }
                 Err(error) => {
                     tell(*pid, &error);
@@ -174,15 +203,19 @@ impl Tracked {
         }
         // What sandboxes write by themselves is not what their requests will write.
         if served && looked {
-            metrics::window(seen.len());
             state.windows += 1;
             state.heat.record(seen);
+            metrics::window(pages, state.heat.summary().touched);
         }
     }
 
     async fn arm(&self, pid: Pid) -> Option<Arc<Writes>> {
         let armed = async {
-            let writes = Arc::new(Writes::begin(&self.tracking.reaper, &self.tracking.program, pid).await?);
+            let Tracking { reaper, program, way, .. } = &self.tracking;
+            let writes = Arc::new(match way {
+                Way::Protection => Writes::begin(reaper, program, pid).await?,
+                Way::SoftDirty => Writes::begin_by_bits(pid)?,
+            });
             let first = writes.clone();
             // All that is there, written at some time or other.
             blocking(move || first.take()).await?;

@@ -9,12 +9,16 @@ use medes_agent::{
     earlier::Room,
     roads::{HotPages, Warm},
     watch::{
+        Group, Options, Wants, Watch,
         heat::{HeatSettings, PageOf},
+        now_ns,
         tracked::{Tracked, Tracking},
+        writes,
     },
 };
 use medes_proto::{
     fleet::{EngineSettings, Level},
+    heat::PageClass,
     ids::SandboxId,
 };
 
@@ -28,6 +32,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("each_level_takes_over_and_goes_on", each_level_takes_over_and_goes_on),
     ("without_room_or_bases_everything_is_encoded_again", without_room_or_bases_everything_is_encoded_again),
     ("hot_pages_of_all_processes_are_kept_whole", hot_pages_of_all_processes_are_kept_whole),
+    ("pages_that_are_only_read_are_touched_and_not_hot", pages_that_are_only_read_are_touched_and_not_hot),
     ("a_wrong_idea_of_what_is_hot_costs_no_byte", a_wrong_idea_of_what_is_hot_costs_no_byte),
 ];
 
@@ -106,7 +111,8 @@ fn without_room_or_bases_everything_is_encoded_again() {
 fn tracked(station: &Station) -> Tracked {
     let settings = HeatSettings { windows: 4, windows_min: 3, ..HeatSettings::default() };
     let program = PathBuf::from(env!("CARGO_BIN_EXE_medes-agent"));
-    Tracked::new(Tracking { reaper: station.roads.reaper.clone(), program, settings })
+    let way = writes::Way::Protection;
+    Tracked::new(Tracking { reaper: station.roads.reaper.clone(), program, settings, way })
 }
 
 /// 64 pages of memory in this process and in a child that writes when it is told to.
@@ -160,7 +166,7 @@ fn hot_pages_of_all_processes_are_kept_whole() {
         let known = watcher.known().await.expect("three windows");
         let map = medes_agent::heat::look(id, warm.tree.pid(), Some(known)).expect("a map");
         assert_eq!(map.source, "watch");
-        assert!(map.count(medes_proto::heat::PageClass::Hot) >= 128);
+        assert!(map.count(PageClass::Hot) >= 128);
         warm.past.tracked = Some(watcher.into());
         let (mut warm, deduped) = there_and_back(&station, id, warm).await;
         assert!(deduped.pages.hot_skipped >= 128, "{deduped:?}");
@@ -171,6 +177,51 @@ fn hot_pages_of_all_processes_are_kept_whole() {
             let (back, again) = there_and_back(&station, id, warm).await;
             warm = back;
             assert_eq!(again.pages.hot_skipped >= 128, skips, "{again:?}");
+        }
+        warm.housing.remove().await.expect("removed");
+    });
+}
+
+/// Memory that is only read, and given back before it is read again.
+const READER: &str = "
+import mmap
+kept.read = mmap.mmap(-1, 64 * 4096, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+kept.read.madvise(mmap.MADV_NOHUGEPAGE)
+";
+const READ: &str = "
+import mmap
+kept.read.madvise(mmap.MADV_DONTNEED)
+assert not any(kept.read[i * 4096] for i in range(64))
+";
+
+fn pages_that_are_only_read_are_touched_and_not_hot() {
+    at_station(SCRATCH, async |mut station: Station| {
+        let (id, warm) = station.start().await;
+        run(&warm, READER).await;
+        let (mut watch, no_ebpf) = Watch::start(Options::default());
+        let cgroup = warm.housing.cgroup();
+        let group = Group { cgroup_id: cgroup.id(), procs: cgroup.main_dir().join("cgroup.procs") };
+        let key = watch.add(group, now_ns()).expect("watched");
+        let watcher = tracked(&station);
+        let pids = tree::members(warm.tree.pid()).expect("its processes");
+        watcher.look(&pids).await;
+        for window in 0..3 {
+            let followed = watch.want_faults(key, Wants { events: true, heat: false }).is_ok();
+            run(&warm, READ).await;
+            watcher.note_request();
+            watcher.note_faults(watch.faults(usize::MAX));
+            watcher.look(&pids).await;
+            let summary = watcher.summary();
+            // Without kernel programs only the first time is seen, when the pages appear.
+            if followed || window == 0 {
+                assert!(summary.touched >= summary.written + 64, "{summary:?}");
+            }
+        }
+        if let Some(error) = no_ebpf {
+            println!("SKIPPED the half of it that takes kernel programs: {error}");
+        } else {
+            let map = medes_agent::heat::look(id, warm.tree.pid(), watcher.known().await).expect("a map");
+            assert!(map.count(PageClass::Read) >= 64, "{:?}", PageClass::ALL.map(|class| map.count(class)));
         }
         warm.housing.remove().await.expect("removed");
     });

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::mpsc;
 
 use medes_agent::sandbox::{Host, Housing, Tree};
-use medes_agent::watch::writes::{InjectError, Writes, WritesError, Written};
+use medes_agent::watch::writes::{InjectError, Way, Writes, WritesError, Written};
 use nix::sys::ptrace;
 
 use crate::node::{function, launch, on_node, result, until};
@@ -17,6 +17,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_sandbox_under_a_debugger_is_left_alone", a_sandbox_under_a_debugger_is_left_alone),
     ("a_frozen_sandbox_is_left_as_it_was", a_frozen_sandbox_is_left_as_it_was),
     ("tracking_ends_with_the_program", tracking_ends_with_the_program),
+    ("soft_dirty_bits_show_what_is_there_on_any_kernel", soft_dirty_bits_show_what_is_there_on_any_kernel),
 ];
 
 pub(crate) async fn begin(host: &Host, tree: &Tree) -> Writes {
@@ -57,6 +58,10 @@ fn written_pages_are_seen_and_no_others() {
         result(&housing, code).await;
         let written = writes.take().unwrap();
         assert_eq!(within(&written, area, 64), [3, 5, 8, 60]);
+        let first = area / 4096;
+        let appeared =
+            written.appeared().filter(|page| (first..first + 64).contains(page)).map(|page| page - first);
+        assert_eq!(appeared.collect::<Vec<_>>(), [1, 3, 5], "page 1 was only read, for the first time");
         println!("stood still for {:?}; a request wrote {} pages", writes.stopped(), written.pages());
         // What is mapped later is written when it is touched, also in the place of something that was tracked.
         let code = "import ctypes\nlibc = ctypes.CDLL(None)\nlibc.mmap.restype = ctypes.c_void_p\n\
@@ -184,6 +189,29 @@ fn tracking_ends_with_the_program() {
         let program = Path::new(env!("CARGO_BIN_EXE_medes-agent"));
         let late = Writes::begin(host.reaper(), program, tree.pid()).await;
         assert!(matches!(late, Err(WritesError::Gone)), "{late:?}");
+        housing.remove().await.unwrap();
+    });
+}
+
+/// Which pages are written only a kernel with such bits says; which have appeared, each does.
+fn soft_dirty_bits_show_what_is_there_on_any_kernel() {
+    on_node(async |host| {
+        let (housing, tree) = launch(&host, "s1", &function()).await;
+        let writes = Writes::begin_by_bits(tree.pid()).unwrap();
+        writes.take().unwrap();
+        let area = map_pages(&housing, 64).await;
+        let seen = writes.take().unwrap();
+        let even: Vec<u64> = (0..64).step_by(2).map(|page| area / 4096 + page).collect();
+        let ours = |page: &u64| (area / 4096..area / 4096 + 64).contains(page);
+        assert_eq!(seen.appeared().filter(ours).collect::<Vec<_>>(), even);
+        match Way::find() {
+            Some(Way::Protection) | None => {
+                println!("SKIPPED written pages: the best way here is {:?}", Way::find());
+            }
+            Some(Way::SoftDirty) => assert_eq!(within(&seen, area, 64).len(), 32),
+        }
+        tree.kill().await.unwrap();
+        assert!(matches!(writes.take(), Err(WritesError::Gone)));
         housing.remove().await.unwrap();
     });
 }

@@ -102,6 +102,7 @@ const fn colour(class: PageClass) -> [u8; 3] {
         PageClass::Hot => [0xd7, 0x30, 0x27],
         PageClass::Warm => [0xfd, 0xae, 0x61],
         PageClass::Cold => [0x45, 0x75, 0xb4],
+        PageClass::Read => [0x66, 0xbd, 0x63],
     }
 }
 
@@ -183,7 +184,7 @@ pub(super) fn png(map: &HeatMap) -> io::Result<Vec<u8>> {
     }
     // A palette in the order of the classes' numbers: a byte a pixel instead of three.
     let number = |number| PageClass::try_from(number).unwrap_or_default();
-    let palette: Vec<u8> = (0..=PageClass::Cold as i32).flat_map(|class| colour(number(class))).collect();
+    let palette: Vec<u8> = (0..=PageClass::Read as i32).flat_map(|class| colour(number(class))).collect();
     let mut file = Vec::new();
     let mut encoder = png::Encoder::new(&mut file, points(COLUMNS), points(plan.rows.max(1)));
     encoder.set_color(png::ColorType::Indexed);

@@ -12,6 +12,7 @@ mod input;
 mod park;
 mod policy;
 mod program;
+mod spans;
 mod trace;
 mod trouble;
 mod up;

@@ -10,6 +10,8 @@ use crate::policy::Gain;
 
 /// A page that is dumped and compared costs this part of one that is encoded.
 const COMPARED_PART: u64 = 8;
+/// A page that the next request touches, and that has to come back for it, costs this part.
+const BROUGHT_BACK_PART: u64 = 2;
 
 impl Driver {
     /// What the dedup of a sandbox brings, and how many of its node bring more.
@@ -40,9 +42,11 @@ impl Driver {
         let known = report.starts_from_dedup > 0 && heat.windows > 0;
         let written = heat.hot_pages.saturating_add(heat.warm_pages).max(heat.written_pages);
         let encoded = if known { written.min(pages) } else { pages };
+        let touched = heat.touched_pages.max(written).min(pages);
+        let work_pages = [encoded, pages / COMPARED_PART, touched / BROUGHT_BACK_PART];
         Gain {
             won_bytes: report.private_bytes.saturating_sub(kept),
-            work_pages: encoded.saturating_add(pages / COMPARED_PART),
+            work_pages: work_pages.into_iter().fold(0, u64::saturating_add),
             ..Gain::default()
         }
     }

@@ -142,6 +142,7 @@ impl Driver {
             choice.fact("windows", sandbox.heat.windows.into());
             choice.fact("hot_pages", sandbox.heat.hot_pages);
             choice.fact("written_pages", sandbox.heat.written_pages);
+            choice.fact("touched_pages", sandbox.heat.touched_pages);
         }
         if let Some(blocked) = sandbox.dump_blocked {
             choice.fact("dump_blocked_ms", millis(blocked));
