@@ -190,6 +190,11 @@ pub enum Action {
         /// A base of its function, if the controller knows one.
         base: Option<SnapshotPlace>,
     },
+    /// Call a park off, if it is still possible; it ends with [`Event::Deduped`] all the same.
+    CancelPark {
+        /// Whose.
+        sandbox: SandboxId,
+    },
     /// Give it back; answer with [`Event::Restored`].
     Restore {
         /// Whose.

@@ -118,6 +118,8 @@ pub struct Node {
     measured: Measured,
     watching: Watching,
     pace: Pace,
+    /// Parks under way, and how to call them off.
+    parking: BTreeMap<SandboxId, CancellationToken>,
     /// The open stream's queue.
     outgoing: Option<mpsc::Sender<AgentMessage>>,
     inbox: mpsc::Sender<Input>,
@@ -157,6 +159,7 @@ impl Node {
             measured,
             watching: Watching::new(watch, tracking.is_some()),
             pace: Pace::new(tracking),
+            parking: BTreeMap::new(),
             outgoing: None,
             inbox,
             heartbeat: HEARTBEAT,
@@ -316,6 +319,10 @@ impl Node {
             }
             Action::Dedup { sandbox, order } => self.dedup(sandbox, order),
             Action::Park { sandbox, base } => self.park(sandbox, base),
+            Action::CancelPark { sandbox } => {
+                // A dedup or a base is not called off.
+                self.parking.get(&sandbox).into_iter().for_each(CancellationToken::cancel);
+            }
             Action::MakeBase { sandbox, snapshot } => self.make_base(sandbox, snapshot),
             Action::Restore { sandbox, digest_memory } => self.restore(sandbox, digest_memory),
             Action::Remove { sandbox } => {
@@ -426,6 +433,7 @@ impl Node {
                 Event::Launched { sandbox, result: Err(failure) }
             }
             Worked::Deduped { sandbox, result: Ok((put_away, deduped)) } => {
+                self.parking.remove(&sandbox);
                 let body = match put_away {
                     PutAway::Stored(stored) => Body::Stored(stored),
                     PutAway::Parked(warm) => {
@@ -437,6 +445,7 @@ impl Node {
                 Event::Deduped { sandbox, result: Ok(deduped) }
             }
             Worked::Deduped { sandbox, result: Err((warm, failure)) } => {
+                self.parking.remove(&sandbox);
                 let lost = self.keep_survivor(sandbox, warm);
                 Event::Deduped { sandbox, result: Err(crate::driver::DedupFailed { failure, lost }) }
             }

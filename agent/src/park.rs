@@ -48,6 +48,7 @@ impl ParkSandboxError {
             Self::Park(ParkError::Forked | ParkError::Watched { .. } | ParkError::Pinned { .. }) => {
                 FailureKind::DumpRefused
             }
+            Self::Park(ParkError::Cancelled) => FailureKind::Cancelled,
             _ => FailureKind::DedupFailed,
         };
         let mut failure = Failure::from_error(kind, self);
@@ -71,23 +72,27 @@ impl fmt::Debug for NotParked {
 }
 
 /// Takes the memory of an idle sandbox, whose processes stay. `named`: a base of its function, if the controller knows one.
+/// Cancelled, because it is wanted back, it is warm within milliseconds, unless its memory is being given up already.
 pub async fn park(
     roads: &Roads,
     pager: &Pager,
     sandbox: SandboxId,
     mut warm: Warm,
-    named: Option<SnapshotPlace>,
+    (named, cancelled): (Option<SnapshotPlace>, &CancellationToken),
 ) -> Result<(Warm, Deduped), Box<NotParked>> {
-    let recipes = match recipes(roads, sandbox, &warm, named).await {
+    // Fetching a base can take long, and may be given up anywhere.
+    let recipes = tokio::select! {
+        recipes = recipes(roads, sandbox, &warm, named) => recipes,
+        () = cancelled.cancelled() => Err(ParkError::Cancelled.into()),
+    };
+    let recipes = match recipes {
         Ok(recipes) => recipes,
         Err(error) => return Err(Box::new(NotParked { warm, error })),
     };
     let aligned_with = recipes.base.as_ref().map(|base| base.id);
     let cgroup = warm.housing.cgroup().clone();
-    // A request that comes meanwhile waits: cancelling for it is the controller's to ask, and it does not yet.
-    let never = CancellationToken::new();
     warm.past.end_tracking().await;
-    match pager::park(pager, &cgroup, warm.paged.clone(), recipes, &never).await {
+    match pager::park(pager, &cgroup, warm.paged.clone(), recipes, cancelled).await {
         Ok((paged, report)) => {
             warm.paged = Some(paged);
             let deduped = deduped(&report, aligned_with);
@@ -108,6 +113,7 @@ fn deduped(report: &ParkReport, aligned_with: Option<SnapshotId>) -> Deduped {
             same: classes.same.into(),
             delta: classes.delta.into(),
             whole: classes.whole.into(),
+            reused: report.reused_pages,
             ..PageClasses::default()
         },
         looked_up: 0,

@@ -13,6 +13,7 @@ use medes_agent::{
     base, dedupe, driver::DedupOrder, pager::Pager, park, restore, roads::Warm, sandbox::Usage,
 };
 use medes_proto::{function::FunctionSpec, sandbox::Phase};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     experiment::{self, Subjects},
@@ -166,11 +167,11 @@ async fn by_parking(
     let mut warm = station.start(sandbox, spec).await?;
     timed(&warm, Instant::now(), &mut last).await?;
     timed(&warm, Instant::now(), &mut last).await?;
-    let running = warm.housing.usage();
+    let (running, never) = (warm.housing.usage(), CancellationToken::new());
     // The first ones teach it what is touched.
     for round in 0..rounds.max(CYCLES) + 2 {
         let began = Instant::now();
-        let parked = park::park(&station.roads, pager, sandbox, warm, None).await;
+        let parked = park::park(&station.roads, pager, sandbox, warm, (None, &never)).await;
         let deduped = match parked {
             Ok((parked, deduped)) => {
                 warm = parked;

@@ -238,6 +238,7 @@ const fn kind_word(kind: FailureKind) -> &'static str {
         FailureKind::Invalid => "invalid",
         FailureKind::Unsupported => "unsupported",
         FailureKind::Internal => "internal",
+        FailureKind::Cancelled => "cancelled",
     }
 }
 

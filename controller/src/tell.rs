@@ -20,6 +20,9 @@ fn count(told: &Told) {
         What::Node { change: NodeChange::Lost, .. } => counter!("medes_nodes_lost_total").increment(1),
         What::Start(choice) => {
             let chosen = choice.chosen.name.split(' ').next();
+            if chosen == Some("call") {
+                return counter!("medes_parks_called_back_total").increment(1);
+            }
             let start = ["cold", "unpark"].into_iter().find(|way| chosen == Some(way)).unwrap_or("restore");
             let function = told.about.function.as_ref().map(ToString::to_string).unwrap_or_default();
             counter!("medes_starts_total", "start" => start, "function" => function).increment(1);

@@ -55,7 +55,7 @@ const fn rows<const N: usize>(of: Of, rows: [Row; N]) -> [Metric; N] {
 
 use Kind::{Counter, Gauge, Histogram};
 
-const CONTROLLER: [Metric; 19] = rows(
+const CONTROLLER: [Metric; 20] = rows(
     Of::Controller,
     [
         (Counter, "medes_bases_dropped_total", "snapshots", "", "base snapshots dropped"),
@@ -74,6 +74,13 @@ const CONTROLLER: [Metric; 19] = rows(
         ),
         (Counter, "medes_nodes_attached_total", "nodes", "", "agents that connected, also again"),
         (Counter, "medes_nodes_lost_total", "nodes", "", "nodes given up with their sandboxes"),
+        (
+            Counter,
+            "medes_parks_called_back_total",
+            "parks",
+            "",
+            "parks that were called off because a request came",
+        ),
         (
             Counter,
             "medes_purges_total",

@@ -217,6 +217,11 @@ pub enum Command {
         /// A base of its function and where that is, if the controller knows one.
         base: Option<SnapshotPlace>,
     },
+    /// End a park under way as soon as possible: the sandbox is wanted.
+    CancelPark {
+        /// Whose.
+        sandbox: SandboxId,
+    },
     /// Give it back, from a dedup image or from parked.
     Restore {
         /// Whose.
@@ -244,6 +249,7 @@ impl Command {
             | Self::MakeBase { sandbox, .. }
             | Self::Dedup { sandbox, .. }
             | Self::Park { sandbox, .. }
+            | Self::CancelPark { sandbox }
             | Self::Restore { sandbox, .. }
             | Self::Purge { sandbox } => Some(*sandbox),
             Self::DropSnapshot { .. } => None,

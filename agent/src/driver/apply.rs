@@ -39,6 +39,15 @@ impl Driver {
             Command::Park { sandbox, base } => self
                 .begin(now, id, sandbox, SandboxState::Warm, SandboxState::Deduping, "park")
                 .map(|()| out.push(Action::Park { sandbox, base })),
+            Command::CancelPark { sandbox } => {
+                // Whatever else is under way goes on; and if it is parked already, or warm again, there is nothing to do.
+                let entry = self.sandboxes.get(&sandbox).filter(|entry| entry.command.is_some());
+                if entry.is_some_and(|entry| entry.state == SandboxState::Deduping) {
+                    out.push(Action::CancelPark { sandbox });
+                }
+                out.push(Action::Reply { command: id, result: Ok(Box::default()) });
+                Ok(())
+            }
             Command::MakeBase { sandbox, snapshot } => self
                 .begin(now, id, sandbox, SandboxState::Warm, SandboxState::Deduping, "make a base of")
                 .map(|()| out.push(Action::MakeBase { sandbox, snapshot })),

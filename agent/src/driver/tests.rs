@@ -26,6 +26,7 @@ enum Step {
     MakeBase(u8),
     Restore(u8),
     Purge(u8),
+    CancelPark(u8),
     Unwanted(u8),
     DropSnapshot(Index),
     Ask(u8),
@@ -42,6 +43,7 @@ fn step() -> impl Strategy<Value = Step> {
         3 => sandbox.clone().prop_map(Step::Start),
         3 => sandbox.clone().prop_map(Step::Dedup),
         3 => sandbox.clone().prop_map(Step::Park),
+        1 => sandbox.clone().prop_map(Step::CancelPark),
         1 => sandbox.clone().prop_map(Step::MakeBase),
         3 => sandbox.clone().prop_map(Step::Restore),
         1 => sandbox.clone().prop_map(Step::Purge),
@@ -129,6 +131,11 @@ impl World {
                 assert!(!self.inside.contains(&sandbox), "parked during a request");
                 assert!(!self.parked.contains(&sandbox), "parked twice");
                 self.begin(sandbox, Work::Park);
+            }
+            Action::CancelPark { sandbox } => {
+                let under_way =
+                    |(other, work): &(SandboxId, Work)| *other == sandbox && *work != Work::Remove;
+                assert!(self.work.iter().any(under_way), "nothing of {sandbox} to call off");
             }
             Action::MakeBase { sandbox, snapshot } => {
                 assert!(!self.inside.contains(&sandbox), "snapshot during a request");
@@ -249,6 +256,7 @@ impl World {
             Step::Restore(sandbox) => {
                 self.command(Command::Restore { sandbox: id(sandbox), digest_memory: false });
             }
+            Step::CancelPark(sandbox) => self.command(Command::CancelPark { sandbox: id(sandbox) }),
             Step::MakeBase(sandbox) => {
                 let snapshot = SnapshotId::new(self.next).unwrap();
                 self.command(Command::MakeBase { sandbox: id(sandbox), snapshot });

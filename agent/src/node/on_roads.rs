@@ -6,6 +6,8 @@ use medes_proto::{
     registry::SnapshotPlace,
 };
 
+use tokio_util::sync::CancellationToken;
+
 use super::{
     Body, Node,
     work::{self, Worked},
@@ -25,7 +27,10 @@ impl Node {
     pub(super) fn park(&mut self, sandbox: SandboxId, base: Option<SnapshotPlace>) {
         match (self.take_warm(sandbox), &self.tools.roads, &self.tools.pager) {
             (Some(warm), Some(roads), Some(pager)) => {
-                self.work(work::park(roads.clone(), pager.clone(), sandbox, warm, base));
+                let cancelled = CancellationToken::new();
+                let work = work::park((roads.clone(), pager.clone()), sandbox, warm, base, cancelled.clone());
+                self.work(work);
+                self.parking.insert(sandbox, cancelled);
             }
             (warm, ..) => {
                 let message = format!("park {sandbox}: this node cannot");

@@ -15,6 +15,8 @@ use medes_proto::{
     sandbox::Phase,
 };
 
+use tokio_util::sync::CancellationToken;
+
 use super::{Tools, finished::Finished};
 use crate::{
     base, dedupe,
@@ -217,13 +219,13 @@ async fn whole(sandbox: SandboxId, warm: &mut Warm) -> Result<(), Failure> {
 }
 
 pub(super) async fn park(
-    roads: Arc<Roads>,
-    pager: Pager,
+    (roads, pager): (Arc<Roads>, Pager),
     sandbox: SandboxId,
     warm: Box<Warm>,
     base: Option<SnapshotPlace>,
+    cancelled: CancellationToken,
 ) -> Worked {
-    let result = match park::park(&roads, &pager, sandbox, *warm, base).await {
+    let result = match park::park(&roads, &pager, sandbox, *warm, (base, &cancelled)).await {
         Ok((warm, deduped)) => Ok((PutAway::Parked(Box::new(warm)), deduped)),
         Err(not) => Err((Some(Box::new(not.warm)), not.error.failure(sandbox))),
     };

@@ -5,8 +5,8 @@
 //! unpark:  push the working set, thaw ─► serve what else is touched ─► learn
 //! ```
 //!
-//! Each process has a userfaultfd ([`space`]) that a few threads serve ([`handler`]). What its pages are made from is a list
-//! of dedup images and a table ([`store`], [`table`]); the engine is used in one place ([`recipes`]).
+//! Each process has a userfaultfd ([`space`]) that a few threads serve ([`handler`]). What its pages are made from is a dedup
+//! image and a table ([`store`], [`table`]); the engine is used in one place ([`recipes`]).
 //!
 //! Two promises. A page is either there, or comes back as it was, or the sandbox ends: never another page. And what the
 //! program does with its memory meanwhile (madvise, munmap, mremap, fork) means what it always means.

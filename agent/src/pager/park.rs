@@ -13,7 +13,7 @@ use super::handler::Pager;
 use super::recipes::{Recipes, Saved, StorePagesError};
 use super::space::{Counts, Hands, Space};
 use super::stopped::{ParkError, Stopped, Zapped};
-use super::store::ParkedImage;
+use super::store::Store;
 use crate::faults::Step;
 use crate::roads::{Stopwatch, blocking};
 use crate::sandbox::cgroup::{CgroupError, SandboxCgroup};
@@ -38,7 +38,9 @@ pub struct ParkReport {
     pub pages: u64,
     /// Pages that were stored this time: those written since the last time.
     pub saved_pages: u64,
-    /// What became of these.
+    /// Pages that were taken over as they were stored.
+    pub reused_pages: u64,
+    /// What all pages that are kept are stored as.
     pub classes: PageClasses,
     /// Base snapshots that its pages are made from.
     pub bases: Vec<SnapshotId>,
@@ -73,9 +75,11 @@ pub async fn park(
     };
     let known = before.map(|paged| paged.spaces).unwrap_or_default();
     let (taker, group, losing) = (pager.clone(), cgroup.clone(), lost.clone());
-    let mut stopped = blocking(move || Stopped::take(&taker, &group, &known, &losing)).await?;
+    let wanted = cancelled.clone();
+    let mut stopped = blocking(move || Stopped::take(&taker, &group, &known, (&losing, &wanted))).await?;
     watch.step("stop");
     let saved = stopped.take_saved();
+    let saved_pages = saved.iter().map(|saved| saved.numbers.len() as u64).sum();
     let faults = recipes.faults.clone();
     let storing = blocking(move || store(&recipes, saved));
     let stored = tokio::select! {
@@ -94,11 +98,6 @@ pub async fn park(
         }
     };
     watch.step("store");
-    let mut classes = PageClasses::default();
-    for (image, _) in stored.iter().flatten() {
-        add(&mut classes, image.image().classes());
-    }
-    let saved_pages = classes.pages().into();
     let Zapped { spaces, stood, left_out_pages } = blocking(move || stopped.zap(stored)).await?;
     watch.step("zap");
     let paged = Paged { pager: pager.clone(), cgroup: cgroup.clone(), spaces, lost };
@@ -106,24 +105,35 @@ pub async fn park(
         tracing::warn!(error = &error as &dyn std::error::Error, "a parked sandbox is not frozen");
     });
     watch.step("freeze");
-    let (stored_bytes, pages, bases) = paged.stored();
+    let Stored { bytes: stored_bytes, pages, bases, classes } = paged.stored();
+    let reused_pages = pages.saturating_sub(saved_pages);
     let phases = watch.phases();
-    let report =
-        ParkReport { stored_bytes, pages, saved_pages, classes, bases, left_out_pages, stood, phases };
+    let report = ParkReport {
+        stored_bytes,
+        pages,
+        saved_pages,
+        reused_pages,
+        classes,
+        bases,
+        left_out_pages,
+        stood,
+        phases,
+    };
     Ok((paged, report))
 }
 
-/// One image for each process that has pages to be stored, with their numbers.
-type Stored = Vec<Option<(Arc<ParkedImage>, Vec<u64>)>>;
+/// For each process what it is stored as from now on, if that is something else than before.
+fn store(recipes: &Recipes, saved: Vec<Saved>) -> Result<Vec<Option<Store>>, StorePagesError> {
+    saved.into_iter().map(|saved| recipes.store(&saved)).collect()
+}
 
-fn store(recipes: &Recipes, saved: Vec<Saved>) -> Result<Stored, StorePagesError> {
-    let one = |saved: Saved| {
-        if saved.numbers.is_empty() {
-            return Ok(None);
-        }
-        Ok(Some((Arc::new(recipes.store(&saved)?), saved.numbers)))
-    };
-    saved.into_iter().map(one).collect()
+/// What is kept for a sandbox.
+#[derive(Debug, Default)]
+struct Stored {
+    bytes: u64,
+    pages: u64,
+    bases: Vec<SnapshotId>,
+    classes: PageClasses,
 }
 
 fn add(sum: &mut PageClasses, more: PageClasses) {
@@ -194,22 +204,24 @@ impl Paged {
         counts
     }
 
-    /// Bytes kept for it, pages, and the bases these are made from.
-    fn stored(&self) -> (u64, u64, Vec<SnapshotId>) {
-        let (mut bytes, mut pages, mut bases) = (0, 0, Vec::new());
+    fn stored(&self) -> Stored {
+        let mut stored = Stored::default();
         for space in &self.spaces {
             let state = space.lock();
-            bytes += state.store.stored_bytes();
-            pages += state.store.table().pages();
-            bases.extend(state.store.images().flat_map(|image| image.image().bases().to_vec()));
+            stored.bytes += state.store.stored_bytes();
+            stored.pages += state.store.table().pages();
+            if let Some(image) = state.store.image() {
+                stored.bases.extend(image.image().bases());
+                add(&mut stored.classes, image.image().classes());
+            }
         }
-        bases.sort_unstable();
-        bases.dedup();
-        (bytes, pages, bases)
+        stored.bases.sort_unstable();
+        stored.bases.dedup();
+        stored
     }
 
     /// Bytes kept for it now.
     pub fn stored_bytes(&self) -> u64 {
-        self.stored().0
+        self.stored().bytes
     }
 }

@@ -1,22 +1,25 @@
 //! Makes recipes of the pages of a stopped process: words of its function's base where there is one here, compressed pages
 //! otherwise. Proven twice: by the encoder, and from the sealed image before any original is given up.
+//!
+//! Pages that are as they were at the last park are taken over from the image made then, recipe and bytes, so that there is one
+//! image, and in it nothing that is no page any more.
 
 use std::io::{self, Write};
 use std::sync::Arc;
 
 use medes_dedup::{
     delta::DeltaCodec,
-    encode::EncodedRun,
+    encode::{EncodedPage, EncodedRun},
     image::{BuildImageError, DedupImage, ImageBuilder, OpenImageError},
     key::DomainKey,
     mapping::MappingsError,
-    page::{PAGE_BYTES, Page, ZERO_PAGE, is_zero},
+    page::{PAGE_BYTES, Page, PageIndex, SnapshotId, ZERO_PAGE, is_zero},
     rebuild::RebuildError,
-    words::{Memory, MemoryError},
+    words::{Memory, MemoryError, Relation},
 };
 use medes_proto::fleet::Level;
 
-use super::store::ParkedImage;
+use super::store::{ParkedImage, Store};
 use crate::{
     bases::{BasePages, indexes::Indexes, local::Snapshot},
     engine::Engine,
@@ -52,6 +55,12 @@ pub enum StorePagesError {
         /// Its position.
         page: usize,
     },
+    /// The encoder has not said how a page is stored.
+    #[error("page {page:#x} was not encoded")]
+    Unencoded {
+        /// Its number.
+        page: u64,
+    },
     /// A test wanted this.
     #[error(transparent)]
     Injected(#[from] crate::faults::Injected),
@@ -61,9 +70,9 @@ pub enum StorePagesError {
 #[derive(Debug, thiserror::Error)]
 enum NotAligned {
     #[error("{0} has no layout")]
-    NoLayout(medes_dedup::page::SnapshotId),
+    NoLayout(SnapshotId),
     #[error("{0} is of another program")]
-    OtherProgram(medes_dedup::page::SnapshotId),
+    OtherProgram(SnapshotId),
     #[error("its mappings")]
     Mappings(#[from] MappingsError),
     #[error("its memory, or the base's")]
@@ -79,6 +88,10 @@ pub(super) struct Saved {
     pub(super) bytes: Vec<u8>,
     /// What the process had mapped.
     pub(super) maps: String,
+    /// What it is stored as so far, if it is.
+    pub(super) before: Store,
+    /// Numbers of pages that are zeros now, whatever they were; in order.
+    pub(super) zeros: Vec<u64>,
 }
 
 impl Saved {
@@ -87,14 +100,20 @@ impl Saved {
         self.bytes.as_chunks::<PAGE_BYTES>().0
     }
 
-    /// Leaves pages of zeros out: their numbers, in order. Nothing has to be stored to bring these back.
-    pub(super) fn leave_out_zeros(&mut self) -> Vec<u64> {
-        let mut zeros = Vec::new();
+    /// Pages that are stored and have not changed: their numbers, and their places in the image there is, in order.
+    fn kept(&self) -> Vec<(u64, u32)> {
+        let is_in = |pages: &[u64], page: u64| pages.binary_search(&page).is_ok();
+        let places = self.before.table().places();
+        places.filter(|(page, _)| !is_in(&self.numbers, *page) && !is_in(&self.zeros, *page)).collect()
+    }
+
+    /// Leaves pages of zeros out of what is to be stored: nothing is needed to bring these back.
+    pub(super) fn leave_out_zeros(&mut self) {
         let mut kept = 0;
         for at in 0..self.numbers.len() {
             let start = at * PAGE_BYTES;
             if self.bytes[start..].first_chunk::<PAGE_BYTES>().is_some_and(is_zero) {
-                zeros.push(self.numbers[at]);
+                self.zeros.push(self.numbers[at]);
                 continue;
             }
             if kept < at {
@@ -105,7 +124,7 @@ impl Saved {
         }
         self.numbers.truncate(kept);
         self.bytes.truncate(kept * PAGE_BYTES);
-        zeros
+        self.zeros.sort_unstable();
     }
 }
 
@@ -125,9 +144,14 @@ pub struct Recipes {
 }
 
 impl Recipes {
-    /// Stores pages, and proves that each comes back. Blocks: some 4 ms per MB and thread.
-    pub(super) fn store(&self, saved: &Saved) -> Result<ParkedImage, StorePagesError> {
-        let (image, bases) = self.encode(saved)?;
+    /// Stores the pages that were saved together with those that have not changed, and proves that each comes back. Blocks: some
+    /// 4 ms per MB and thread. `None`: nothing has changed.
+    pub(super) fn store(&self, saved: &Saved) -> Result<Option<Store>, StorePagesError> {
+        let kept = saved.kept();
+        if saved.numbers.is_empty() && kept.len() as u64 == saved.before.table().pages() {
+            return Ok(None);
+        }
+        let (image, held) = self.encode(saved, &kept)?;
         self.faults.pass(crate::faults::Step::ParkEncode)?;
         let sealed = (|| {
             let mut file = MemoryFile::create("medes-parked")?;
@@ -135,32 +159,52 @@ impl Recipes {
             file.seal()
         })();
         drop(image);
-        let parked =
-            ParkedImage::new(DedupImage::open(sealed.map_err(StorePagesError::Seal)?, &self.key)?, bases);
-        prove(&parked, saved)?;
-        Ok(parked)
+        let image = DedupImage::open(sealed.map_err(StorePagesError::Seal)?, &self.key)?;
+        let held = held.into_iter().filter(|base| image.bases().contains(&base.id)).collect();
+        let parked = ParkedImage::new(image, held);
+        let numbers = prove(&parked, saved, &kept)?;
+        Ok(Some(Store::of(Arc::new(parked), &numbers)))
     }
 
-    fn encode(&self, saved: &Saved) -> Result<(Vec<u8>, BasePages), StorePagesError> {
+    /// All pages in order of their numbers, and the bases they may be made from.
+    fn encode(
+        &self,
+        saved: &Saved,
+        kept: &[(u64, u32)],
+    ) -> Result<(Vec<u8>, Vec<Arc<Snapshot>>), StorePagesError> {
         let pages: Vec<&Page> = saved.pages().iter().collect();
         let mut image = ImageBuilder::new(&self.key);
-        let mut bases = BasePages::default();
-        if let Some(worded) = self.words(saved, &pages) {
-            worded.runs.iter().try_for_each(|run| push(&mut image, run))?;
+        let before = saved.before.image();
+        let stored: Vec<EncodedPage<'_>> =
+            before.map(|before| before.image().encoded().collect()).unwrap_or_default();
+        for (snapshot, relation) in before.iter().flat_map(|before| before.image().relations()) {
+            image.relation(snapshot, relation);
+        }
+        let mut held: Vec<Arc<Snapshot>> = before.map(|before| before.held().to_vec()).unwrap_or_default();
+        let runs = if let Some(worded) = self.words(saved, &pages) {
             image.relation(worded.snapshot, &worded.relation);
-            self.base.iter().for_each(|base| bases.hold(base.clone()));
+            held.extend(self.base.clone());
+            worded.runs
         } else {
             let choices = vec![Vec::new(); pages.len()];
             let rules = (&self.key, self.engine.encode_rules());
-            let runs = page_work::encode(&pages, &choices, &bases, rules, self.engine.threads)?;
-            runs.iter().try_for_each(|run| push(&mut image, run))?;
+            page_work::encode(&pages, &choices, &BasePages::default(), rules, self.engine.threads)?
+        };
+        let mut fresh = saved.numbers.iter().copied().zip(runs.iter().flat_map(EncodedRun::iter)).peekable();
+        for (number, place) in kept {
+            while let Some((_, page)) = fresh.next_if(|(fresh, _)| fresh < number) {
+                image.push(&page)?;
+            }
+            let page = usize::try_from(*place).ok().and_then(|place| stored.get(place));
+            image.push(page.ok_or(StorePagesError::Unencoded { page: *number })?)?;
         }
-        Ok((image.finish()?, bases))
+        fresh.try_for_each(|(_, page)| image.push(&page))?;
+        Ok((image.finish()?, held))
     }
 
     /// The pages as words of the base, if there is one of the same program.
     fn words(&self, saved: &Saved, pages: &[&Page]) -> Option<Worded> {
-        let base = self.base.as_ref().filter(|_| self.engine.level() != Level::None)?;
+        let base = self.base.as_ref().filter(|_| self.engine.level() != Level::None && !pages.is_empty())?;
         let aligned = self.align(base, &self.bases.indexes, saved, pages);
         aligned
             .inspect_err(|error| {
@@ -185,28 +229,49 @@ impl Recipes {
         let mappings = maps::mappings(&saved.maps)?;
         let addresses: Vec<u64> = saved.numbers.iter().map(|page| page * PAGE_BYTES as u64).collect();
         let memory = Memory::new(pages, &addresses, &mappings)?;
+        // An image has one relation for each base: what is new has to be made with it too.
+        let before = saved.before.image();
+        let relations = before.into_iter().flat_map(|before| before.image().relations());
+        let earlier: Option<&Relation> =
+            relations.filter(|(snapshot, _)| *snapshot == base.id).map(|(_, relation)| relation).next();
         let base = WordsBase { snapshot: base.id, index: &index, pages: &main.pages, facts: base.facts() };
         let rules = (&self.key, self.engine.encode_rules());
         // Fast whatever is set for images that are kept for long: who is parked is wanted back in a moment.
-        Ok(page_work::words::encode(memory, base, (Level::Fast, None), rules, self.engine.threads))
+        Ok(page_work::words::encode(memory, base, (Level::Fast, earlier), rules, self.engine.threads))
     }
 }
 
-fn push(image: &mut ImageBuilder, run: &EncodedRun) -> Result<(), BuildImageError> {
-    run.iter().try_for_each(|page| image.push(&page))
-}
-
-/// Every page comes back from what is stored, and is the same.
-fn prove(parked: &ParkedImage, saved: &Saved) -> Result<(), StorePagesError> {
+/// Every page that was saved comes back from what is stored, and is the same; every page that was taken over is what it was
+/// before. Returns their numbers, in the order of the image.
+fn prove(parked: &ParkedImage, saved: &Saved, kept: &[(u64, u32)]) -> Result<Vec<u64>, StorePagesError> {
     let mut codec = DeltaCodec::new();
     let mut rebuilt = Box::new(ZERO_PAGE);
-    for ((number, page), original) in (0..).zip(0usize..).zip(saved.pages()) {
-        parked.rebuild(&mut codec, number, &mut rebuilt)?;
-        if *rebuilt != *original {
-            return Err(StorePagesError::Differs { page });
+    let mut numbers = Vec::with_capacity(saved.numbers.len() + kept.len());
+    let (mut fresh, mut kept) = (saved.numbers.iter().zip(saved.pages()).peekable(), kept.iter().peekable());
+    let hash_before = |place| Some(saved.before.image()?.image().recipe(PageIndex(place))?.hash);
+    for position in 0.. {
+        let is_kept = match (fresh.peek(), kept.peek()) {
+            (None, None) => break,
+            (fresh, Some((kept, _))) => fresh.is_none_or(|(fresh, _)| *fresh > kept),
+            (Some(_), None) => false,
+        };
+        let page = usize::try_from(position).unwrap_or(usize::MAX);
+        if is_kept {
+            let Some((number, place)) = kept.next() else { break };
+            let hash = parked.image().recipe(PageIndex(position)).map(|recipe| recipe.hash);
+            if hash.is_none() || hash != hash_before(*place) {
+                return Err(StorePagesError::Differs { page });
+            }
+            numbers.push(*number);
+        } else if let Some((number, original)) = fresh.next() {
+            parked.rebuild(&mut codec, position, &mut rebuilt)?;
+            if *rebuilt != *original {
+                return Err(StorePagesError::Differs { page });
+            }
+            numbers.push(*number);
         }
     }
-    Ok(())
+    Ok(numbers)
 }
 
 #[cfg(test)]
@@ -219,8 +284,10 @@ mod tests {
         for at in [1, 3, 4] {
             bytes[at * PAGE_BYTES + 7] = u8::try_from(at).unwrap();
         }
-        let mut saved = Saved { numbers: vec![10, 11, 12, 20, 21], bytes, maps: String::new() };
-        assert_eq!(saved.leave_out_zeros(), [10, 12]);
+        let mut saved =
+            Saved { numbers: vec![10, 11, 12, 20, 21], bytes, zeros: vec![11], ..Saved::default() };
+        saved.leave_out_zeros();
+        assert_eq!(saved.zeros, [10, 11, 12]);
         assert_eq!(saved.numbers, [11, 20, 21]);
         assert_eq!(saved.pages().iter().map(|page| page[7]).collect::<Vec<_>>(), [1, 3, 4]);
     }

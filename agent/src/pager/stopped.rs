@@ -12,15 +12,15 @@ use std::time::Duration;
 
 use medes_dedup::delta::DeltaCodec;
 use medes_dedup::page::{PAGE_BYTES, ZERO_PAGE};
-use medes_dedup::rebuild::RebuildError;
 use nix::unistd::Pid;
+use tokio_util::sync::CancellationToken;
 
 use super::fault::Lost;
 use super::handler::Pager;
 use super::read::read;
 use super::recipes::{Saved, StorePagesError};
 use super::space::{Space, pages};
-use super::store::ParkedImage;
+use super::store::Store;
 use crate::inject::{ForWhat, InjectError, Operation, OperatorError, Stage, make_userfaultfd};
 use crate::maps;
 use crate::sandbox::cgroup::{CgroupError, SandboxCgroup};
@@ -71,9 +71,6 @@ pub enum ParkError {
     /// The descriptor could not be kept.
     #[error("hold the userfaultfd of a process")]
     Hold(#[source] io::Error),
-    /// Pages that were stored before do not come back.
-    #[error("read a page that was stored earlier")]
-    Rebuild(#[source] RebuildError),
     /// Its pages could not be stored.
     #[error(transparent)]
     Store(#[from] StorePagesError),
@@ -87,6 +84,8 @@ pub enum ParkError {
 
 /// Rounds of looking for processes.
 const ROUNDS_MAX: usize = 8;
+/// Pages copied between two looks whether it is wanted back: a millisecond or two.
+const COPIED_AT_ONCE: usize = 512;
 /// Ranges given to the kernel at once.
 const VECTORS_MAX: usize = 1024;
 /// For what is told to the kernel through memory of the process.
@@ -111,8 +110,6 @@ struct Process {
     /// What of it has pages that are there.
     present: Vec<Range<u64>>,
     saved: Saved,
-    /// Numbers of pages that are zeros now, whatever they were.
-    zeros: Vec<u64>,
     /// Numbers of pages written since the last park, in order.
     written: Vec<Range<u64>>,
 }
@@ -133,7 +130,7 @@ impl Stopped {
         pager: &Pager,
         cgroup: &SandboxCgroup,
         known: &[Arc<Space>],
-        lost: &Arc<Lost>,
+        (lost, cancelled): (&Arc<Lost>, &CancellationToken),
     ) -> Result<Self, ParkError> {
         let mut operation = pager.operators().begin()?;
         let pids = hold_all(&mut operation, cgroup)?;
@@ -142,7 +139,7 @@ impl Stopped {
         }
         let (pager, cgroup) = (pager.clone(), cgroup.clone());
         let mut stopped = Self { operation, pager, cgroup, processes: Vec::new(), left_out_pages: 0 };
-        match pids.into_iter().try_for_each(|pid| stopped.look_at(pid, known, lost)) {
+        match pids.into_iter().try_for_each(|pid| stopped.look_at(pid, known, (lost, cancelled))) {
             Ok(()) => Ok(stopped),
             Err(error) => {
                 if let Err(error) = stopped.abort() {
@@ -153,13 +150,18 @@ impl Stopped {
         }
     }
 
-    fn look_at(&mut self, pid: Pid, known: &[Arc<Space>], lost: &Arc<Lost>) -> Result<(), ParkError> {
+    fn look_at(
+        &mut self,
+        pid: Pid,
+        known: &[Arc<Space>],
+        (lost, cancelled): (&Arc<Lost>, &CancellationToken),
+    ) -> Result<(), ParkError> {
         let process = self.process(pid, known, lost)?;
         self.processes.push(process);
         let Some(process) = self.processes.last_mut() else { return Ok(()) };
         self.left_out_pages += process.register()?;
-        let moving = process.look()?;
-        process.copy(&moving)
+        process.look()?;
+        process.copy(cancelled)
     }
 
     fn process(&mut self, pid: Pid, known: &[Arc<Space>], lost: &Arc<Lost>) -> Result<Process, ParkError> {
@@ -201,7 +203,6 @@ impl Stopped {
             registered: Vec::new(),
             present: Vec::new(),
             saved: Saved::default(),
-            zeros: Vec::new(),
             written: Vec::new(),
         })
     }
@@ -228,16 +229,13 @@ impl Stopped {
         self.operation.let_go().map(drop)
     }
 
-    /// Gives the memory up, freezes the sandbox and lets go of it. `images`: for each process that had pages to store, the
-    /// image and the numbers of these pages.
+    /// Gives the memory up, freezes the sandbox and lets go of it. `stored`: for each process, what it is stored as from now on,
+    /// if that is something else than before.
     ///
     /// # Errors
     /// The sandbox is then being ended: nobody could say what its memory is.
-    pub(super) fn zap(
-        mut self,
-        images: Vec<Option<(Arc<ParkedImage>, Vec<u64>)>>,
-    ) -> Result<Zapped, ParkError> {
-        let zapped = self.try_zap(images);
+    pub(super) fn zap(mut self, stored: Vec<Option<Store>>) -> Result<Zapped, ParkError> {
+        let zapped = self.try_zap(stored);
         if zapped.is_err() {
             self.cgroup.kill_now();
         }
@@ -249,9 +247,9 @@ impl Stopped {
         })
     }
 
-    fn try_zap(&mut self, images: Vec<Option<(Arc<ParkedImage>, Vec<u64>)>>) -> Result<(), ParkError> {
-        for (process, image) in self.processes.iter_mut().zip(images) {
-            process.commit(image);
+    fn try_zap(&mut self, stored: Vec<Option<Store>>) -> Result<(), ParkError> {
+        for (process, stored) in self.processes.iter_mut().zip(stored) {
+            process.commit(stored);
             process.give_up(&mut self.operation)?;
         }
         for process in &self.processes {
@@ -337,9 +335,8 @@ impl Process {
         Ok(left_out)
     }
 
-    /// Finds which pages are there, and which of them are to be stored. Also those that move to another image: their
-    /// numbers, in order.
-    fn look(&mut self) -> Result<Vec<u64>, ParkError> {
+    /// Finds which pages are there, and which of them are to be stored.
+    fn look(&mut self) -> Result<(), ParkError> {
         let state = self.space.lock();
         let (mut numbers, mut zeros) = (Vec::new(), Vec::new());
         let (mut present, mut written) = (Vec::new(), Vec::new());
@@ -363,53 +360,33 @@ impl Process {
                 present.push(span.clone());
             }
         }
-        let fresh = |page: &u64| numbers.binary_search(page).is_ok() || zeros.binary_search(page).is_ok();
-        let moving: Vec<u64> = state.store.to_move().into_iter().filter(|page| !fresh(page)).collect();
-        drop(state);
-        if !moving.is_empty() {
-            numbers.extend(&moving);
-            numbers.sort_unstable();
-        }
-        (self.saved.numbers, self.zeros, self.present, self.written) = (numbers, zeros, present, written);
-        Ok(moving)
+        // It stands still: what it is stored as does not change until it is stored anew.
+        let maps = std::mem::take(&mut self.saved.maps);
+        self.saved = Saved { numbers, zeros, maps, before: state.store.clone(), bytes: Vec::new() };
+        (self.present, self.written) = (present, written);
+        Ok(())
     }
 
-    /// Copies these pages out: from the process, or, where they only move to another image, from where they are stored.
-    fn copy(&mut self, moving: &[u64]) -> Result<(), ParkError> {
-        let state = self.space.lock();
-        let mut codec = DeltaCodec::new();
+    /// Copies these pages out, some at a time: it may be wanted back meanwhile.
+    fn copy(&mut self, cancelled: &CancellationToken) -> Result<(), ParkError> {
         self.saved.bytes = vec![0; self.saved.numbers.len() * PAGE_BYTES];
-        let mut rest = self.saved.bytes.as_mut_slice();
-        let moves = |page: &u64| moving.binary_search(page).is_ok();
-        for some in self.saved.numbers.chunk_by(|a, b| moves(a) == moves(b)) {
-            let (out, after) = rest.split_at_mut(some.len() * PAGE_BYTES);
-            rest = after;
-            if !some.first().is_some_and(moves) {
-                read(self.pid, &self.memory, some, out)
-                    .map_err(|source| ParkError::Look { pid: self.pid, source })?;
-                continue;
+        let parts = self.saved.bytes.chunks_mut(COPIED_AT_ONCE * PAGE_BYTES);
+        for (pages, out) in self.saved.numbers.chunks(COPIED_AT_ONCE).zip(parts) {
+            if cancelled.is_cancelled() {
+                return Err(ParkError::Cancelled);
             }
-            for (page, out) in some.iter().zip(out.as_chunks_mut::<PAGE_BYTES>().0) {
-                if let Some((place, _)) = state.store.find(*page) {
-                    let out = std::slice::from_mut(out);
-                    state.store.rebuild(&mut codec, place, out).map_err(ParkError::Rebuild)?;
-                }
-            }
+            read(self.pid, &self.memory, pages, out)
+                .map_err(|source| ParkError::Look { pid: self.pid, source })?;
         }
-        drop(state);
-        let zeros = self.saved.leave_out_zeros();
-        self.zeros.extend(zeros);
+        self.saved.leave_out_zeros();
         Ok(())
     }
 
     /// From now on the process's memory is what is stored.
-    fn commit(&self, image: Option<(Arc<ParkedImage>, Vec<u64>)>) {
+    fn commit(&self, stored: Option<Store>) {
         let mut state = self.space.lock();
-        for &page in &self.zeros {
-            state.store.forget(&(page..page + 1));
-        }
-        if let Some((image, numbers)) = image {
-            state.store.add(image, &numbers);
+        if let Some(stored) = stored {
+            state.store = stored;
         }
         let missed = std::mem::take(&mut state.missed);
         let is_written = |page: u64| {

@@ -1,22 +1,14 @@
-//! Which page of which image each address of a parked process is: a list of runs, since neighbours stay neighbours.
+//! Which page of its image each address of a parked process is: a list of runs, since neighbours stay neighbours.
 
 use std::ops::Range;
 
-/// Where a page is stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Place {
-    /// Number of the image.
-    pub(super) image: u32,
-    /// Number of the page in it.
-    pub(super) page: u32,
-}
-
-/// Consecutive pages of a process that are consecutive pages of an image.
+/// Consecutive pages of a process that are consecutive pages of its image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Run {
     first: u64,
     pages: u32,
-    place: Place,
+    /// Number of the first one in the image.
+    place: u32,
 }
 
 impl Run {
@@ -29,8 +21,7 @@ impl Run {
         let (first, end) = (self.first.max(range.start), self.end().min(range.end));
         let skipped = u32::try_from(first.saturating_sub(self.first)).ok()?;
         let pages = u32::try_from(end.checked_sub(first)?).ok().filter(|pages| *pages > 0)?;
-        let place = Place { page: self.place.page + skipped, ..self.place };
-        Some(Self { first, pages, place })
+        Some(Self { first, pages, place: self.place + skipped })
     }
 }
 
@@ -41,8 +32,21 @@ pub(super) struct Table {
 }
 
 impl Table {
+    /// These pages, in order, are the pages of an image from 0 on.
+    pub(super) fn of(pages: &[u64]) -> Self {
+        let mut runs: Vec<Run> = Vec::new();
+        for (place, &first) in (0..).zip(pages) {
+            match runs.last_mut() {
+                Some(last) if last.end() == first => last.pages += 1,
+                _ => runs.push(Run { first, pages: 1, place }),
+            }
+        }
+        runs.shrink_to_fit();
+        Self { runs }
+    }
+
     /// Where a page is stored, and how many pages from it on lie one behind the other there.
-    pub(super) fn find(&self, page: u64) -> Option<(Place, u32)> {
+    pub(super) fn find(&self, page: u64) -> Option<(u32, u32)> {
         let at = self.runs.partition_point(|run| run.end() <= page);
         let rest = self.runs.get(at)?.within(&(page..u64::MAX)).filter(|rest| rest.first == page)?;
         Some((rest.place, rest.pages))
@@ -53,14 +57,9 @@ impl Table {
         self.runs.iter().map(|run| u64::from(run.pages)).sum()
     }
 
-    /// How many of them are stored in each image: image and pages, once for each run.
-    pub(super) fn uses(&self) -> impl Iterator<Item = (u32, u32)> {
-        self.runs.iter().map(|run| (run.place.image, run.pages))
-    }
-
-    /// Numbers of the pages stored in an image, in order.
-    pub(super) fn of_image(&self, image: u32) -> impl Iterator<Item = u64> {
-        self.runs.iter().filter(move |run| run.place.image == image).flat_map(|run| run.first..run.end())
+    /// All pages with their places, in order of the pages.
+    pub(super) fn places(&self) -> impl Iterator<Item = (u64, u32)> {
+        self.runs.iter().flat_map(|run| (run.first..run.end()).zip(run.place..))
     }
 
     /// Ranges of stored pages, in order; neighbours are not joined.
@@ -98,59 +97,13 @@ impl Table {
         self.runs.splice(from..to, before.into_iter().chain(after));
         cut
     }
-
-    /// These pages, in order, are now the pages of an image from 0 on.
-    pub(super) fn replace(&mut self, image: u32, pages: &[u64]) {
-        let mut new = Vec::new();
-        for (page, &number) in (0..).zip(pages) {
-            append(&mut new, Run { first: number, pages: 1, place: Place { image, page } });
-        }
-        let mut kept = Vec::with_capacity(self.runs.len() + new.len());
-        let mut ahead = new.iter().peekable();
-        // Both are in order: what lies between the new runs stays.
-        for run in std::mem::take(&mut self.runs) {
-            let mut from = run.first;
-            while let Some(next) = ahead.next_if(|next| next.end() <= from) {
-                append(&mut kept, *next);
-            }
-            while let Some(next) = ahead.peek().filter(|next| next.first < run.end()) {
-                if let Some(rest) = run.within(&(from..next.first.max(from))) {
-                    append(&mut kept, rest);
-                }
-                from = next.end();
-                if next.end() > run.end() {
-                    break;
-                }
-                append(&mut kept, **next);
-                ahead.next();
-            }
-            if let Some(rest) = run.within(&(from.min(run.end())..run.end())) {
-                append(&mut kept, rest);
-            }
-        }
-        ahead.for_each(|next| append(&mut kept, *next));
-        self.runs = kept;
-    }
-}
-
-/// Adds a run, as part of the one before where it goes on with it.
-fn append(runs: &mut Vec<Run>, run: Run) {
-    if let Some(last) = runs.last_mut()
-        && last.end() == run.first
-        && last.place.image == run.place.image
-        && last.place.page.checked_add(last.pages) == Some(run.place.page)
-    {
-        last.pages += run.pages;
-    } else {
-        runs.push(run);
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
 
-    use proptest::prelude::*;
+    use proptest::{collection::btree_set, prelude::*};
 
     use super::*;
 
@@ -158,7 +111,6 @@ mod tests {
     enum Change {
         Forget(Range<u64>),
         Moved { from: u64, to: u64, pages: u64 },
-        Replace(Vec<u64>),
     }
 
     fn changes() -> impl Strategy<Value = Vec<Change>> {
@@ -166,17 +118,16 @@ mod tests {
         let moved = (0..64_u64, 0..64_u64, 1..12_u64)
             .prop_filter("the kernel moves apart", |(from, to, pages)| from.abs_diff(*to) >= *pages)
             .prop_map(|(from, to, pages)| Change::Moved { from, to, pages });
-        let replace = proptest::collection::btree_set(0..64_u64, 0..24)
-            .prop_map(|pages| Change::Replace(pages.into_iter().collect()));
-        proptest::collection::vec(prop_oneof![forget, moved, replace], 0..24)
+        proptest::collection::vec(prop_oneof![forget, moved], 0..24)
     }
 
     proptest! {
         #[test]
-        fn it_does_what_a_map_of_single_pages_does(changes in changes()) {
-            let mut table = Table::default();
-            let mut model: BTreeMap<u64, Place> = BTreeMap::new();
-            for (image, change) in (0..).zip(changes) {
+        fn it_does_what_a_map_of_single_pages_does(pages in btree_set(0..64_u64, 0..40), changes in changes()) {
+            let pages: Vec<u64> = pages.into_iter().collect();
+            let mut table = Table::of(&pages);
+            let mut model: BTreeMap<u64, u32> = pages.into_iter().zip(0..).collect();
+            for change in changes {
                 match change {
                     Change::Forget(range) => {
                         table.forget(&range);
@@ -188,15 +139,12 @@ mod tests {
                         model.retain(|page, _| !(from..from + pages).contains(page) && !(to..to + pages).contains(page));
                         model.extend(taken);
                     }
-                    Change::Replace(pages) => {
-                        table.replace(image, &pages);
-                        model.extend((0..).zip(&pages).map(|(page, number)| (*number, Place { image, page })));
-                    }
                 }
                 for page in 0..130 {
                     prop_assert_eq!(table.find(page).map(|(place, _)| place), model.get(&page).copied(), "page {}", page);
                 }
                 prop_assert_eq!(table.pages(), model.len() as u64);
+                prop_assert_eq!(table.places().collect::<Vec<_>>(), model.iter().map(|(page, place)| (*page, *place)).collect::<Vec<_>>());
                 let ranges: Vec<_> = table.ranges().collect();
                 prop_assert!(ranges.windows(2).all(|two| two[0].end <= two[1].start), "{:?}", ranges);
             }
@@ -205,10 +153,9 @@ mod tests {
 
     #[test]
     fn neighbours_are_one_run() {
-        let mut table = Table::default();
-        table.replace(3, &[10, 11, 12, 20]);
-        assert_eq!(table.find(11), Some((Place { image: 3, page: 1 }, 2)));
+        let table = Table::of(&[10, 11, 12, 20]);
+        assert_eq!(table.find(11), Some((1, 2)));
         assert_eq!((table.runs.len(), table.find(13), table.find(9)), (2, None, None));
-        assert_eq!(table.of_image(3).collect::<Vec<_>>(), [10, 11, 12, 20]);
+        assert_eq!(table.places().last(), Some((20, 3)));
     }
 }

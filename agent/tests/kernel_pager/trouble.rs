@@ -2,21 +2,26 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
+use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use medes_agent::faults::Step;
 use medes_agent::pager::{FaultError, ParkError, StorePagesError};
+use medes_agent::watch::writes::Writes;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio_util::sync::CancellationToken;
 
 use crate::desk::at_desk;
 use crate::node::{function, result, try_run, until};
-use crate::program::program;
+use crate::program::{Numbers, program};
 use crate::runner::{ONE, Test};
 
 pub(crate) const TESTS: &[Test] = &[
     ("an_aborted_park_leaves_the_sandbox_warm", an_aborted_park_leaves_the_sandbox_warm),
+    ("a_park_that_is_called_off_leaves_the_sandbox_warm", a_park_that_is_called_off_leaves_the_sandbox_warm),
+    ("writes_are_tracked_again_after_a_failed_park", writes_are_tracked_again_after_a_failed_park),
     ("a_page_that_cannot_be_had_ends_the_sandbox", a_page_that_cannot_be_had_ends_the_sandbox),
     ("without_an_agent_who_misses_a_page_waits_and_dies", without_an_agent_who_misses_a_page_waits_and_dies),
     (
@@ -57,6 +62,66 @@ fn an_aborted_park_leaves_the_sandbox_warm() {
         desk.park(&mut guest).await;
         guest.unpark();
         assert_eq!(result(&guest.housing, SUM).await, "4999950000");
+        guest.housing.remove().await.unwrap();
+    });
+}
+
+/// Called off at any moment: then it is warm, or, where it was too late, parked; and right in both cases.
+fn a_park_that_is_called_off_leaves_the_sandbox_warm() {
+    const SEED: u64 = 3;
+    at_desk(async |desk| {
+        let mut guest = desk.start("s1", &function()).await;
+        result(&guest.housing, KEPT).await;
+        let (mut numbers, mut called_off, mut late) = (Numbers(SEED), Vec::new(), 0);
+        for round in 0..40 {
+            let cancelled = CancellationToken::new();
+            // Sooner and sooner: the first ones come too late, the last ones before anything is stored.
+            let after = Duration::from_micros(numbers.below(200_000 >> (round / 4)));
+            let cancel = async {
+                tokio::time::sleep(after).await;
+                cancelled.cancel();
+                Instant::now()
+            };
+            let (parked, at) = tokio::join!(desk.try_park(&guest, &cancelled), cancel);
+            match parked {
+                Ok((paged, _)) => {
+                    guest.paged = Some(paged);
+                    guest.unpark();
+                    late += 1;
+                }
+                Err(ParkError::Cancelled) => called_off.push(at.elapsed()),
+                Err(error) => panic!("seed {SEED}, round {round}: {error}: {error:?}"),
+            }
+            assert_eq!(result(&guest.housing, SUM).await, "4999950000", "seed {SEED}, round {round}");
+        }
+        called_off.sort_unstable();
+        println!("{late} were parked; {} called off, warm after {called_off:?}", called_off.len());
+        assert!(!called_off.is_empty(), "seed {SEED}");
+        guest.housing.remove().await.unwrap();
+    });
+}
+
+fn writes_are_tracked_again_after_a_failed_park() {
+    at_desk(async |mut desk| {
+        let guest = desk.start("s1", &function()).await;
+        result(&guest.housing, KEPT).await;
+        let program = Path::new(env!("CARGO_BIN_EXE_medes-agent"));
+        let reaper = desk.host.reaper().clone();
+        let begin = async || Writes::begin(&reaper, program, guest.tree.pid()).await;
+        let writes = begin().await.unwrap();
+        writes.take().unwrap();
+        // Two on one page cannot be: it ends before a park, as the agent has it.
+        drop(writes);
+        for step in [Step::ParkEncode, Step::ParkZap] {
+            desk.fail_once(step);
+            assert!(desk.try_park(&guest, &CancellationToken::new()).await.is_err());
+            let writes = begin().await.unwrap();
+            writes.take().unwrap();
+            assert_eq!(result(&guest.housing, SUM).await, "4999950000");
+            let written = writes.take().unwrap().pages();
+            assert!(written > 0, "{step:?}: a request writes");
+            println!("{step:?}: {written} pages");
+        }
         guest.housing.remove().await.unwrap();
     });
 }

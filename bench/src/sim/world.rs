@@ -367,7 +367,7 @@ impl<'t> World<'t> {
                 restore
             }
             Command::Purge { .. } | Command::DropSnapshot { .. } => PURGE,
-            Command::Park { .. } => anyhow::bail!("{NO_PARK}"),
+            Command::Park { .. } | Command::CancelPark { .. } => anyhow::bail!("{NO_PARK}"),
         };
         self.plan(takes, What::Does { agent, id, command: Box::new(command) });
         Ok(())
@@ -416,7 +416,7 @@ impl<'t> World<'t> {
                 self.shrink(agent, if dedup { cost.stored_bytes } else { cost.warm_bytes });
                 self.outcome.purges += 1;
             }
-            Command::Park { .. } => anyhow::bail!("{NO_PARK}"),
+            Command::Park { .. } | Command::CancelPark { .. } => anyhow::bail!("{NO_PARK}"),
             Command::DropSnapshot { snapshot } => {
                 let mut all = self.agents.iter().flat_map(|agent| agent.sandboxes.values());
                 ensure!(!all.any(|held| held.bases.contains(snapshot)), "{snapshot} was dropped in use");

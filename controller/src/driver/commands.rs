@@ -33,7 +33,8 @@ impl Driver {
         let Some(connection) = self.nodes.get(node).and_then(|node| node.connection) else { return false };
         self.command_counter += 1;
         let id = CommandId(self.command_counter);
-        let sandbox = command.sandbox();
+        // Calling a park off is about a command, not a second one about the sandbox.
+        let sandbox = command.sandbox().filter(|_| kind != Kind::CancelPark);
         if let Some(sandbox) = sandbox.and_then(|id| self.sandboxes.get_mut(&id)) {
             sandbox.busy = true;
             sandbox.contradicted = 0;
@@ -61,14 +62,19 @@ impl Driver {
             return;
         }
         let Some(pending) = self.commands.remove(&id) else { return };
+        if pending.kind == Kind::CancelPark {
+            // What became of the park, its own answer tells.
+            return;
+        }
         self.unbusy(&pending);
         if let Some(ticket) = pending.ticket {
             Self::answer(out, ticket, result.clone());
         }
         match pending.kind {
             Kind::Start | Kind::Restore | Kind::Unpark => self.start_done(now, &pending, result, out),
-            Kind::Dedup => self.dedup_done(now, &pending, result, out),
+            Kind::Dedup | Kind::Park => self.dedup_done(now, &pending, result, out),
             Kind::MakeBase(snapshot) => self.base_done(now, &pending, snapshot, result, out),
+            Kind::CancelPark => {}
             Kind::Purge => self.purge_done(&pending, result, out),
             Kind::DropSnapshot(snapshot) => self.drop_done(now, snapshot, result),
         }
@@ -81,6 +87,7 @@ impl Driver {
     fn unbusy(&mut self, pending: &Pending) {
         if let Some(sandbox) = pending.sandbox.and_then(|id| self.sandboxes.get_mut(&id)) {
             sandbox.busy = false;
+            sandbox.called_back = false;
             sandbox.review_at = None;
         }
     }
@@ -113,6 +120,9 @@ impl Driver {
             return;
         }
         let Some(pending) = self.commands.remove(&id) else { return };
+        if pending.kind == Kind::CancelPark {
+            return;
+        }
         self.unbusy(&pending);
         let why = failure(FailureKind::Deadline, format!("node {} did not answer in time", pending.node));
         self.tell_overdue(&pending, &why, out);

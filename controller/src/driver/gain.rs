@@ -4,7 +4,7 @@ use medes_dedup::page::PAGE_BYTES;
 
 use super::{
     Driver,
-    state::{Kind, Life, Sandbox},
+    state::{Life, Sandbox},
 };
 use crate::policy::Gain;
 
@@ -27,7 +27,7 @@ impl Driver {
             ahead += usize::from(self.gain(other).is_above(&own));
         }
         let running = self.commands.values();
-        let running = running.filter(|one| one.kind == Kind::Dedup && one.node == sandbox.node).count();
+        let running = running.filter(|one| one.kind.takes_memory() && one.node == sandbox.node).count();
         Gain { ahead, among, slots: self.settings.node_dedups_max.saturating_sub(running), ..own }
     }
 

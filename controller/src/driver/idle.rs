@@ -188,11 +188,11 @@ impl Driver {
         self.settings.park && self.sandboxes.get(&id).is_some_and(|sandbox| sandbox.life == Life::Warm)
     }
 
-    fn park(&mut self, now: Now, id: SandboxId, out: &mut Vec<Action>) -> bool {
+    pub(super) fn park(&mut self, now: Now, id: SandboxId, out: &mut Vec<Action>) -> bool {
         let Some(node) = self.sandboxes.get(&id).map(|sandbox| sandbox.node.clone()) else { return false };
         let command = medes_proto::fleet::Command::Park { sandbox: id, base: self.base_for(id) };
         let limit = self.settings.dedup_max;
-        if !self.issue(now, &node, command, super::state::Kind::Dedup, limit, None, 0, out) {
+        if !self.issue(now, &node, command, super::state::Kind::Park, limit, None, 0, out) {
             return false;
         }
         self.enter(now, id, Life::Deduping, Cause::Decided, out);

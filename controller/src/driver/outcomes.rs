@@ -166,6 +166,10 @@ impl Driver {
                     self.tell_failed(id, "dedup", &why, None, out);
                     return self.end_broken(now, id, why.kind, out);
                 }
+                if why.kind == FailureKind::Cancelled {
+                    // We asked for it: nothing has failed.
+                    return self.enter(now, id, Life::Warm, Cause::Done, out);
+                }
                 let pause = self.block_dumps(now, id, &why);
                 self.tell_failed(id, "dedup", &why, Some(pause), out);
                 // Invariant: a failed dedup leaves the sandbox warm.

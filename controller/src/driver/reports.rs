@@ -43,6 +43,7 @@ impl Sandbox {
             // The requests came through an earlier connection or controller.
             stray: report.open_requests as usize,
             busy: false,
+            called_back: false,
             quiet: false,
             review_at: None,
             dump_blocked_until: None,

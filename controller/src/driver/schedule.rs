@@ -98,6 +98,8 @@ impl Driver {
         if sandbox.room() > 0 {
             self.unqueue(id);
             self.send(now, id, wish, out);
+        } else if self.pick_parking(&sandbox.function) == Some(wish) {
+            self.call_back(now, wish, "the caller named this sandbox", out);
         } else if sandbox.life.is_put_away() && sandbox.is_idle() && self.may_start_on(now, &sandbox.node) {
             let need = self.estimate(&sandbox.function);
             let node = sandbox.node.clone();
@@ -117,6 +119,13 @@ impl Driver {
             if may_restore && let Some(sandbox) = self.pick_dedup(now, name, true) {
                 let why = "of those with room on their node: parked before dedup, all bases at hand, the last one used";
                 if !self.restore(now, sandbox, false, None, why, out) {
+                    return;
+                }
+                continue;
+            }
+            if may_restore && let Some(sandbox) = self.pick_parking(name) {
+                let why = "its memory is just being taken, which is called off: nothing is sooner ready";
+                if !self.call_back(now, sandbox, why, out) {
                     return;
                 }
                 continue;
@@ -155,7 +164,7 @@ impl Driver {
         }
         let coming: usize = self
             .usable(name)
-            .filter(|sandbox| sandbox.life.is_coming() && sandbox.stray == 0)
+            .filter(|sandbox| (sandbox.life.is_coming() || sandbox.called_back) && sandbox.stray == 0)
             .map(|sandbox| sandbox.requests_max)
             .sum();
         // A sandbox reserved for one request may have room for more, but counting on it would be a guess.
@@ -193,6 +202,31 @@ impl Driver {
                 (parked, self.bases_are_there(sandbox), sandbox.last_used, sandbox.id)
             })
             .map(|sandbox| sandbox.id)
+    }
+
+    /// The sandbox whose park is called off: the one that was begun last, since it has come least far.
+    fn pick_parking(&self, name: &FunctionName) -> Option<SandboxId> {
+        let parks = |id| self.commands.values().any(|one| one.kind == Kind::Park && one.sandbox == Some(id));
+        self.usable(name)
+            .filter(|sandbox| sandbox.life == Life::Deduping && !sandbox.called_back && parks(sandbox.id))
+            .max_by_key(|sandbox| (sandbox.since, sandbox.id))
+            .map(|sandbox| sandbox.id)
+    }
+
+    /// Calls the park of a sandbox off. It comes back warm, or, when it has come too far for that, parked.
+    fn call_back(&mut self, now: Now, id: SandboxId, why: &str, out: &mut Vec<Action>) -> bool {
+        let Some(sandbox) = self.sandboxes.get(&id) else { return false };
+        let (function, node) = (sandbox.function.clone(), sandbox.node.clone());
+        let choice = self.start_choice(now, &function, &Way::Restore(id), why);
+        let (command, limit) = (Command::CancelPark { sandbox: id }, self.settings.dedup_max);
+        if !self.issue(now, &node, command, Kind::CancelPark, limit, None, 0, out) {
+            return false;
+        }
+        if let Some(sandbox) = self.sandboxes.get_mut(&id) {
+            sandbox.called_back = true;
+        }
+        self.decide(id, What::Start(choice), out);
+        true
     }
 
     /// The node with the least memory used that has room for a start.

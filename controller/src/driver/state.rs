@@ -99,6 +99,8 @@ pub(super) struct Sandbox {
     pub(super) stray: usize,
     /// A command about it is under way.
     pub(super) busy: bool,
+    /// It is being parked, and was called back for a request.
+    pub(super) called_back: bool,
     /// Its agent has seen no work in it for the idle period.
     pub(super) quiet: bool,
     /// When it will be reviewed. Timers for other moments mean nothing.
@@ -272,6 +274,10 @@ pub(super) enum Kind {
     Start,
     MakeBase(SnapshotId),
     Dedup,
+    /// A dedup in place.
+    Park,
+    /// The end of one before it is done: a request wants the sandbox.
+    CancelPark,
     Restore,
     /// A restore of one that is parked.
     Unpark,
@@ -286,8 +292,18 @@ impl Kind {
             Self::Start => Some(StartKind::Cold),
             Self::Restore => Some(StartKind::Restore),
             Self::Unpark => Some(StartKind::Unpark),
-            Self::MakeBase(_) | Self::Dedup | Self::Purge | Self::DropSnapshot(_) => None,
+            Self::MakeBase(_)
+            | Self::Dedup
+            | Self::Park
+            | Self::CancelPark
+            | Self::Purge
+            | Self::DropSnapshot(_) => None,
         }
+    }
+
+    /// Whether it takes the memory of a sandbox.
+    pub(super) const fn takes_memory(self) -> bool {
+        matches!(self, Self::Dedup | Self::Park)
     }
 }
 

@@ -38,8 +38,11 @@ impl Driver {
         let unpark = function.and_then(|function| function.unpark.time());
         let mut choice = Choice::of(match way {
             Way::Restore(id) => {
-                let parked = self.sandboxes.get(id).is_some_and(|sandbox| sandbox.life == Life::Parked);
-                let (verb, cost) = if parked { ("unpark", unpark) } else { ("restore", restore) };
+                let (verb, cost) = match self.sandboxes.get(id).map(|sandbox| sandbox.life) {
+                    Some(Life::Parked) => ("unpark", unpark),
+                    Some(Life::Deduping) => ("call back", None),
+                    _ => ("restore", restore),
+                };
                 Alternative::new(format!("{verb} {id}"), why).costs(cost).bytes(need)
             }
             Way::Cold(node) => Alternative::new(format!("cold on {node}"), why).costs(cold).bytes(need),

@@ -384,6 +384,8 @@ impl Inner {
             }
             Command::Dedup { sandbox, .. } => state(held, sandbox, SandboxState::Dedup),
             Command::Park { sandbox, .. } => state(held, sandbox, SandboxState::Parked),
+            // Parking takes no time here: there is never anything to call off.
+            Command::CancelPark { .. } => Ok(Success::default()),
             Command::Restore { sandbox, .. } => match self.faults.restores_fail.load(Ordering::SeqCst) {
                 0 => state(held, sandbox, SandboxState::Warm),
                 _ => {

@@ -294,6 +294,7 @@ impl From<Command> for wire::command::Action {
             Command::Park { sandbox, base } => {
                 Self::Park(wire::Park { sandbox: sandbox.get(), base: base.map(Into::into) })
             }
+            Command::CancelPark { sandbox } => Self::CancelPark(wire::CancelPark { sandbox: sandbox.get() }),
             Command::Restore { sandbox, digest_memory } => {
                 Self::Restore(wire::Restore { sandbox: sandbox.get(), digest_memory })
             }
@@ -372,6 +373,7 @@ impl TryFrom<wire::command::Action> for Command {
             Action::Park(wire::Park { sandbox, base }) => {
                 Self::Park { sandbox: id(sandbox)?, base: base.map(TryInto::try_into).transpose()? }
             }
+            Action::CancelPark(wire::CancelPark { sandbox }) => Self::CancelPark { sandbox: id(sandbox)? },
             Action::Restore(wire::Restore { sandbox, digest_memory }) => {
                 Self::Restore { sandbox: id(sandbox)?, digest_memory }
             }

@@ -252,7 +252,14 @@ impl World {
 
     fn commanded(&mut self, connection: ConnectionId, id: CommandId, command: Command) {
         let agent = self.agent_of(connection).expect("a command on a stream that is open");
-        if let Some(sandbox) = command.sandbox() {
+        if let Command::CancelPark { sandbox } = command {
+            // About a command under way, not a second one.
+            assert!(
+                self.under_way.contains_key(&(connection, sandbox)),
+                "{sandbox} is called back from nothing"
+            );
+            self.saw("called back");
+        } else if let Some(sandbox) = command.sandbox() {
             let other = self.under_way.insert((connection, sandbox), id);
             assert_eq!(other, None, "{sandbox}: one command at a time");
         }
@@ -410,7 +417,10 @@ impl World {
             (Command::Dedup { .. } | Command::MakeBase { .. }, Some(SandboxState::Warm)) if fails => {
                 Err([FailureKind::DumpRefused, FailureKind::DedupFailed, FailureKind::NoSpace][refers])
             }
-            (Command::Park { .. }, Some(SandboxState::Warm)) if fails => Err(FailureKind::DedupFailed),
+            (Command::CancelPark { .. }, _) => Ok(()),
+            (Command::Park { .. }, Some(SandboxState::Warm)) if fails => {
+                Err([FailureKind::DedupFailed, FailureKind::Cancelled, FailureKind::DumpRefused][refers])
+            }
             (Command::Park { sandbox, .. }, Some(SandboxState::Warm)) => {
                 let held = agent.sandboxes.get_mut(sandbox).unwrap();
                 assert_eq!(held.open, 0, "{sandbox} is parked while it serves");
@@ -698,6 +708,8 @@ fn nothing_that_must_not_happen_happens() {
     {
         assert!(seen.get(what).is_some_and(|&count| count >= 20), "too few {what}: {seen:?}");
     }
+    // Only of a park under way.
+    assert!(seen.get("called back").is_some_and(|&count| count >= 5), "too few: {seen:?}");
 }
 
 #[test]

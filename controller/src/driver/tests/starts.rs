@@ -255,3 +255,50 @@ fn a_removed_function_leaves_nothing_behind() {
     bench.succeed(node, id, &command);
     assert!(bench.driver.sandboxes.is_empty() && bench.driver.by_function.is_empty());
 }
+
+/// A warm sandbox that is being parked, and a request that calls it back.
+fn called_back() -> (Bench, ConnectionId, SandboxId, CommandId) {
+    let (mut bench, node) = Bench::with_node(Settings { park: true, ..Settings::default() });
+    let sandbox = bench.warm(node);
+    assert!(bench.driver.park(bench.now, sandbox, &mut bench.actions));
+    let (park, command) = bench.command();
+    assert!(matches!(command, Command::Park { .. }));
+    bench.clear();
+    bench.request(1);
+    let (cancel, command) = bench.command();
+    assert!(matches!(command, Command::CancelPark { sandbox: wanted } if wanted == sandbox), "{command:?}");
+    bench.clear();
+    // Its answer says nothing, and nothing else is started for the same request meanwhile.
+    bench.done(node, cancel, Ok(Success::default()));
+    bench.wait(SECOND);
+    assert!(bench.commands().is_empty() && bench.sent().is_empty());
+    (bench, node, sandbox, park)
+}
+
+#[test]
+fn a_request_calls_back_a_sandbox_that_is_being_parked() {
+    let (mut bench, node, sandbox, park) = called_back();
+    bench.done(node, park, Err(crash(FailureKind::Cancelled)));
+    assert!(matches!(bench.sent()[..], [(RequestId(1), target)] if target.sandbox == sandbox));
+    let held = &bench.driver.sandboxes[&sandbox];
+    assert_eq!((held.dump_blocked_until, held.dump_failures), (None, 0), "we asked for it");
+}
+
+#[test]
+fn one_that_was_called_back_too_late_is_unparked() {
+    let (mut bench, node, sandbox, park) = called_back();
+    let parked = Success { sandbox: Some(report(sandbox, "f", SandboxState::Parked)), ..Success::default() };
+    bench.done(node, park, Ok(parked));
+    let (id, command) = bench.command();
+    assert!(matches!(command, Command::Restore { .. }), "{command:?}");
+    bench.succeed(node, id, &command);
+    assert_eq!(bench.sent().len(), 1);
+}
+
+#[test]
+fn a_second_request_does_not_wait_for_the_sandbox_that_the_first_one_called_back() {
+    let (mut bench, ..) = called_back();
+    bench.request(2);
+    let (_, command) = bench.command();
+    assert!(matches!(command, Command::Start { .. }), "{command:?}");
+}
