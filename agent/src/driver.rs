@@ -189,6 +189,8 @@ pub enum Action {
         sandbox: SandboxId,
         /// A base of its function, if the controller knows one.
         base: Option<SnapshotPlace>,
+        /// Of a hundred of its pages so many may stay.
+        resident_percent: u32,
     },
     /// Call a park off, if it is still possible; it ends with [`Event::Deduped`] all the same.
     CancelPark {

@@ -31,6 +31,8 @@ pub enum Step {
     ParkZap,
     /// When a page that a sandbox waits for is rebuilt.
     GiveBack,
+    /// When a page that a sandbox waits for is rebuilt: it takes for ever.
+    GiveBackLate,
     /// Before the image is opened for a restore.
     Open,
     /// Before base pages are read for a restore.

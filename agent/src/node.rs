@@ -23,7 +23,7 @@ use std::{
 
 use medes_metrics::spans::Exporter;
 use medes_proto::{
-    fleet::{AgentMessage, ControllerMessage, Hello, Inventory, Success, Welcome},
+    fleet::{AgentMessage, ControllerMessage, Hello, Inventory, Welcome},
     ids::{NodeId, SandboxId},
 };
 use tokio::{sync::mpsc, task::JoinHandle, time::MissedTickBehavior};
@@ -44,6 +44,7 @@ use crate::{
     link::FromLink,
     metrics,
     pager::Pager,
+    park::ParkOrder,
     roads::{Roads, Stored, Warm},
     sandbox::{Host, Housing},
     watch::{Watch, tracked::Tracking},
@@ -209,15 +210,6 @@ impl Node {
         }
     }
 
-    /// Looks who works.
-    fn look(&mut self) {
-        for (sandbox, idle) in self.watching.look() {
-            self.pace.quiet(Instant::now(), sandbox, idle, &self.tools.tasks);
-            self.apply(Event::Quiet { sandbox, idle });
-        }
-        self.fetch_faults();
-    }
-
     /// Removes everything the loop holds, and what work had brought back by then. Later work removes its own.
     async fn close(&mut self, mut inputs: mpsc::Receiver<Input>) {
         let mut removals = Vec::new();
@@ -318,7 +310,9 @@ impl Node {
                 self.work(work::launch(tools, identity, sandbox, spec));
             }
             Action::Dedup { sandbox, order } => self.dedup(sandbox, order),
-            Action::Park { sandbox, base } => self.park(sandbox, base),
+            Action::Park { sandbox, base, resident_percent } => {
+                self.park(sandbox, ParkOrder { base, resident_percent });
+            }
             Action::CancelPark { sandbox } => {
                 // A dedup or a base is not called off.
                 self.parking.get(&sandbox).into_iter().for_each(CancellationToken::cancel);
@@ -351,17 +345,6 @@ impl Node {
                 self.send(AgentMessage::Gone { sandbox, why });
             }
         }
-    }
-
-    /// The driver knows no memory: what the sandbox has right now is looked up here.
-    fn with_memory(&self, mut success: Success) -> Success {
-        if let Some(report) = &mut success.sandbox
-            && let Some(Body::Warm(warm, _) | Body::Parked(warm, _)) = self.bodies.get(&report.id)
-        {
-            report.private_bytes = warm.housing.usage().anon_bytes;
-            report.heat = self.pace.heat(report.id);
-        }
-        success
     }
 
     fn send(&mut self, message: AgentMessage) {

@@ -29,6 +29,20 @@ fn finish<T>(worker: thread::ScopedJoinHandle<'_, T>) -> T {
     worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
+/// Has each of a few threads work on a part of something, one item a page; what they came to, in order.
+pub fn spread<T: Sync, R: Send>(
+    items: &[T],
+    threads: NonZeroUsize,
+    work: impl Fn(&[T]) -> R + Sync,
+) -> Vec<R> {
+    thread::scope(|scope| {
+        let work = &work;
+        let parts = items.chunks(share(items.len(), threads));
+        let workers: Vec<_> = parts.map(|part| scope.spawn(move || work(part))).collect();
+        workers.into_iter().map(finish).collect()
+    })
+}
+
 /// The fingerprints of all pages, in order.
 pub fn fingerprint(
     pages: &[&Page],

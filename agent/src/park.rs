@@ -71,18 +71,27 @@ impl fmt::Debug for NotParked {
     }
 }
 
-/// Takes the memory of an idle sandbox, whose processes stay. `named`: a base of its function, if the controller knows one.
+/// How a sandbox is to be parked.
+#[derive(Debug, Clone, Default)]
+pub struct ParkOrder {
+    /// A base of its function, if the controller knows one.
+    pub base: Option<SnapshotPlace>,
+    /// Of a hundred of its pages so many may stay: those that the next request will touch.
+    pub resident_percent: u32,
+}
+
+/// Takes the memory of an idle sandbox, whose processes stay.
 /// Cancelled, because it is wanted back, it is warm within milliseconds, unless its memory is being given up already.
 pub async fn park(
     roads: &Roads,
     pager: &Pager,
     sandbox: SandboxId,
     mut warm: Warm,
-    (named, cancelled): (Option<SnapshotPlace>, &CancellationToken),
+    (order, cancelled): (ParkOrder, &CancellationToken),
 ) -> Result<(Warm, Deduped), Box<NotParked>> {
     // Fetching a base can take long, and may be given up anywhere.
     let recipes = tokio::select! {
-        recipes = recipes(roads, sandbox, &warm, named) => recipes,
+        recipes = recipes(roads, sandbox, &warm, order) => recipes,
         () = cancelled.cancelled() => Err(ParkError::Cancelled.into()),
     };
     let recipes = match recipes {
@@ -129,7 +138,7 @@ async fn recipes(
     roads: &Roads,
     sandbox: SandboxId,
     warm: &Warm,
-    named: Option<SnapshotPlace>,
+    ParkOrder { base: named, resident_percent }: ParkOrder,
 ) -> Result<Arc<Recipes>, ParkSandboxError> {
     let engine = roads.engine()?;
     let base = base(roads, sandbox, warm, (&engine, named)).await;
@@ -138,7 +147,7 @@ async fn recipes(
     }
     let key = engine.key(&warm.spec.tenant);
     let (bases, faults) = (roads.bases.clone(), roads.faults.clone());
-    Ok(Arc::new(Recipes { key, engine, base, bases, faults }))
+    Ok(Arc::new(Recipes { key, engine, base, bases, faults, resident_percent }))
 }
 
 async fn base(

@@ -46,12 +46,7 @@ pub async fn run(config: Config) -> Result<()> {
     let tasks = TaskTracker::new();
     let spans = config.spans.as_deref().map(|url| Exporter::start("medes-agent", url));
     let spans = spans.transpose().context("understand --spans")?.map(Arc::new);
-    if let Some(address) = config.metrics {
-        let served =
-            medes_metrics::serve(medes_metrics::list::Of::Agent, address, &tasks, stop.clone()).await;
-        let address = served.context("serve metrics")?;
-        tracing::info!(%address, "metrics are served");
-    }
+    serve_metrics(&config, &tasks, &stop).await?;
     // The reaper outlives everything whose processes it waits for.
     let reaper_stop = CancellationToken::new();
     let reaper_tasks = TaskTracker::new();
@@ -97,18 +92,7 @@ pub async fn run(config: Config) -> Result<()> {
     let (node, handle, inbox) = Node::new(identity, Arc::new(tools), (watch, tracking));
     let (from_link, link_inbox) = mpsc::channel(LINK_MAX);
     tasks.spawn(link::run(channel, from_link, stop.clone()));
-    let service = NodeServer::new(NodeService::new(bases, handle))
-        .max_decoding_message_size(MESSAGE_BYTES_MAX)
-        .max_encoding_message_size(MESSAGE_BYTES_MAX);
-    let serving = Server::builder().add_service(service).serve_with_incoming_shutdown(
-        TcpIncoming::from(listener).with_nodelay(Some(true)),
-        stop.clone().cancelled_owned(),
-    );
-    tasks.spawn(async move {
-        if let Err(error) = serving.await {
-            tracing::error!(error = &error as &dyn std::error::Error, "the Node service ended");
-        }
-    });
+    tasks.spawn(serve(NodeService::new(bases, handle), listener, stop.clone()));
     tasks.spawn(until_told(host.as_ref().clone(), stop.clone()));
     tracing::info!(node = %config.node, address, controller = config.controller, "agent is up");
     node.run(inbox, link_inbox, stop).await;
@@ -123,6 +107,29 @@ pub async fn run(config: Config) -> Result<()> {
     reaper_tasks.close();
     reaper_tasks.wait().await;
     Ok(())
+}
+
+/// Serves metrics until `stop`, if they are wanted.
+async fn serve_metrics(config: &Config, tasks: &TaskTracker, stop: &CancellationToken) -> Result<()> {
+    if let Some(address) = config.metrics {
+        let served = medes_metrics::serve(medes_metrics::list::Of::Agent, address, tasks, stop.clone()).await;
+        let address = served.context("serve metrics")?;
+        tracing::info!(%address, "metrics are served");
+    }
+    Ok(())
+}
+
+/// Serves other nodes and the controller until `stop`.
+async fn serve(service: NodeService, listener: TcpListener, stop: CancellationToken) {
+    let service = NodeServer::new(service)
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX);
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let serving =
+        Server::builder().add_service(service).serve_with_incoming_shutdown(incoming, stop.cancelled_owned());
+    if let Err(error) = serving.await {
+        tracing::error!(error = &error as &dyn std::error::Error, "the Node service ended");
+    }
 }
 
 /// Who works, by the best way there is.

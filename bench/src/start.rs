@@ -10,7 +10,13 @@ use std::{process::ExitCode, sync::Arc, time::Instant};
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 use medes_agent::{
-    base, dedupe, driver::DedupOrder, pager::Pager, park, restore, roads::Warm, sandbox::Usage,
+    base, dedupe,
+    driver::DedupOrder,
+    pager::Pager,
+    park::{self, ParkOrder},
+    restore,
+    roads::Warm,
+    sandbox::Usage,
 };
 use medes_proto::{function::FunctionSpec, sandbox::Phase};
 use tokio_util::sync::CancellationToken;
@@ -28,6 +34,8 @@ use report::{Report, Row};
 /// Parks and unparks of which no answer is timed: so often memory must come back.
 const CYCLES: u32 = 20;
 const PAGER_THREADS: usize = 2;
+/// Of its pages so many may stay, the second time.
+const RESIDENT_PERCENT: u32 = 10;
 /// The request whose times are compared, the same for every way.
 const COMPARED: u64 = 1_000_007;
 const QUICK_ROUNDS: u32 = 5;
@@ -51,6 +59,9 @@ struct Measured {
     cold: Vec<f64>,
     warm: Vec<f64>,
     unpark: Vec<f64>,
+    /// While some of what is touched had stayed.
+    unpark_resident: Vec<f64>,
+    resident_memory: Usage,
     restore: Vec<f64>,
     first_park: Vec<f64>,
     park: Vec<f64>,
@@ -118,7 +129,10 @@ async fn measure_one(
         let put_away = by_dedup(station, &spec, &mut measured);
         put_away.await.with_context(|| format!("cold start, dedup and restore, round {round}"))?;
     }
-    by_parking(station, pager, &spec, rounds, &mut measured).await.context("park and unpark")?;
+    for percent in [0, RESIDENT_PERCENT] {
+        let parking = by_parking(station, pager, &spec, (rounds, percent), &mut measured);
+        parking.await.with_context(|| format!("park and unpark, {percent} percent stay"))?;
+    }
     Ok(measured)
 }
 
@@ -159,7 +173,7 @@ async fn by_parking(
     station: &mut Station,
     pager: &Pager,
     spec: &Arc<FunctionSpec>,
-    rounds: u32,
+    (rounds, resident_percent): (u32, u32),
     measured: &mut Measured,
 ) -> Result<()> {
     let (sandbox, _) = station.number()?;
@@ -171,7 +185,8 @@ async fn by_parking(
     // The first ones teach it what is touched.
     for round in 0..rounds.max(CYCLES) + 2 {
         let began = Instant::now();
-        let parked = park::park(&station.roads, pager, sandbox, warm, (None, &never)).await;
+        let order = ParkOrder { base: None, resident_percent };
+        let parked = park::park(&station.roads, pager, sandbox, warm, (order, &never)).await;
         let deduped = match parked {
             Ok((parked, deduped)) => {
                 warm = parked;
@@ -180,16 +195,22 @@ async fn by_parking(
             Err(not) => return Err(not.error).with_context(|| format!("park, round {round}")),
         };
         let took = began.elapsed().as_secs_f64() * 1e3;
-        let park = if round == 0 { &mut measured.first_park } else { &mut measured.park };
-        park.push(took);
-        measured.park_phases.push(deduped.phases);
-        measured.parked_bytes = deduped.stored_bytes;
-        measured.memory = Some((running, warm.housing.usage()));
+        if resident_percent == 0 {
+            let park = if round == 0 { &mut measured.first_park } else { &mut measured.park };
+            park.push(took);
+            measured.park_phases.push(deduped.phases);
+            measured.parked_bytes = deduped.stored_bytes;
+            measured.memory = Some((running, warm.housing.usage()));
+        } else {
+            measured.resident_memory = warm.housing.usage();
+        }
         let began = Instant::now();
         warm.paged.as_ref().context("it is parked")?.unpark().context("unpark it")?;
         let took = timed(&warm, began, &mut last).await?;
         if round >= 2 {
-            measured.unpark.push(took);
+            let unpark =
+                if resident_percent == 0 { &mut measured.unpark } else { &mut measured.unpark_resident };
+            unpark.push(took);
         }
         measured.cycles += 1;
     }

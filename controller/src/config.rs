@@ -139,6 +139,7 @@ struct RawPolicy {
     dedup: bool,
     park: bool,
     keep_parked: Span,
+    parked_resident_percent: u32,
     dump_pause: Span,
     dump_pause_max: Span,
 }
@@ -301,6 +302,7 @@ impl RawPolicy {
             dump_pause_max: self.dump_pause_max.0,
             park: self.park,
             keep_parked: self.keep_parked.0,
+            parked_resident_percent: self.parked_resident_percent,
             ..driver::Settings::default()
         }
     }

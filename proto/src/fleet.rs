@@ -216,6 +216,8 @@ pub enum Command {
         sandbox: SandboxId,
         /// A base of its function and where that is, if the controller knows one.
         base: Option<SnapshotPlace>,
+        /// Of a hundred of its pages so many may stay: those that the next request will touch.
+        resident_percent: u32,
     },
     /// End a park under way as soon as possible: the sandbox is wanted.
     CancelPark {

@@ -36,9 +36,9 @@ impl Driver {
             Command::Dedup { sandbox, digest_memory, base } => self
                 .begin(now, id, sandbox, self.warm_or_parked(sandbox), SandboxState::Deduping, "dedup")
                 .map(|()| out.push(Action::Dedup { sandbox, order: DedupOrder { digest_memory, base } })),
-            Command::Park { sandbox, base } => self
+            Command::Park { sandbox, base, resident_percent } => self
                 .begin(now, id, sandbox, SandboxState::Warm, SandboxState::Deduping, "park")
-                .map(|()| out.push(Action::Park { sandbox, base })),
+                .map(|()| out.push(Action::Park { sandbox, base, resident_percent })),
             Command::CancelPark { sandbox } => {
                 // Whatever else is under way goes on; and if it is parked already, or warm again, there is nothing to do.
                 let entry = self.sandboxes.get(&sandbox).filter(|entry| entry.command.is_some());

@@ -252,7 +252,9 @@ impl World {
             Step::Dedup(sandbox) => {
                 self.command(Command::Dedup { sandbox: id(sandbox), digest_memory: false, base: None });
             }
-            Step::Park(sandbox) => self.command(Command::Park { sandbox: id(sandbox), base: None }),
+            Step::Park(sandbox) => {
+                self.command(Command::Park { sandbox: id(sandbox), base: None, resident_percent: 10 });
+            }
             Step::Restore(sandbox) => {
                 self.command(Command::Restore { sandbox: id(sandbox), digest_memory: false });
             }

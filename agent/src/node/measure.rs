@@ -2,9 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use medes_proto::{fleet::NodeMemory, ids::SandboxId};
+use medes_proto::{
+    fleet::{NodeMemory, Success},
+    ids::SandboxId,
+};
 
-use super::{Body, Tools};
+use super::{Body, Node, Tools};
 use crate::roads::blocking;
 
 /// The last look.
@@ -60,5 +63,18 @@ impl Measured {
         self.node.agent_bytes = agent.held_bytes();
         self.node.base_bytes = tools.bases.bytes();
         self.node.image_bytes = image_bytes;
+    }
+}
+
+impl Node {
+    /// The driver knows no memory: what the sandbox has right now is looked up here.
+    pub(super) fn with_memory(&self, mut success: Success) -> Success {
+        if let Some(report) = &mut success.sandbox
+            && let Some(Body::Warm(warm, _) | Body::Parked(warm, _)) = self.bodies.get(&report.id)
+        {
+            report.private_bytes = warm.housing.usage().anon_bytes;
+            report.heat = self.pace.heat(report.id);
+        }
+        success
     }
 }

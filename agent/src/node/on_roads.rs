@@ -3,7 +3,6 @@
 use medes_proto::{
     failure::{Failure, FailureKind},
     ids::{SandboxId, SnapshotId},
-    registry::SnapshotPlace,
 };
 
 use tokio_util::sync::CancellationToken;
@@ -12,7 +11,10 @@ use super::{
     Body, Node,
     work::{self, Worked},
 };
-use crate::driver::{DedupOrder, Event};
+use crate::{
+    driver::{DedupOrder, Event},
+    park::ParkOrder,
+};
 
 impl Node {
     pub(super) fn dedup(&mut self, sandbox: SandboxId, order: DedupOrder) {
@@ -24,11 +26,12 @@ impl Node {
         }
     }
 
-    pub(super) fn park(&mut self, sandbox: SandboxId, base: Option<SnapshotPlace>) {
+    pub(super) fn park(&mut self, sandbox: SandboxId, order: ParkOrder) {
         match (self.take_warm(sandbox), &self.tools.roads, &self.tools.pager) {
             (Some(warm), Some(roads), Some(pager)) => {
                 let cancelled = CancellationToken::new();
-                let work = work::park((roads.clone(), pager.clone()), sandbox, warm, base, cancelled.clone());
+                let work =
+                    work::park((roads.clone(), pager.clone()), sandbox, warm, order, cancelled.clone());
                 self.work(work);
                 self.parking.insert(sandbox, cancelled);
             }

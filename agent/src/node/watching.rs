@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 
 use medes_proto::ids::SandboxId;
 
+use super::Node;
 use crate::{
+    driver::Event,
     metrics,
     sandbox::cgroup::SandboxCgroup,
     watch::{Counts, Fault, Group, Key, Sight, Wants, Watch, now_ns},
@@ -124,5 +126,16 @@ impl Watching {
             Some((sandbox, seen.idle(now_ns).unwrap_or_default()))
         };
         self.keys.iter_mut().filter_map(idle).collect()
+    }
+}
+
+impl Node {
+    /// Looks who works.
+    pub(super) fn look(&mut self) {
+        for (sandbox, idle) in self.watching.look() {
+            self.pace.quiet(Instant::now(), sandbox, idle, &self.tools.tasks);
+            self.apply(Event::Quiet { sandbox, idle });
+        }
+        self.fetch_faults();
     }
 }

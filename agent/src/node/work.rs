@@ -11,7 +11,6 @@ use medes_proto::{
     function::FunctionSpec,
     ids::{NodeId, SandboxId, SnapshotId},
     limits::FAILURE_LINES_MAX,
-    registry::SnapshotPlace,
     sandbox::Phase,
 };
 
@@ -23,7 +22,8 @@ use crate::{
     driver::{DedupOrder, Deduped, Restored},
     launch_spec::launch_spec,
     pager::{FaultError, Pager, ReleaseError},
-    park, restore,
+    park::{self, ParkOrder},
+    restore,
     roads::{Roads, Stopwatch, Stored, Warm, blocking},
     sandbox::{self, CreateError, Ended, Housing, LaunchError, Log},
 };
@@ -222,10 +222,10 @@ pub(super) async fn park(
     (roads, pager): (Arc<Roads>, Pager),
     sandbox: SandboxId,
     warm: Box<Warm>,
-    base: Option<SnapshotPlace>,
+    order: ParkOrder,
     cancelled: CancellationToken,
 ) -> Worked {
-    let result = match park::park(&roads, &pager, sandbox, *warm, (base, &cancelled)).await {
+    let result = match park::park(&roads, &pager, sandbox, *warm, (order, &cancelled)).await {
         Ok((warm, deduped)) => Ok((PutAway::Parked(Box::new(warm)), deduped)),
         Err(not) => Err((Some(Box::new(not.warm)), not.error.failure(sandbox))),
     };

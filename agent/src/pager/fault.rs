@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use medes_dedup::rebuild::RebuildError;
 
@@ -22,8 +23,8 @@ pub enum FaultError {
         /// The error number.
         errno: i32,
     },
-    /// The kernel did not take it in time.
-    #[error("page {page:#x} could not be put in its place in time")]
+    /// It could not be rebuilt, or the kernel did not take it, in time.
+    #[error("page {page:#x} could not be given back in time")]
     Late {
         /// Its number.
         page: u64,
@@ -42,6 +43,9 @@ pub enum FaultError {
     Injected(#[from] Injected),
 }
 
+/// How often a page that a test wants to be late looks whether that was noticed.
+const LATE_LOOK: Duration = Duration::from_millis(10);
+
 /// The way to end a sandbox of which a page is lost, and why it was ended.
 #[derive(Debug)]
 pub(super) struct Lost {
@@ -55,8 +59,14 @@ impl Lost {
         Self { cgroup, why: OnceLock::new(), faults }
     }
 
-    /// Fails where a test wants a page not to be had.
+    /// Fails where a test wants a page not to be had, or not to be had in time.
     pub(super) fn pass(&self) -> Result<(), FaultError> {
+        if self.faults.pass(Step::GiveBackLate).is_err() {
+            // As a rebuild that does not end would be.
+            while self.why().is_none() {
+                std::thread::sleep(LATE_LOOK);
+            }
+        }
         Ok(self.faults.pass(Step::GiveBack)?)
     }
 

@@ -17,6 +17,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::unistd::Pid;
 
+use super::deadline;
 use super::fault::Lost;
 use super::space::{Hands, Space, State};
 use crate::inject::Operators;
@@ -107,16 +108,18 @@ impl Pager {
         (reaper, program): (Reaper, PathBuf),
     ) -> io::Result<Self> {
         let operators = Operators::new(reaper, program);
-        let mut servers = Vec::with_capacity(threads.max(1));
+        let (mut servers, mut under_way) = (Vec::with_capacity(threads.max(1)), Vec::new());
         for number in 0..threads.max(1) {
             let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
             let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
             epoll.add(&wake, EpollEvent::new(EpollFlags::EPOLLIN, WAKE))?;
             let server = Arc::new(Server { epoll, wake, orders: Mutex::default(), spaces: Mutex::default() });
             let service = Service::new(server.clone(), guard.clone());
+            under_way.push(Arc::downgrade(&service.hands.under_way));
             thread::Builder::new().name(format!("pager-{number}")).spawn(move || service.run())?;
             servers.push(server);
         }
+        deadline::watch(under_way)?;
         Ok(Self { shared: Arc::new(Shared { servers, next: AtomicU64::new(0), guard, operators }) })
     }
 

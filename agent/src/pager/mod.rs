@@ -11,9 +11,11 @@
 //! Two promises. A page is either there, or comes back as it was, or the sandbox ends: never another page. And what the
 //! program does with its memory meanwhile (madvise, munmap, mremap, fork) means what it always means.
 
+mod deadline;
 mod fault;
 mod handler;
 mod park;
+mod ranges;
 mod read;
 mod recipes;
 mod space;

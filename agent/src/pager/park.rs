@@ -46,6 +46,8 @@ pub struct ParkReport {
     pub bases: Vec<SnapshotId>,
     /// Pages of mappings that cannot be parked: locked ones, those of devices.
     pub left_out_pages: u64,
+    /// Pages that stay because the next request will touch them.
+    pub resident_pages: u64,
     /// For how long it stood still.
     pub stood: Duration,
     /// How long each step took.
@@ -75,8 +77,9 @@ pub async fn park(
     };
     let known = before.map(|paged| paged.spaces).unwrap_or_default();
     let (taker, group, losing) = (pager.clone(), cgroup.clone(), lost.clone());
-    let wanted = cancelled.clone();
-    let mut stopped = blocking(move || Stopped::take(&taker, &group, &known, (&losing, &wanted))).await?;
+    let (wanted, percent) = (cancelled.clone(), recipes.resident_percent);
+    let taking = move || Stopped::take(&taker, &group, &known, (&losing, &wanted, percent));
+    let mut stopped = blocking(taking).await?;
     watch.step("stop");
     let saved = stopped.take_saved();
     let saved_pages = saved.iter().map(|saved| saved.numbers.len() as u64).sum();
@@ -98,7 +101,8 @@ pub async fn park(
         }
     };
     watch.step("store");
-    let Zapped { spaces, stood, left_out_pages } = blocking(move || stopped.zap(stored)).await?;
+    let Zapped { spaces, stood, left_out_pages, resident_pages } =
+        blocking(move || stopped.zap(stored)).await?;
     watch.step("zap");
     let paged = Paged { pager: pager.clone(), cgroup: cgroup.clone(), spaces, lost };
     cgroup.freeze().await.unwrap_or_else(|error| {
@@ -116,6 +120,7 @@ pub async fn park(
         classes,
         bases,
         left_out_pages,
+        resident_pages,
         stood,
         phases,
     };

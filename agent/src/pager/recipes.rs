@@ -5,6 +5,7 @@
 //! image, and in it nothing that is no page any more.
 
 use std::io::{self, Write};
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use medes_dedup::{
@@ -53,7 +54,7 @@ pub enum StorePagesError {
     #[error("page {page} of the image is not the page that was stored")]
     Differs {
         /// Its position.
-        page: usize,
+        page: u32,
     },
     /// The encoder has not said how a page is stored.
     #[error("page {page:#x} was not encoded")]
@@ -92,6 +93,8 @@ pub(super) struct Saved {
     pub(super) before: Store,
     /// Numbers of pages that are zeros now, whatever they were; in order.
     pub(super) zeros: Vec<u64>,
+    /// Numbers of pages that stay where they are and need not be stored; in order.
+    pub(super) stay: Vec<u64>,
 }
 
 impl Saved {
@@ -102,9 +105,9 @@ impl Saved {
 
     /// Pages that are stored and have not changed: their numbers, and their places in the image there is, in order.
     fn kept(&self) -> Vec<(u64, u32)> {
-        let is_in = |pages: &[u64], page: u64| pages.binary_search(&page).is_ok();
-        let places = self.before.table().places();
-        places.filter(|(page, _)| !is_in(&self.numbers, *page) && !is_in(&self.zeros, *page)).collect()
+        let others = [&self.numbers, &self.zeros, &self.stay];
+        let is_other = |page: u64| others.iter().any(|pages| pages.binary_search(&page).is_ok());
+        self.before.table().places().filter(|(page, _)| !is_other(*page)).collect()
     }
 
     /// Leaves pages of zeros out of what is to be stored: nothing is needed to bring these back.
@@ -141,6 +144,8 @@ pub struct Recipes {
     pub bases: Arc<crate::bases::Bases>,
     /// Failures that tests ask for.
     pub faults: Arc<crate::faults::Faults>,
+    /// Of a hundred of its pages so many may stay: those that the next request will touch.
+    pub resident_percent: u32,
 }
 
 impl Recipes {
@@ -162,7 +167,7 @@ impl Recipes {
         let image = DedupImage::open(sealed.map_err(StorePagesError::Seal)?, &self.key)?;
         let held = held.into_iter().filter(|base| image.bases().contains(&base.id)).collect();
         let parked = ParkedImage::new(image, held);
-        let numbers = prove(&parked, saved, &kept)?;
+        let numbers = prove(&parked, saved, &kept, self.engine.threads)?;
         Ok(Some(Store::of(Arc::new(parked), &numbers)))
     }
 
@@ -243,34 +248,42 @@ impl Recipes {
 
 /// Every page that was saved comes back from what is stored, and is the same; every page that was taken over is what it was
 /// before. Returns their numbers, in the order of the image.
-fn prove(parked: &ParkedImage, saved: &Saved, kept: &[(u64, u32)]) -> Result<Vec<u64>, StorePagesError> {
-    let mut codec = DeltaCodec::new();
-    let mut rebuilt = Box::new(ZERO_PAGE);
+fn prove(
+    parked: &ParkedImage,
+    saved: &Saved,
+    kept: &[(u64, u32)],
+    threads: NonZeroUsize,
+) -> Result<Vec<u64>, StorePagesError> {
     let mut numbers = Vec::with_capacity(saved.numbers.len() + kept.len());
+    let mut proofs: Vec<(u32, &Page)> = Vec::with_capacity(saved.numbers.len());
     let (mut fresh, mut kept) = (saved.numbers.iter().zip(saved.pages()).peekable(), kept.iter().peekable());
     let hash_before = |place| Some(saved.before.image()?.image().recipe(PageIndex(place))?.hash);
     for position in 0.. {
-        let is_kept = match (fresh.peek(), kept.peek()) {
-            (None, None) => break,
-            (fresh, Some((kept, _))) => fresh.is_none_or(|(fresh, _)| *fresh > kept),
-            (Some(_), None) => false,
-        };
-        let page = usize::try_from(position).unwrap_or(usize::MAX);
-        if is_kept {
-            let Some((number, place)) = kept.next() else { break };
+        let before = fresh.peek().map_or(u64::MAX, |(number, _)| **number);
+        if let Some((number, place)) = kept.next_if(|(number, _)| *number < before) {
             let hash = parked.image().recipe(PageIndex(position)).map(|recipe| recipe.hash);
             if hash.is_none() || hash != hash_before(*place) {
-                return Err(StorePagesError::Differs { page });
+                return Err(StorePagesError::Differs { page: position });
             }
             numbers.push(*number);
         } else if let Some((number, original)) = fresh.next() {
-            parked.rebuild(&mut codec, position, &mut rebuilt)?;
-            if *rebuilt != *original {
-                return Err(StorePagesError::Differs { page });
-            }
+            proofs.push((position, original));
             numbers.push(*number);
+        } else {
+            break;
         }
     }
+    page_work::spread(&proofs, threads, |proofs| {
+        let mut codec = DeltaCodec::new();
+        let mut rebuilt = Box::new(ZERO_PAGE);
+        proofs.iter().try_for_each(|(position, original)| {
+            parked.rebuild(&mut codec, *position, &mut rebuilt)?;
+            let is_same = *rebuilt == **original;
+            if is_same { Ok(()) } else { Err(StorePagesError::Differs { page: *position }) }
+        })
+    })
+    .into_iter()
+    .collect::<Result<(), StorePagesError>>()?;
     Ok(numbers)
 }
 

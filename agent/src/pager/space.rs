@@ -5,12 +5,13 @@
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use medes_dedup::delta::DeltaCodec;
 use medes_dedup::page::{PAGE_BYTES, Page, ZERO_PAGE};
 use nix::unistd::Pid;
 
+use super::deadline::{DEADLINE, UnderWay};
 use super::fault::{FaultError, Lost};
 use super::store::Store;
 use super::working_set::{Hot, WorkingSet};
@@ -24,20 +25,21 @@ const AROUND: usize = 8;
 const ZEROS_MAX: usize = 32;
 /// Pages that were missed and are remembered.
 const MISSED_MAX: usize = 1 << 17;
-/// How long a page may take that cannot be put in its place because the process is changing its mappings.
-const FAULT_DEADLINE: Duration = Duration::from_secs(2);
 
 /// What a thread that serves faults works with.
 pub(super) struct Hands {
     codec: DeltaCodec,
     pages: Box<[Page; BATCH]>,
     zeros: Box<[Page; ZEROS_MAX]>,
+    /// The page it is at.
+    pub(super) under_way: Arc<UnderWay>,
 }
 
 impl Hands {
     pub(super) fn new() -> Self {
         let pages = Box::new([ZERO_PAGE; BATCH]);
-        Self { codec: DeltaCodec::new(), pages, zeros: Box::new([ZERO_PAGE; ZEROS_MAX]) }
+        let zeros = Box::new([ZERO_PAGE; ZEROS_MAX]);
+        Self { codec: DeltaCodec::new(), pages, zeros, under_way: Arc::default() }
     }
 }
 
@@ -115,7 +117,7 @@ impl Space {
     pub(super) fn serve(&self, hands: &mut Hands, born: &mut Vec<(Uffd, State)>) -> Result<(), FaultError> {
         let mut state = self.lock();
         for waiting in std::mem::take(&mut state.waiting) {
-            if waiting.since.elapsed() > FAULT_DEADLINE {
+            if waiting.since.elapsed() > DEADLINE {
                 return Err(FaultError::Late { page: waiting.page });
             }
             self.fault(&mut state, hands, waiting)?;
@@ -147,6 +149,7 @@ impl Space {
 
     fn fault(&self, state: &mut State, hands: &mut Hands, waiting: Waiting) -> Result<(), FaultError> {
         let Waiting { page, write, .. } = waiting;
+        let _under_way = hands.under_way.begin(page, &self.lost);
         let copied = match state.store.find(page) {
             None => {
                 state.counts.zeros += 1;
@@ -224,6 +227,7 @@ impl Space {
     pub(super) fn push_some(&self, hands: &mut Hands) -> Result<bool, FaultError> {
         let mut state = self.lock();
         let Some(first) = state.push.last().copied() else { return Ok(false) };
+        let _under_way = hands.under_way.begin(first.page, &self.lost);
         let count = state.push.iter().rev().zip(first.page..).take(BATCH);
         let count = count.take_while(|(hot, page)| hot.page == *page && hot.written == first.written).count();
         let (count, put) = match state.store.find(first.page) {

@@ -17,10 +17,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::fault::Lost;
 use super::handler::Pager;
+use super::ranges::{is_in, without};
 use super::read::read;
 use super::recipes::{Saved, StorePagesError};
-use super::space::{Space, pages};
+use super::space::{Space, State, pages};
 use super::store::Store;
+use super::working_set::WorkingSet;
 use crate::inject::{ForWhat, InjectError, Operation, OperatorError, Stage, make_userfaultfd};
 use crate::maps;
 use crate::sandbox::cgroup::{CgroupError, SandboxCgroup};
@@ -110,8 +112,10 @@ struct Process {
     /// What of it has pages that are there.
     present: Vec<Range<u64>>,
     saved: Saved,
-    /// Numbers of pages written since the last park, in order.
-    written: Vec<Range<u64>>,
+    /// Pages that stay, in order.
+    stay: Vec<u64>,
+    /// What the next request will touch, as it is known now.
+    working_set: WorkingSet,
 }
 
 /// A sandbox that stands still. Dropped, it goes on as it was.
@@ -130,7 +134,7 @@ impl Stopped {
         pager: &Pager,
         cgroup: &SandboxCgroup,
         known: &[Arc<Space>],
-        (lost, cancelled): (&Arc<Lost>, &CancellationToken),
+        (lost, cancelled, resident_percent): (&Arc<Lost>, &CancellationToken, u32),
     ) -> Result<Self, ParkError> {
         let mut operation = pager.operators().begin()?;
         let pids = hold_all(&mut operation, cgroup)?;
@@ -139,7 +143,10 @@ impl Stopped {
         }
         let (pager, cgroup) = (pager.clone(), cgroup.clone());
         let mut stopped = Self { operation, pager, cgroup, processes: Vec::new(), left_out_pages: 0 };
-        match pids.into_iter().try_for_each(|pid| stopped.look_at(pid, known, (lost, cancelled))) {
+        match pids
+            .into_iter()
+            .try_for_each(|pid| stopped.look_at(pid, known, (lost, cancelled, resident_percent)))
+        {
             Ok(()) => Ok(stopped),
             Err(error) => {
                 if let Err(error) = stopped.abort() {
@@ -154,13 +161,13 @@ impl Stopped {
         &mut self,
         pid: Pid,
         known: &[Arc<Space>],
-        (lost, cancelled): (&Arc<Lost>, &CancellationToken),
+        (lost, cancelled, resident_percent): (&Arc<Lost>, &CancellationToken, u32),
     ) -> Result<(), ParkError> {
         let process = self.process(pid, known, lost)?;
         self.processes.push(process);
         let Some(process) = self.processes.last_mut() else { return Ok(()) };
         self.left_out_pages += process.register()?;
-        process.look()?;
+        process.look(resident_percent)?;
         process.copy(cancelled)
     }
 
@@ -203,7 +210,8 @@ impl Stopped {
             registered: Vec::new(),
             present: Vec::new(),
             saved: Saved::default(),
-            written: Vec::new(),
+            stay: Vec::new(),
+            working_set: WorkingSet::default(),
         })
     }
 
@@ -242,6 +250,7 @@ impl Stopped {
         let stood = zapped.and_then(|()| Ok(self.operation.let_go()?));
         Ok(Zapped {
             stood: stood.inspect_err(|_error| self.cgroup.kill_now())?,
+            resident_pages: self.processes.iter().map(|process| process.stay.len() as u64).sum(),
             spaces: self.processes.into_iter().map(|process| process.space).collect(),
             left_out_pages: self.left_out_pages,
         })
@@ -273,6 +282,8 @@ pub(super) struct Zapped {
     pub(super) stood: Duration,
     /// Pages of mappings that were left alone.
     pub(super) left_out_pages: u64,
+    /// Pages that stay because the next request will touch them.
+    pub(super) resident_pages: u64,
 }
 
 /// Stops all processes of a group, also those that are started meanwhile.
@@ -296,6 +307,11 @@ fn hold_all(operation: &mut Operation, cgroup: &SandboxCgroup) -> Result<Vec<Pid
         }
     }
     Err(ParkError::Restless)
+}
+
+/// How many pages are stored and not there.
+fn away(state: &State, there: &[Range<u64>]) -> u64 {
+    state.store.table().places().filter(|(page, _)| !is_in(there, *page)).count() as u64
 }
 
 impl Process {
@@ -335,11 +351,11 @@ impl Process {
         Ok(left_out)
     }
 
-    /// Finds which pages are there, and which of them are to be stored.
-    fn look(&mut self) -> Result<(), ParkError> {
+    /// Finds which pages are there, which of them stay, and which are to be stored.
+    fn look(&mut self, resident_percent: u32) -> Result<(), ParkError> {
         let state = self.space.lock();
         let (mut numbers, mut zeros) = (Vec::new(), Vec::new());
-        let (mut present, mut written) = (Vec::new(), Vec::new());
+        let (mut there, mut written) = (Vec::new(), Vec::new());
         for span in &self.registered {
             let mut any = false;
             let each = |range: Range<u64>, categories: u64| {
@@ -347,7 +363,10 @@ impl Process {
                 let range = pages(&range);
                 if categories & uffd::ZERO_PAGE != 0 {
                     zeros.extend(range);
-                } else if categories & uffd::WRITTEN != 0 {
+                    return;
+                }
+                there.push(range.clone());
+                if categories & uffd::WRITTEN != 0 {
                     numbers.extend(range.clone());
                     written.push(range);
                 } else {
@@ -357,13 +376,22 @@ impl Process {
             uffd::present(&self.pagemap, span.clone(), each)
                 .map_err(|source| ParkError::Look { pid: self.pid, source })?;
             if any {
-                present.push(span.clone());
+                self.present.push(span.clone());
             }
         }
+        self.working_set = state.working_set.clone();
+        // Before the first time everything was written.
+        if !self.is_new {
+            self.working_set.learn(state.missed.clone(), |page| is_in(&written, page));
+        }
+        let all = there.iter().map(|range| range.end - range.start).sum::<u64>() + away(&state, &there);
+        let most = usize::try_from(all * u64::from(resident_percent.min(100)) / 100).unwrap_or(usize::MAX);
+        let stay = self.working_set.stay(most, |page| is_in(&there, page)).to_vec();
+        numbers.retain(|page| stay.binary_search(page).is_err());
+        self.stay.clone_from(&stay);
         // It stands still: what it is stored as does not change until it is stored anew.
         let maps = std::mem::take(&mut self.saved.maps);
-        self.saved = Saved { numbers, zeros, maps, before: state.store.clone(), bytes: Vec::new() };
-        (self.present, self.written) = (present, written);
+        self.saved = Saved { numbers, zeros, stay, maps, before: state.store.clone(), bytes: Vec::new() };
         Ok(())
     }
 
@@ -383,20 +411,13 @@ impl Process {
     }
 
     /// From now on the process's memory is what is stored.
-    fn commit(&self, stored: Option<Store>) {
+    fn commit(&mut self, stored: Option<Store>) {
         let mut state = self.space.lock();
         if let Some(stored) = stored {
             state.store = stored;
         }
-        let missed = std::mem::take(&mut state.missed);
-        let is_written = |page: u64| {
-            let at = self.written.partition_point(|range| range.end <= page);
-            self.written.get(at).is_some_and(|range| range.contains(&page))
-        };
-        // Before the first time everything was written.
-        if !self.is_new {
-            state.working_set.learn(missed, is_written);
-        }
+        state.missed.clear();
+        state.working_set = std::mem::take(&mut self.working_set);
     }
 
     /// Zaps everything that is there. While nothing is registered nobody runs, so no event has to be waited for and
@@ -416,7 +437,7 @@ impl Process {
     }
 
     fn zap(&self, operation: &mut Operation) -> Result<(), ParkError> {
-        for some in self.present.chunks(VECTORS_MAX) {
+        for some in without(&self.present, &self.stay).chunks(VECTORS_MAX) {
             let vectors: Vec<u8> = some
                 .iter()
                 .flat_map(|range| [range.start, range.end - range.start])

@@ -1,7 +1,13 @@
 //! The pages that the next request will probably touch, learnt from what was touched before.
 //!
-//! Nobody tells which of the pushed pages were used: only that a page was missed, or that it was written. So of those that
-//! were only read, a different small part is left out each time; who misses them brings them back, the others drop out.
+//! Nobody tells which of the pushed pages were used: only that a page was missed, or that it was written. So a different small
+//! part is not taken for granted each time: of the pages that were only read it is left out, and who misses them brings them back;
+//! those that were written are given back protected, and lose the mark unless they are written again.
+//!
+//! The best of them need not be given back at all: within a budget they stay where they are while the rest is taken
+//! ([`WorkingSet::stay`]).
+
+use std::ops::Range;
 
 /// One page of a working set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,12 +22,14 @@ pub(super) struct Hot {
 #[derive(Debug, Clone, Default)]
 pub(super) struct WorkingSet {
     pages: Vec<Hot>,
+    /// Those that stay while it is parked, in order.
+    stay: Vec<u64>,
     round: u64,
 }
 
 /// Most pages of a working set: 1 GiB.
 const PAGES_MAX: usize = 1 << 18;
-/// One in so many of the pages that were only read is left out each time.
+/// One in so many pages is not taken for granted each time.
 const LEFT_OUT: u64 = 64;
 
 impl WorkingSet {
@@ -41,27 +49,45 @@ impl WorkingSet {
         self.pages.binary_search_by_key(&page, |hot| hot.page).is_ok()
     }
 
+    /// Which pages stay from now on, at most so many of those that are there: written ones first.
+    pub(super) fn stay(&mut self, pages_max: usize, is_there: impl Fn(u64) -> bool) -> &[u64] {
+        let turn = (self.round + 1) % LEFT_OUT;
+        let candidates = self.pages.iter().filter(|hot| !is_turn(hot.page, turn) && is_there(hot.page));
+        let (written, read): (Vec<Hot>, Vec<Hot>) = candidates.partition(|hot| hot.written);
+        self.stay = written.into_iter().chain(read).take(pages_max).map(|hot| hot.page).collect();
+        self.stay.sort_unstable();
+        &self.stay
+    }
+
     /// What to give back now. Pages left out are forgotten unless they are missed.
     pub(super) fn begin(&mut self) -> Vec<Hot> {
         self.round += 1;
         let turn = self.round % LEFT_OUT;
-        self.pages.retain(|hot| hot.written || hot.page.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 58 != turn);
-        self.pages.clone()
+        self.pages.retain(|hot| hot.written || !is_turn(hot.page, turn));
+        let away = self.pages.iter().filter(|hot| self.stay.binary_search(&hot.page).is_err());
+        away.map(|hot| Hot { written: hot.written && !is_turn(hot.page, turn), ..*hot }).collect()
     }
 
-    /// What was learnt since: pages that were missed, and ranges of those that were written, in order.
+    /// What was learnt since: pages that were missed, and which pages were written. Of those that stayed nobody knows.
     pub(super) fn learn(&mut self, mut missed: Vec<Hot>, is_written: impl Fn(u64) -> bool) {
         self.pages.append(&mut missed);
         self.pages.sort_unstable_by_key(|hot| hot.page);
         self.pages.dedup_by_key(|hot| hot.page);
         self.pages.truncate(PAGES_MAX);
-        self.pages.iter_mut().for_each(|hot| hot.written = is_written(hot.page));
+        let judged = self.pages.iter_mut().filter(|hot| self.stay.binary_search(&hot.page).is_err());
+        judged.for_each(|hot| hot.written = is_written(hot.page));
     }
 
     /// The pages at these numbers have other contents, or none.
-    pub(super) fn forget(&mut self, pages: &std::ops::Range<u64>) {
+    pub(super) fn forget(&mut self, pages: &Range<u64>) {
         self.pages.retain(|hot| !pages.contains(&hot.page));
+        self.stay.retain(|page| !pages.contains(page));
     }
+}
+
+/// Whether it is this page's turn not to be taken for granted.
+const fn is_turn(page: u64, turn: u64) -> bool {
+    page.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 58 == turn
 }
 
 #[cfg(test)]
@@ -86,6 +112,39 @@ mod tests {
         }
         let left: Vec<u64> = set.begin().into_iter().map(|hot| hot.page).collect();
         assert_eq!(left, (0..10).collect::<Vec<_>>(), "written pages are used for certain");
+    }
+
+    #[test]
+    fn pages_that_are_not_written_any_more_lose_the_mark_and_drop_out() {
+        let mut set = WorkingSet::default();
+        set.learn((0..500).map(hot).collect(), |_| true);
+        for _ in 0..2 * LEFT_OUT {
+            // Who is given back unprotected counts as written, used or not.
+            let unprotected: Vec<u64> =
+                set.begin().iter().filter(|hot| hot.written).map(|hot| hot.page).collect();
+            set.learn(Vec::new(), |page| page < 10 || unprotected.contains(&page));
+        }
+        let left: Vec<u64> = set.begin().into_iter().map(|hot| hot.page).collect();
+        assert_eq!(left, (0..10).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn the_best_that_are_there_stay_and_are_not_given_back() {
+        let mut set = WorkingSet::default();
+        set.learn((0..200).map(hot).collect(), |page| page % 2 == 0);
+        let stay = set.stay(110, |page| page < 150).to_vec();
+        assert_eq!(stay.len(), 110);
+        assert!(stay.is_sorted() && stay.iter().all(|page| *page < 150));
+        let written = stay.iter().filter(|page| *page % 2 == 0).count();
+        assert!((70..=75).contains(&written), "nearly all of the 75 that are written: {written}");
+        let given = set.begin();
+        assert!(given.iter().all(|hot| stay.binary_search(&hot.page).is_err()));
+        assert!((150..200).all(|page| page % 2 == 1 || given.iter().any(|hot| hot.page == page)));
+        // Nobody looks at those that stayed; they keep what is known of them.
+        set.learn(Vec::new(), |_| false);
+        assert_eq!(set.pages.iter().filter(|hot| hot.written).count(), written);
+        set.forget(&(0..150));
+        assert_eq!(set.stay, [0; 0]);
     }
 
     #[test]

@@ -31,6 +31,7 @@ pub(crate) struct Desk {
     pub(crate) host: Host,
     pub(crate) pager: Pager,
     pub(crate) base: Option<Arc<Snapshot>>,
+    pub(crate) resident_percent: u32,
     bases: Arc<Bases>,
     faults: Arc<Faults>,
 }
@@ -54,7 +55,7 @@ impl Desk {
         let program = PathBuf::from(env!("CARGO_BIN_EXE_medes-agent"));
         let pager = Pager::start(2, host.guard(), (host.reaper().clone(), program)).unwrap();
         let bases = Bases::new("desk".parse().unwrap(), Duration::from_secs(5), Budgets::DEFAULT);
-        Self { host, pager, base: None, bases: Arc::new(bases), faults: Arc::default() }
+        Self { host, pager, base: None, resident_percent: 0, bases: Arc::new(bases), faults: Arc::default() }
     }
 
     pub(crate) async fn start(&self, id: &str, spec: &LaunchSpec) -> Guest {
@@ -78,7 +79,8 @@ impl Desk {
         let engine = Engine::new(KEY, EngineSettings::default(), threads);
         let key = engine.key(&"default".parse().unwrap());
         let (base, bases, faults) = (self.base.clone(), self.bases.clone(), self.faults.clone());
-        Arc::new(Recipes { key, engine, base, bases, faults })
+        let resident_percent = self.resident_percent;
+        Arc::new(Recipes { key, engine, base, bases, faults, resident_percent })
     }
 
     pub(crate) async fn try_park(

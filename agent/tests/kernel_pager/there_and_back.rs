@@ -14,6 +14,7 @@ pub(crate) const TESTS: &[Test] = &[
     ),
     ("only_what_was_written_is_stored_again", only_what_was_written_is_stored_again),
     ("the_working_set_is_learnt_and_given_back", the_working_set_is_learnt_and_given_back),
+    ("what_the_next_request_touches_may_stay", what_the_next_request_touches_may_stay),
     (
         "a_program_that_checks_its_memory_finds_nothing_wrong",
         a_program_that_checks_its_memory_finds_nothing_wrong,
@@ -97,6 +98,39 @@ fn the_working_set_is_learnt_and_given_back() {
     });
 }
 
+fn what_the_next_request_touches_may_stay() {
+    at_desk(async |mut desk| {
+        let mut guest = desk.start("s1", &function()).await;
+        result(&guest.housing, NUMBERS).await;
+        const LITTLE: &str = "result = 6 * 7";
+        let mut given = Vec::new();
+        for (round, percent) in [0, 0, 0, 0, 100, 100, 10, 0].into_iter().enumerate() {
+            desk.resident_percent = percent;
+            let report = desk.park(&mut guest).await;
+            let all = report.pages + report.resident_pages;
+            assert!(
+                report.resident_pages * 100 <= (all + all / 4) * u64::from(percent),
+                "{percent} percent: {report:?}"
+            );
+            assert!(percent == 0 || round < 4 || report.resident_pages > 0, "{report:?}");
+            let before = guest.paged.as_ref().unwrap().counts();
+            guest.unpark();
+            assert_eq!(result(&guest.housing, LITTLE).await, "42", "round {round}");
+            let after = guest.paged.as_ref().unwrap().counts();
+            given.push(after.pushed + after.missed - before.pushed - before.missed);
+            println!(
+                "{percent} %: {} of {all} pages stay, {} given back",
+                report.resident_pages, given[round]
+            );
+        }
+        assert!(given[5] * 3 < given[3], "nearly nothing has to be given back: {given:?}");
+        assert!(given[7] * 3 > given[3], "{given:?}");
+        // All of it is still right, wherever it was.
+        assert_eq!(result(&guest.housing, SUM).await, "1777800");
+        guest.housing.remove().await.unwrap();
+    });
+}
+
 /// What the checker has done, and what it found.
 async fn findings(guest: &Guest) -> (u64, String) {
     let answer = guest.ask("/").await;
@@ -107,12 +141,13 @@ async fn findings(guest: &Guest) -> (u64, String) {
 fn a_program_that_checks_its_memory_finds_nothing_wrong() {
     let seconds = std::env::var("MEDES_TEST_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(15);
     let seed = std::env::var("MEDES_TEST_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
-    at_desk(async |desk| {
+    at_desk(async |mut desk| {
         let mut guest = desk.start("s1", &program("memory_checker")).await;
         let mut numbers = Numbers(seed);
         let until = Instant::now() + Duration::from_secs(seconds);
         let (mut cycles, mut last) = (0, 0);
         while Instant::now() < until {
+            desk.resident_percent = [0, 10, 60][cycles % 3];
             desk.park(&mut guest).await;
             guest.unpark();
             cycles += 1;
@@ -149,10 +184,12 @@ while True:
 ";
 
 fn twenty_times_there_and_back_changes_no_byte() {
-    at_desk(async |desk| {
+    at_desk(async |mut desk| {
         let mut guest = desk.start("s1", &python(QUIET)).await;
         let waits = |at: &str| at.contains("accept");
         for round in 0..20 {
+            // Half of the time without anything that stays.
+            desk.resident_percent = if round < 10 { 0 } else { 20 };
             assert_eq!(guest.ask("/").await, "1777800", "round {round}");
             let place = format!("/proc/{}/wchan", guest.tree.pid());
             until("it waits", || std::fs::read_to_string(&place).is_ok_and(|at| waits(&at)));

@@ -23,6 +23,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_park_that_is_called_off_leaves_the_sandbox_warm", a_park_that_is_called_off_leaves_the_sandbox_warm),
     ("writes_are_tracked_again_after_a_failed_park", writes_are_tracked_again_after_a_failed_park),
     ("a_page_that_cannot_be_had_ends_the_sandbox", a_page_that_cannot_be_had_ends_the_sandbox),
+    ("a_page_that_takes_too_long_ends_the_sandbox", a_page_that_takes_too_long_ends_the_sandbox),
     ("without_an_agent_who_misses_a_page_waits_and_dies", without_an_agent_who_misses_a_page_waits_and_dies),
     (
         "a_child_of_before_keeps_a_sandbox_from_being_parked",
@@ -139,6 +140,29 @@ fn a_page_that_cannot_be_had_ends_the_sandbox() {
         let paged = guest.paged.unwrap();
         assert!(matches!(paged.why_lost(), Some(FaultError::Injected(_))), "{:?}", paged.why_lost());
         guest.housing.remove().await.unwrap();
+    });
+}
+
+fn a_page_that_takes_too_long_ends_the_sandbox() {
+    at_desk(async |mut desk| {
+        let mut guest = desk.start("s1", &function()).await;
+        result(&guest.housing, KEPT).await;
+        let faults = desk.may_fail(Step::GiveBackLate);
+        desk.park(&mut guest).await;
+        faults.arm(1);
+        guest.unpark();
+        assert!(try_run(&guest.housing, SUM).await.is_err());
+        println!("{}", guest.tree.ended().await);
+        let paged = guest.paged.unwrap();
+        assert!(matches!(paged.why_lost(), Some(FaultError::Late { .. })), "{:?}", paged.why_lost());
+        guest.housing.remove().await.unwrap();
+        // Others are served as before.
+        let mut other = desk.start("s2", &function()).await;
+        result(&other.housing, KEPT).await;
+        desk.park(&mut other).await;
+        other.unpark();
+        assert_eq!(result(&other.housing, SUM).await, "4999950000");
+        other.housing.remove().await.unwrap();
     });
 }
 

@@ -83,6 +83,8 @@ pub(super) struct Figures {
     cold: Way,
     restore: Way,
     unpark: Way,
+    /// With a tenth of its pages resident while it is parked.
+    unpark_resident: Way,
     warm: Way,
     first_park: Way,
     park_again: Way,
@@ -90,6 +92,9 @@ pub(super) struct Figures {
     park_phases_ms: Vec<(String, f64)>,
     warm_memory: Memory,
     parked_memory: Memory,
+    parked_resident_memory: Memory,
+    /// Milliseconds that the median answer comes sooner, for each MiB that stays.
+    resident_ms_per_mib: f64,
     /// What is kept for it while it is parked, and as an image.
     parked_stored_bytes: u64,
     dedup_stored_bytes: u64,
@@ -101,10 +106,15 @@ impl Row {
     pub(super) fn measured(function: String, measured: &Measured) -> Self {
         let (warm, parked) = measured.memory.unwrap_or_default();
         let last = measured.park_phases.last().cloned().unwrap_or_default();
+        let resident = measured.resident_memory;
+        let stays_mib =
+            resident.anon_bytes.saturating_sub(parked.anon_bytes).max(1) as f64 / f64::from(1 << 20);
+        let (unpark, unpark_resident) = (Way::of(&measured.unpark), Way::of(&measured.unpark_resident));
         let figures = Figures {
             cold: Way::of(&measured.cold),
             restore: Way::of(&measured.restore),
-            unpark: Way::of(&measured.unpark),
+            unpark,
+            unpark_resident,
             warm: Way::of(&measured.warm),
             first_park: Way::of(&measured.first_park),
             park_again: Way::of(&measured.park),
@@ -114,6 +124,8 @@ impl Row {
                 .collect(),
             warm_memory: warm.into(),
             parked_memory: parked.into(),
+            parked_resident_memory: resident.into(),
+            resident_ms_per_mib: (unpark.p50 - unpark_resident.p50) / stays_mib,
             parked_stored_bytes: measured.parked_bytes,
             dedup_stored_bytes: measured.dedup_bytes,
             cycles: measured.cycles,
@@ -155,6 +167,12 @@ impl experiment::Report for Report {
                 "ms",
             ),
             Target::at_most(
+                "unpark beyond the warm request with a tenth resident, p50, worst function",
+                3.0,
+                worst(&|figures| figures.unpark_resident.p50 - figures.warm.p50),
+                "ms",
+            ),
+            Target::at_most(
                 "memory of a parked sandbox besides what is stored, worst function",
                 1.0,
                 parked,
@@ -169,8 +187,18 @@ impl experiment::Report for Report {
     }
 
     fn tables(&self) -> String {
-        let mut times =
-            table(&["function", "cold", "restore", "unpark", "p95", "p99", "warm", "first park", "again"]);
+        let mut times = table(&[
+            "function",
+            "cold",
+            "restore",
+            "unpark",
+            "p95",
+            "p99",
+            "1/10 stays",
+            "warm",
+            "first park",
+            "again",
+        ]);
         let mut sizes =
             table(&["function", "warm", "parked", "of it kernel", "stored", "as an image", "cycles"]);
         for (function, figures) in self.figures() {
@@ -182,6 +210,7 @@ impl experiment::Report for Report {
                 ms(unpark.p50),
                 ms(unpark.p95),
                 ms(unpark.p99),
+                ms(figures.unpark_resident.p50),
                 ms(warm.p50),
                 ms(first_park.p50),
                 ms(park_again.p50),

@@ -190,7 +190,8 @@ impl Driver {
 
     pub(super) fn park(&mut self, now: Now, id: SandboxId, out: &mut Vec<Action>) -> bool {
         let Some(node) = self.sandboxes.get(&id).map(|sandbox| sandbox.node.clone()) else { return false };
-        let command = medes_proto::fleet::Command::Park { sandbox: id, base: self.base_for(id) };
+        let (base, resident_percent) = (self.base_for(id), self.settings.parked_resident_percent);
+        let command = medes_proto::fleet::Command::Park { sandbox: id, base, resident_percent };
         let limit = self.settings.dedup_max;
         if !self.issue(now, &node, command, super::state::Kind::Park, limit, None, 0, out) {
             return false;

@@ -45,6 +45,8 @@ pub struct Settings {
     pub park: bool,
     /// Parked for this long: dedup.
     pub keep_parked: Duration,
+    /// Of a hundred pages of a parked sandbox so many may stay: those that its next request will touch.
+    pub parked_resident_percent: u32,
     /// A node that could not start a sandbox is avoided this long.
     pub avoid: Duration,
     /// How long references and snapshots of a lost node are remembered: it may only have been cut off.
@@ -75,6 +77,7 @@ impl Default for Settings {
             dump_pause_max: seconds(86_400),
             park: false,
             keep_parked: seconds(300),
+            parked_resident_percent: 10,
             avoid: seconds(5),
             lost_memory: seconds(600),
         }

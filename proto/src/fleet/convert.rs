@@ -291,9 +291,11 @@ impl From<Command> for wire::command::Action {
             Command::Dedup { sandbox, digest_memory, base } => {
                 Self::Dedup(wire::Dedup { sandbox: sandbox.get(), digest_memory, base: base.map(Into::into) })
             }
-            Command::Park { sandbox, base } => {
-                Self::Park(wire::Park { sandbox: sandbox.get(), base: base.map(Into::into) })
-            }
+            Command::Park { sandbox, base, resident_percent } => Self::Park(wire::Park {
+                sandbox: sandbox.get(),
+                base: base.map(Into::into),
+                resident_percent,
+            }),
             Command::CancelPark { sandbox } => Self::CancelPark(wire::CancelPark { sandbox: sandbox.get() }),
             Command::Restore { sandbox, digest_memory } => {
                 Self::Restore(wire::Restore { sandbox: sandbox.get(), digest_memory })
@@ -370,8 +372,12 @@ impl TryFrom<wire::command::Action> for Command {
                 digest_memory,
                 base: base.map(TryInto::try_into).transpose()?,
             },
-            Action::Park(wire::Park { sandbox, base }) => {
-                Self::Park { sandbox: id(sandbox)?, base: base.map(TryInto::try_into).transpose()? }
+            Action::Park(wire::Park { sandbox, base, resident_percent }) => {
+                if resident_percent > 100 {
+                    return Err(WireError::invalid("park.resident_percent", "more than 100"));
+                }
+                let base = base.map(TryInto::try_into).transpose()?;
+                Self::Park { sandbox: id(sandbox)?, base, resident_percent }
             }
             Action::CancelPark(wire::CancelPark { sandbox }) => Self::CancelPark { sandbox: id(sandbox)? },
             Action::Restore(wire::Restore { sandbox, digest_memory }) => {
