@@ -1,17 +1,24 @@
-//! Base pages, wherever they are: this node's own snapshots, or another node's over its Node service.
+//! Base pages, wherever they are: this node's own snapshots, or another node's.
 //!
-//! The roads ask for many pages at once ([`Bases::read`]); each is read once, however many pages need it. To align a
-//! sandbox with a base, all of the base must be here ([`Bases::whole`]).
+//! The roads ask for many pages at once ([`Bases::read`]); each is read once, however many pages need it, and what other
+//! nodes hold is asked of all of them at the same time. To align a sandbox with a base, all of the base must be here
+//! ([`Bases::whole`]). [`BasePages`] is the one way pages are read; [`local`] and [`tcp`] are what can be underneath.
 
+pub mod base_pages;
+pub mod cache;
+pub mod frame;
 pub mod indexes;
 pub mod local;
 pub mod remote;
 pub mod replicas;
+pub mod serve;
+pub mod tcp;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
+use futures::future::try_join_all;
 use medes_dedup::{
-    page::{BasePage, PAGE_BYTES, Page, SnapshotId},
+    page::{BasePage, Page, SnapshotId, ZERO_PAGE},
     words::Facts,
 };
 use medes_proto::{
@@ -19,24 +26,26 @@ use medes_proto::{
     registry::SnapshotPlace,
 };
 
+pub use self::base_pages::{BasePages, ReadPagesError};
 use self::{
+    cache::PageCache,
     indexes::Indexes,
     local::{LocalBases, Snapshot},
     remote::{Peers, ReadRemoteError},
     replicas::{FetchError, Replicas},
 };
 
-/// Base pages that were read, by place.
+/// Base pages that are here for one piece of work, by place.
 #[derive(Debug, Default)]
-pub struct BasePages {
+pub struct HeldPages {
     /// Snapshots that are here as a whole: nothing is copied.
     local: BTreeMap<SnapshotId, Arc<Snapshot>>,
-    /// Where each remote page is in `bytes`, in pages.
+    /// Where each other page is in `pages`.
     index: BTreeMap<BasePage, usize>,
-    bytes: Vec<u8>,
+    pages: Vec<Page>,
 }
 
-impl BasePages {
+impl HeldPages {
     /// Adds a whole snapshot: all its pages, and what is known about it.
     pub fn hold(&mut self, whole: Arc<Snapshot>) {
         self.local.insert(whole.id, whole);
@@ -47,12 +56,11 @@ impl BasePages {
         if let Some(snapshot) = self.local.get(&place.snapshot) {
             return snapshot.page(place.page);
         }
-        let start = self.index.get(&place)? * PAGE_BYTES;
-        self.bytes.get(start..start + PAGE_BYTES)?.try_into().ok()
+        self.pages.get(*self.index.get(&place)?)
     }
 }
 
-impl medes_dedup::rebuild::BasePages for BasePages {
+impl medes_dedup::rebuild::BasePages for HeldPages {
     fn base_page(&self, page: BasePage) -> Option<&Page> {
         self.page(page)
     }
@@ -72,10 +80,8 @@ pub enum ReadBasesError {
     #[error("base snapshot {0} is no longer on this node")]
     Gone(SnapshotId),
     /// Its node did not deliver.
-    #[error("read {pages} pages of {snapshot} from {node}")]
+    #[error("read {pages} base pages from {node}")]
     Remote {
-        /// Of which snapshot.
-        snapshot: SnapshotId,
         /// From which node.
         node: NodeId,
         /// How many pages were asked for.
@@ -93,11 +99,13 @@ pub struct Budgets {
     pub replica_bytes: u64,
     /// For indexes of snapshots.
     pub index_bytes: usize,
+    /// For single pages of other nodes' snapshots.
+    pub page_bytes: usize,
 }
 
 impl Budgets {
     /// For a handful of functions at a time; what is let go of is fetched or made again.
-    pub const DEFAULT: Self = Self { replica_bytes: 256 << 20, index_bytes: 128 << 20 };
+    pub const DEFAULT: Self = Self { replica_bytes: 256 << 20, index_bytes: 128 << 20, page_bytes: 64 << 20 };
 }
 
 /// All base pages this node can read.
@@ -105,20 +113,22 @@ impl Budgets {
 pub struct Bases {
     node: NodeId,
     /// Snapshots this node holds.
-    pub local: LocalBases,
+    pub local: Arc<LocalBases>,
     /// Snapshots of other nodes, copied here.
     pub replicas: Replicas,
     /// What sandboxes are aligned by.
     pub indexes: Indexes,
+    cache: PageCache,
     peers: Peers,
 }
 
 impl Bases {
     /// Bases as node `node` sees them. No read from another node takes longer than `deadline`.
     pub fn new(node: NodeId, deadline: Duration, budgets: Budgets) -> Self {
-        let Budgets { replica_bytes, index_bytes } = budgets;
+        let Budgets { replica_bytes, index_bytes, page_bytes } = budgets;
         let (replicas, indexes) = (Replicas::new(replica_bytes, deadline), Indexes::new(index_bytes));
-        Self { node, local: LocalBases::default(), replicas, indexes, peers: Peers::new(deadline) }
+        let (cache, peers) = (PageCache::new(page_bytes), Peers::new(deadline));
+        Self { node, local: Arc::default(), replicas, indexes, cache, peers }
     }
 
     /// The node itself.
@@ -148,9 +158,14 @@ impl Bases {
         self.indexes.forget(snapshot);
     }
 
-    /// Bytes of all snapshots held here, copies of other nodes' included.
+    /// Something made of this snapshot's pages was wrong: copies of them that came from elsewhere are let go of.
+    pub fn distrust(&self, snapshot: SnapshotId) {
+        self.cache.forget(snapshot);
+    }
+
+    /// Bytes of all base pages held here, copies of other nodes' included.
     pub fn bytes(&self) -> u64 {
-        self.local.bytes().saturating_add(self.replicas.bytes())
+        self.local.bytes().saturating_add(self.replicas.bytes()).saturating_add(self.cache.bytes())
     }
 
     /// Reads pages; `wanted` is sorted and without repeats, `places` tells where each snapshot is.
@@ -160,24 +175,59 @@ impl Bases {
         &self,
         wanted: &[BasePage],
         places: &BTreeMap<SnapshotId, SnapshotPlace>,
-    ) -> Result<BasePages, ReadBasesError> {
-        let mut pages = BasePages::default();
+    ) -> Result<HeldPages, ReadBasesError> {
+        let mut held = HeldPages::default();
+        // What is not here, by where it is.
+        let mut elsewhere: BTreeMap<&str, (&NodeId, Vec<BasePage>)> = BTreeMap::new();
         for run in wanted.chunk_by(|a, b| a.snapshot == b.snapshot) {
             let snapshot = run[0].snapshot;
             if let Some(whole) = self.local.get(snapshot).or_else(|| self.replicas.get(snapshot)) {
-                pages.local.insert(snapshot, whole);
+                held.hold(whole);
                 continue;
             }
             let place = places.get(&snapshot).ok_or(ReadBasesError::Unknown(snapshot))?;
             if place.node == self.node {
                 return Err(ReadBasesError::Gone(snapshot));
             }
-            let first = pages.bytes.len() / PAGE_BYTES;
-            self.peers.read(&place.address, snapshot, run, &mut pages.bytes).await.map_err(|source| {
-                ReadBasesError::Remote { snapshot, node: place.node.clone(), pages: run.len(), source }
-            })?;
-            pages.index.extend(run.iter().enumerate().map(|(i, &page)| (page, first + i)));
+            let mut cached = Vec::new();
+            let missing = self.cache.take(run, &mut cached);
+            for (place, page) in cached {
+                held.index.insert(place, held.pages.len());
+                held.pages.push(page);
+            }
+            if !missing.is_empty() {
+                let (_, of_node) = elsewhere.entry(&place.address).or_insert((&place.node, Vec::new()));
+                of_node.extend(missing);
+            }
         }
-        Ok(pages)
+        self.read_elsewhere(elsewhere, &mut held).await?;
+        Ok(held)
+    }
+
+    /// Reads pages of other nodes, of all at once, and keeps them for later.
+    async fn read_elsewhere(
+        &self,
+        elsewhere: BTreeMap<&str, (&NodeId, Vec<BasePage>)>,
+        held: &mut HeldPages,
+    ) -> Result<(), ReadBasesError> {
+        let first = held.pages.len();
+        let more: usize = elsewhere.values().map(|(_, wanted)| wanted.len()).sum();
+        held.pages.resize(first + more, ZERO_PAGE);
+        let mut rest = &mut held.pages[first..];
+        let reads = elsewhere.iter().map(|(address, (node, wanted))| {
+            let into = rest.split_off_mut(..wanted.len()).unwrap_or_default();
+            async move {
+                let read = self.peers.read(address, wanted, into).await;
+                let (node, pages) = ((*node).clone(), wanted.len());
+                read.map_err(|source| ReadBasesError::Remote { node, pages, source })
+            }
+        });
+        try_join_all(reads.collect::<Vec<_>>()).await?;
+        let places = elsewhere.values().flat_map(|(_, wanted)| wanted);
+        for (at, &place) in (first..).zip(places) {
+            held.index.insert(place, at);
+            self.cache.keep(place, &held.pages[at]);
+        }
+        Ok(())
     }
 }

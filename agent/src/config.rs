@@ -21,6 +21,9 @@ pub struct Config {
     /// Where other agents and the controller reach this one; port 0 takes a free one
     #[arg(long, default_value = "127.0.0.1:0")]
     pub listen: SocketAddr,
+    /// Where other agents read base pages, on the address of --listen; 0 takes a free port
+    #[arg(long, default_value_t = 0)]
+    pub pages_port: u16,
     /// Memory this node may use; the controller evicts above it
     #[arg(long, default_value = "2GiB")]
     pub memory_cap: ByteSize,
@@ -42,6 +45,9 @@ pub struct Config {
     /// Memory for what base snapshots are aligned by
     #[arg(long, default_value_t = ByteSize(Budgets::DEFAULT.index_bytes as u64))]
     pub index_memory: ByteSize,
+    /// Memory for single pages of other nodes' base snapshots
+    #[arg(long, default_value_t = ByteSize(Budgets::DEFAULT.page_bytes as u64))]
+    pub page_memory: ByteSize,
     /// Track which pages each sandbox writes
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
     pub track_writes: bool,
@@ -74,8 +80,9 @@ pub struct Config {
 impl Config {
     /// Memory for what helps to store sandboxes smaller.
     pub fn budgets(&self) -> Budgets {
-        let index_bytes = usize::try_from(self.index_memory.0).unwrap_or(usize::MAX);
-        Budgets { replica_bytes: self.replica_memory.0, index_bytes }
+        let bytes = |size: ByteSize| usize::try_from(size.0).unwrap_or(usize::MAX);
+        let (index_bytes, page_bytes) = (bytes(self.index_memory), bytes(self.page_memory));
+        Budgets { replica_bytes: self.replica_memory.0, index_bytes, page_bytes }
     }
 
     /// Threads for the work on one sandbox's pages.

@@ -31,7 +31,7 @@ use medes_proto::{
 };
 
 use crate::{
-    bases::{BasePages, ReadBasesError},
+    bases::{HeldPages, ReadBasesError},
     criu::{Leave, tree},
     digest::{DigestError, digest},
     driver::{DedupOrder, Deduped},
@@ -347,7 +347,7 @@ async fn encode(
     (engine, hot_pages): (Engine, HotPages),
     tenant: &TenantName,
     Parts { sorted, words, rest, choices }: Parts,
-    bases: BasePages,
+    bases: HeldPages,
 ) -> Result<(DomainKey, Vec<u8>, u64), DedupError> {
     let key = engine.key(tenant);
     blocking(move || {

@@ -102,13 +102,13 @@ impl Drop for Mapping {
 /// A file that nobody writes to any more, readable as a slice.
 pub struct MappedFile {
     mapping: Mapping,
-    _file: File,
+    file: File,
 }
 
 impl MappedFile {
     fn map(file: File) -> io::Result<Self> {
         let bytes = file.metadata()?.len();
-        Ok(Self { mapping: Mapping::new(&file, bytes, ProtFlags::PROT_READ)?, _file: file })
+        Ok(Self { mapping: Mapping::new(&file, bytes, ProtFlags::PROT_READ)?, file })
     }
 
     /// Maps a finished file of a dump.
@@ -117,6 +117,11 @@ impl MappedFile {
     /// mount namespace, CRIU has closed them, and the agent writes each only once.
     pub fn open(path: &Path) -> io::Result<Self> {
         Self::map(File::open(path)?)
+    }
+
+    /// The file itself, for system calls that read it without copying it here first.
+    pub const fn file(&self) -> &File {
+        &self.file
     }
 
     /// Number of bytes.

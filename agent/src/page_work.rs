@@ -14,7 +14,7 @@ use medes_dedup::{
     rebuild::RebuildError,
 };
 
-use crate::bases::BasePages;
+use crate::bases::HeldPages;
 
 /// Pages per thread below which another thread costs more than it brings.
 const PAGES_MIN: usize = 512;
@@ -91,7 +91,7 @@ pub struct MissingBasePage(pub BasePage);
 pub fn encode(
     pages: &[&Page],
     choices: &[Vec<BasePage>],
-    bases: &BasePages,
+    bases: &HeldPages,
     (key, rules): (&DomainKey, EncodeRules),
     threads: NonZeroUsize,
 ) -> Result<Vec<EncodedRun>, MissingBasePage> {
@@ -133,7 +133,7 @@ fn tell_distrust(encoder: &Encoder) {
 /// Rebuilds all pages of an image into `out`, which has as many.
 pub fn rebuild<B: AsRef<[u8]> + Sync>(
     image: &DedupImage<B>,
-    bases: &BasePages,
+    bases: &HeldPages,
     out: &mut [&mut Page],
     threads: NonZeroUsize,
 ) -> Result<(), RebuildError> {

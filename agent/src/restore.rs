@@ -22,7 +22,7 @@ use medes_proto::{
 };
 
 use crate::{
-    bases::{BasePages, ReadBasesError, replicas::FetchError},
+    bases::{HeldPages, ReadBasesError, replicas::FetchError},
     criu::{self, RestoreRequest, TakeWorkerError, tree},
     digest::{DigestError, Mask, digest},
     driver::Restored,
@@ -143,7 +143,12 @@ pub async fn restore(
         let bases = read_bases(roads, &spec.tenant, &image, &origin.places).await?;
         watch.step("read_bases");
         let folder = Folder::create(housing.work_dir().join("restore")).map_err(RestoreError::Folder)?;
-        let (laid, image) = lay_out(engine, image, bases, folder).await?;
+        let named = image.bases().to_vec();
+        let (laid, image) = lay_out(engine, image, bases, folder).await.inspect_err(|error| {
+            if matches!(error, RestoreError::Rebuild(_)) {
+                named.iter().for_each(|base| roads.bases.distrust(*base));
+            }
+        })?;
         roads.faults.pass(Step::Rebuild)?;
         watch.step("rebuild");
         Ok((laid, image))
@@ -172,7 +177,7 @@ async fn read_bases(
     tenant: &TenantName,
     image: &DedupImage<MappedFile>,
     places: &BTreeMap<SnapshotId, SnapshotPlace>,
-) -> Result<BasePages, RestoreError> {
+) -> Result<HeldPages, RestoreError> {
     let mut whole = Vec::new();
     for snapshot in image.facts_needed() {
         let place = places.get(&snapshot).ok_or(ReadBasesError::Unknown(snapshot))?;
@@ -188,7 +193,7 @@ async fn read_bases(
 async fn lay_out(
     engine: Engine,
     image: DedupImage<MappedFile>,
-    bases: BasePages,
+    bases: HeldPages,
     folder: Folder,
 ) -> Result<((Folder, Vec<Mask>), DedupImage<MappedFile>), RestoreError> {
     blocking(move || {

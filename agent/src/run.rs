@@ -1,6 +1,6 @@
 //! Puts a node together and runs it until it is told to stop.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
 use medes_metrics::spans::Exporter;
@@ -14,7 +14,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::transport::{Channel, Endpoint, Server, server::TcpIncoming};
 
 use crate::{
-    bases::Bases,
+    bases::{Bases, serve::PageServer},
     config::Config,
     criu::{Criu, Pool},
     earlier::Room,
@@ -64,6 +64,7 @@ pub async fn run(config: Config) -> Result<()> {
     let address = listener.local_addr().context("learn the port")?.to_string();
     let channel = channel(&config.controller)?;
     let bases = Arc::new(Bases::new(config.node.clone(), READ_DEADLINE, config.budgets()));
+    let pages = serve_pages(&config, &bases, &tasks, &stop).await?;
     let mut lacks = Vec::new();
     let watch = watch(&config, &mut lacks);
     let tracking = tracking(&config, &reaper, &mut lacks)?;
@@ -92,7 +93,7 @@ pub async fn run(config: Config) -> Result<()> {
     let (node, handle, inbox) = Node::new(identity, Arc::new(tools), (watch, tracking));
     let (from_link, link_inbox) = mpsc::channel(LINK_MAX);
     tasks.spawn(link::run(channel, from_link, stop.clone()));
-    tasks.spawn(serve(NodeService::new(bases, handle), listener, stop.clone()));
+    tasks.spawn(serve(NodeService::new(bases, pages.access(), handle), listener, stop.clone()));
     tasks.spawn(until_told(host.as_ref().clone(), stop.clone()));
     tracing::info!(node = %config.node, address, controller = config.controller, "agent is up");
     node.run(inbox, link_inbox, stop).await;
@@ -155,6 +156,18 @@ fn tracking(config: &Config, reaper: &Reaper, lacks: &mut Vec<String>) -> Result
     }
     let program = std::env::current_exe().context("find this program")?;
     Ok(Some(Tracking { reaper: reaper.clone(), program, settings: config.heat, way }))
+}
+
+/// Starts the service that other nodes read this one's base pages by.
+async fn serve_pages(
+    config: &Config,
+    bases: &Bases,
+    tasks: &TaskTracker,
+    stop: &CancellationToken,
+) -> Result<PageServer> {
+    let listen = SocketAddr::new(config.listen.ip(), config.pages_port);
+    let started = PageServer::start(bases.local.clone(), listen, tasks, stop.clone()).await;
+    started.with_context(|| format!("listen on {listen} for readers of pages"))
 }
 
 fn channel(controller: &str) -> Result<Channel> {

@@ -1,18 +1,14 @@
-//! The Node service: base pages to other agents, requests and logs to the controller.
+//! The Node service: what other agents must know to read base pages, requests and logs to the controller.
 
-use std::{pin::Pin, sync::Arc};
+use std::sync::Arc;
 
-use bytes::BytesMut;
-use futures::Stream;
-use medes_dedup::page::{PAGE_BYTES, PageIndex};
 use medes_proto::{
     failure::FailureKind,
     ids::{SandboxId, SnapshotId, snapshot_from_wire},
-    limits::PART_PAGES_MAX,
-    node::{Invoke, ReadPages, reply_to_wire},
+    node::{Invoke, PageAccess, reply_to_wire},
     wire::{
-        HeatReply, HeatRequest, InvokeReply, InvokeRequest, LogsReply, LogsRequest, PagesPart,
-        ReadLayoutRequest, ReadPagesRequest, SnapshotLayout, node_server::Node,
+        HeatReply, HeatRequest, InvokeReply, InvokeRequest, LogsReply, LogsRequest, PageAccessReply,
+        PageAccessRequest, ReadLayoutRequest, SnapshotLayout, node_server::Node,
     },
 };
 use tonic::{Request, Response, Status};
@@ -28,12 +24,13 @@ use crate::{
 pub struct NodeService {
     bases: Arc<Bases>,
     node: NodeHandle,
+    access: PageAccess,
 }
 
 impl NodeService {
-    /// Pages from `bases`, requests and logs through `node`.
-    pub const fn new(bases: Arc<Bases>, node: NodeHandle) -> Self {
-        Self { bases, node }
+    /// Layouts from `bases`, whose pages are read by `access`; requests and logs through `node`.
+    pub const fn new(bases: Arc<Bases>, access: PageAccess, node: NodeHandle) -> Self {
+        Self { bases, node, access }
     }
 
     fn snapshot(&self, id: SnapshotId) -> Result<Arc<Snapshot>, Status> {
@@ -41,49 +38,13 @@ impl NodeService {
     }
 }
 
-/// Pages of one snapshot, a message at a time, so that a slow reader holds one message and not all pages.
-struct Parts {
-    snapshot: Arc<Snapshot>,
-    pages: Vec<PageIndex>,
-    sent: usize,
-}
-
-impl Iterator for Parts {
-    type Item = Result<PagesPart, Status>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        let rest = &self.pages[self.sent..];
-        let part = &rest[..rest.len().min(PART_PAGES_MAX)];
-        if part.is_empty() {
-            return None;
-        }
-        let mut bytes = BytesMut::with_capacity(part.len() * PAGE_BYTES);
-        for &page in part {
-            match self.snapshot.page(page) {
-                Some(page) => bytes.extend_from_slice(page),
-                None => {
-                    self.sent = self.pages.len();
-                    let snapshot = self.snapshot.id;
-                    return Some(Err(Status::out_of_range(format!("{snapshot} has no page {}", page.0))));
-                }
-            }
-        }
-        self.sent += part.len();
-        Some(Ok(PagesPart { bytes: bytes.freeze() }))
-    }
-}
-
 #[tonic::async_trait]
 impl Node for NodeService {
-    type ReadPagesStream = Pin<Box<dyn Stream<Item = Result<PagesPart, Status>> + Send>>;
-
-    async fn read_pages(
+    async fn page_access(
         &self,
-        request: Request<ReadPagesRequest>,
-    ) -> Result<Response<Self::ReadPagesStream>, Status> {
-        let ReadPages { snapshot, pages } = request.into_inner().try_into()?;
-        let parts = Parts { snapshot: self.snapshot(snapshot)?, pages, sent: 0 };
-        Ok(Response::new(Box::pin(futures::stream::iter(parts))))
+        _request: Request<PageAccessRequest>,
+    ) -> Result<Response<PageAccessReply>, Status> {
+        Ok(Response::new(self.access.into()))
     }
 
     async fn read_layout(

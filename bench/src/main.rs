@@ -7,6 +7,7 @@ mod engine;
 mod experiment;
 mod functions;
 mod gateway;
+mod pages;
 mod record;
 mod restore;
 mod reuse;
@@ -44,6 +45,8 @@ enum Experiment {
     Reuse(reuse::Options),
     /// Stores real memory in every way there is: how small, and how fast
     Engine(engine::Options),
+    /// Reads base pages from memory, over TCP and by gRPC
+    Pages(pages::Options),
     /// Runs the controller's driver and policies on a recorded trace, in virtual time
     Sim(sim::Options),
     /// Stores one target and says what that took; started by `engine`
@@ -63,6 +66,7 @@ fn main() -> ExitCode {
         Experiment::Watch(options) => watch::main(&options),
         Experiment::Reuse(options) => reuse::main(&options),
         Experiment::Engine(options) => engine::main(&options),
+        Experiment::Pages(options) => pages::main(&options),
         Experiment::Sim(options) => sim::main(&options),
         Experiment::EngineProbe(options) => engine::probe::main(&options),
     };

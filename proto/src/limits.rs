@@ -16,10 +16,6 @@ pub const BATCH_PAGES_MAX: usize = 1_024;
 pub const PAGE_CHUNKS_MAX: usize = 32;
 /// Candidates the registry names for one page.
 pub const PAGE_CANDIDATES_MAX: usize = 8;
-/// Pages in one message of base pages.
-pub const PART_PAGES_MAX: usize = 256;
-/// Pages in one request for base pages.
-pub const READ_PAGES_MAX: usize = 16_384;
 /// Processes in the layout of a base snapshot.
 pub const LAYOUT_PROCESSES_MAX: usize = 1_024;
 /// Runs of pages in the layout of one process.

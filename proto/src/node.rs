@@ -1,17 +1,16 @@
 //! Requests into a sandbox and reads of base pages, as an agent serves them.
 
-use std::time::Duration;
+use std::{num::NonZeroU16, time::Duration};
 
 use bytes::Bytes;
 
 use crate::{
     WireError,
     failure::Failure,
-    ids::{SandboxId, SnapshotId, snapshot_from_wire},
-    limits::{BODY_BYTES_MAX, HEADERS_MAX, READ_PAGES_MAX},
+    ids::SandboxId,
+    limits::{BODY_BYTES_MAX, HEADERS_MAX},
     wire,
 };
-use medes_dedup::page::PageIndex;
 
 /// An HTTP header, name in lower case.
 pub type Header = (String, Bytes);
@@ -153,30 +152,29 @@ pub fn reply_from_wire(raw: wire::InvokeReply) -> Result<Result<Answer, Failure>
     })
 }
 
-/// Pages of a base snapshot, in the order wanted.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ReadPages {
-    /// Of which snapshot.
-    pub snapshot: SnapshotId,
-    /// Which pages.
-    pub pages: Vec<PageIndex>,
+/// How a node's base pages are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PageAccess {
+    /// Where its page service listens, on the host of its Node service.
+    pub port: NonZeroU16,
+    /// What a reader shows there.
+    pub token: [u8; 32],
 }
 
-impl From<ReadPages> for wire::ReadPagesRequest {
-    fn from(read: ReadPages) -> Self {
-        Self { snapshot: read.snapshot.get(), pages: read.pages.into_iter().map(|page| page.0).collect() }
+impl From<PageAccess> for wire::PageAccessReply {
+    fn from(access: PageAccess) -> Self {
+        Self { port: access.port.get().into(), token: access.token.to_vec().into() }
     }
 }
 
-impl TryFrom<wire::ReadPagesRequest> for ReadPages {
+impl TryFrom<wire::PageAccessReply> for PageAccess {
     type Error = WireError;
 
-    fn try_from(raw: wire::ReadPagesRequest) -> Result<Self, WireError> {
-        let wire::ReadPagesRequest { snapshot, pages } = raw;
-        if pages.len() > READ_PAGES_MAX {
-            return Err(WireError::invalid("read.pages", "too many"));
-        }
-        let snapshot = snapshot_from_wire(snapshot, "read.snapshot")?;
-        Ok(Self { snapshot, pages: pages.into_iter().map(PageIndex).collect() })
+    fn try_from(raw: wire::PageAccessReply) -> Result<Self, WireError> {
+        let wire::PageAccessReply { port, token } = raw;
+        let port = u16::try_from(port).ok().and_then(NonZeroU16::new);
+        let token =
+            token[..].try_into().map_err(|_length| WireError::invalid("access.token", "not 32 bytes"))?;
+        Ok(Self { port: port.ok_or(WireError::invalid("access.port", "not a port"))?, token })
     }
 }

@@ -1,13 +1,15 @@
 //! `cargo xtask build` and `cargo xtask ebpf`: the binaries, and the kernel programs alone.
 
+use std::env;
 use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::SystemTime;
 
 use anyhow::{Context, Result};
 use clap::Args;
 
-use crate::command::Call;
+use crate::command::{Call, on_path};
 use crate::repo::Repo;
 
 /// What runs in production, and what shows and measures it.
@@ -46,6 +48,36 @@ pub(crate) fn kernel_programs(repo: &Repo) -> Result<ExitCode> {
     look_again(repo)?;
     Call::cargo(repo).args(["check", "--package", "medes-agent", "--lib", "-vv"]).run()?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// What the RDMA binding lacks to be built here: it reads C headers through libclang, and compiles what finds rdma-core
+/// at run time.
+pub(crate) fn rdma_lacks() -> Option<String> {
+    if on_path("cmake").is_none() {
+        return Some("no cmake".to_owned());
+    }
+    (!has_libclang()).then(|| "no libclang".to_owned())
+}
+
+/// Where the binding itself looks.
+fn has_libclang() -> bool {
+    if env::var_os("LIBCLANG_PATH").is_some() {
+        return true;
+    }
+    // libclang-cpp is another library.
+    let is_it = |name: &str| {
+        name.starts_with("libclang.so")
+            || name.starts_with("libclang-") && name.contains(".so") && !name.starts_with("libclang-cpp")
+    };
+    let holds = |folder: PathBuf| {
+        let names = folder.read_dir().into_iter().flatten().flatten();
+        names.map(|entry| entry.file_name()).any(|name| is_it(&name.to_string_lossy()))
+    };
+    let llvm = Path::new("/usr/lib").read_dir().into_iter().flatten().flatten();
+    let llvm = llvm.map(|entry| entry.path()).filter(|path| path.to_string_lossy().contains("llvm"));
+    llvm.map(|path| path.join("lib"))
+        .chain(["/usr/lib64".into(), format!("/usr/lib/{}-linux-gnu", env::consts::ARCH).into()])
+        .any(holds)
 }
 
 /// Makes the agent's build script run at the next build, for example because a tool chain came.

@@ -6,6 +6,7 @@ mod bench;
 mod build;
 mod command;
 mod demo;
+mod lab;
 mod repo;
 mod setup;
 mod test;
@@ -37,6 +38,8 @@ enum Verb {
     Test(test::Options),
     /// Keep house rules that no compiler keeps
     Tidy,
+    /// Run the RDMA tests in a virtual machine
+    Lab,
     /// Show on this machine what Medes does
     Demo(demo::Options),
     /// Measure: passes everything on to `medes-bench`
@@ -51,6 +54,7 @@ fn main() -> ExitCode {
         Verb::Ebpf => build::kernel_programs(&repo),
         Verb::Test(options) => test::run(&repo, &options),
         Verb::Tidy => tidy::run(&repo),
+        Verb::Lab => lab::run(&repo),
         Verb::Demo(options) => demo::run(&repo, &options),
         Verb::Bench(options) => bench::run(&repo, &options),
     });

@@ -2,11 +2,16 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, OnceLock, PoisonError, RwLock},
+    fs::File,
+    sync::{
+        Arc, OnceLock, PoisonError, RwLock,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
+use futures::future::{BoxFuture, ready};
 use medes_dedup::{
-    page::{PAGE_BYTES, Page, PageIndex, SnapshotId},
+    page::{BasePage, PAGE_BYTES, Page, PageIndex, SnapshotId},
     words::{Facts, Memory},
 };
 use medes_proto::{
@@ -14,6 +19,10 @@ use medes_proto::{
     layout::{ProcessLayout, SnapshotLayout},
 };
 
+use super::{
+    base_pages::{BasePages, ReadPagesError},
+    frame::{self, Refusal},
+};
 use crate::memory_file::MappedFile;
 
 /// One base snapshot. Immutable.
@@ -29,6 +38,8 @@ pub struct Snapshot {
     processes: Vec<ProcessLayout>,
     hash: OnceLock<[u8; 32]>,
     facts: OnceLock<Facts>,
+    /// The pages' sums for other nodes, 0 where not counted yet: a page is sent often and never changes.
+    sums: Box<[AtomicU64]>,
 }
 
 /// The process of a snapshot that sandboxes are aligned with: its largest one, whose pages are the snapshot's first.
@@ -63,6 +74,7 @@ impl Snapshot {
             processes,
             hash: OnceLock::new(),
             facts: OnceLock::new(),
+            sums: (0..pages).map(|_| AtomicU64::new(0)).collect(),
         })
     }
 
@@ -74,7 +86,32 @@ impl Snapshot {
     /// How many bytes it holds, with what has been found out about them.
     pub fn len_bytes(&self) -> u64 {
         let facts = self.facts.get().map_or(0, Facts::memory_bytes);
-        (self.bytes.len() + facts) as u64
+        (self.bytes.len() + facts + self.sums.len() * size_of::<AtomicU64>()) as u64
+    }
+
+    /// The sum that one page travels with.
+    pub fn sum(&self, page: PageIndex) -> Option<u64> {
+        let place = self.sums.get(usize::try_from(page.0).ok()?)?;
+        match place.load(Ordering::Relaxed) {
+            0 => {
+                let sum = frame::sum(self.page(page)?);
+                place.store(sum, Ordering::Relaxed);
+                Some(sum)
+            }
+            sum => Some(sum),
+        }
+    }
+
+    /// The sealed file its pages lie in, from its first byte on.
+    pub const fn file(&self) -> &File {
+        self.bytes.file()
+    }
+
+    /// Neighbouring pages, as bytes.
+    pub fn range(&self, first: PageIndex, pages: u32) -> Option<&[u8]> {
+        let start = usize::try_from(first.0).ok()?.checked_mul(PAGE_BYTES)?;
+        let bytes = usize::try_from(pages).ok()?.checked_mul(PAGE_BYTES)?;
+        self.bytes.as_ref().get(start..start.checked_add(bytes)?)
     }
 
     /// One page.
@@ -155,5 +192,31 @@ impl LocalBases {
     pub fn bytes(&self) -> u64 {
         let all = self.snapshots.read().unwrap_or_else(PoisonError::into_inner);
         all.values().map(|snapshot| snapshot.len_bytes()).sum()
+    }
+}
+
+impl BasePages for LocalBases {
+    fn read<'a>(
+        &'a self,
+        wanted: &'a [BasePage],
+        into: &'a mut [Page],
+    ) -> BoxFuture<'a, Result<(), ReadPagesError>> {
+        let read = || {
+            let (mut wanted, mut into) = (wanted, into);
+            while let Some(first) = wanted.first().filter(|_| !into.is_empty()) {
+                let snapshot = first.snapshot;
+                let of_it = wanted.iter().take_while(|place| place.snapshot == snapshot).count();
+                let refused = |source| ReadPagesError::Refused { snapshot, source };
+                let held = self.get(snapshot).ok_or_else(|| refused(Refusal::NoSnapshot))?;
+                let of_it = of_it.min(into.len());
+                let (these, more) = wanted.split_at(of_it);
+                for (place, into) in these.iter().zip(into.split_off_mut(..of_it).unwrap_or_default()) {
+                    *into = *held.page(place.page).ok_or_else(|| refused(Refusal::NoPage))?;
+                }
+                wanted = more;
+            }
+            Ok(())
+        };
+        Box::pin(ready(read()))
     }
 }

@@ -1,20 +1,28 @@
-//! Base pages of other nodes, over their Node service.
+//! Other nodes: their Node service says what a snapshot is and how its pages are read, and then they are read that way.
 
 use std::{
     collections::BTreeMap,
-    sync::{Mutex, PoisonError},
+    io,
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
-use medes_dedup::page::{BasePage, PAGE_BYTES, SnapshotId};
+use medes_dedup::page::{BasePage, Page, SnapshotId};
 use medes_proto::{
     WireError,
     layout::SnapshotLayout,
-    limits::{MESSAGE_BYTES_MAX, READ_PAGES_MAX},
-    node::ReadPages,
-    wire::{ReadLayoutRequest, node_client::NodeClient},
+    limits::MESSAGE_BYTES_MAX,
+    node::PageAccess,
+    wire::{PageAccessRequest, ReadLayoutRequest, node_client::NodeClient},
 };
+use tokio_util::task::TaskTracker;
 use tonic::transport::{Channel, Endpoint};
+
+use super::{
+    base_pages::{BasePages, ReadPagesError},
+    tcp::{Buffers, TcpPages},
+};
 
 /// Another node did not deliver its pages.
 #[derive(Debug, thiserror::Error)]
@@ -37,19 +45,27 @@ pub enum ReadRemoteError {
         #[source]
         source: Box<tonic::Status>,
     },
-    /// It sent fewer or more pages than it was asked for.
-    #[error("{address} sent {sent} bytes for {pages} pages")]
-    Length {
+    /// Its host has no address.
+    #[error("look {address} up")]
+    Resolve {
+        /// What was looked up.
+        address: String,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// Its pages did not come.
+    #[error("read pages that {address} holds")]
+    Pages {
         /// Where.
         address: String,
-        /// Bytes that came.
-        sent: usize,
-        /// Pages asked for.
-        pages: usize,
+        /// Why not.
+        #[source]
+        source: ReadPagesError,
     },
-    /// What it says of a snapshot makes no sense.
-    #[error("understand what {address} says of a snapshot")]
-    Layout {
+    /// What it says makes no sense.
+    #[error("understand what {address} says")]
+    Answer {
         /// Where.
         address: String,
         /// What is wrong.
@@ -66,44 +82,60 @@ pub enum ReadRemoteError {
     },
 }
 
-/// Connections to other nodes, made when first needed.
+/// Other nodes, each met when first needed.
 #[derive(Debug)]
 pub struct Peers {
     deadline: Duration,
-    channels: Mutex<BTreeMap<String, Channel>>,
+    peers: Mutex<BTreeMap<String, Arc<Peer>>>,
+    buffers: Arc<Buffers>,
+    tasks: TaskTracker,
 }
 
 /// More peers than this and the least useful thing to do is to remember them all.
-const CHANNELS_MAX: usize = 256;
+const PEERS_MAX: usize = 256;
+/// The part of a read's deadline after which one answer that has not come will not come. The rest is for another try.
+const PATIENCE_PART: u32 = 4;
+
+/// One other node.
+#[derive(Debug)]
+struct Peer {
+    address: String,
+    channel: Channel,
+    /// How its pages are read, once it has said so.
+    pages: tokio::sync::Mutex<Option<Arc<dyn BasePages>>>,
+}
 
 impl Peers {
     /// No read takes longer than `deadline`.
-    pub const fn new(deadline: Duration) -> Self {
-        Self { deadline, channels: Mutex::new(BTreeMap::new()) }
+    pub fn new(deadline: Duration) -> Self {
+        Self { deadline, peers: Mutex::default(), buffers: Arc::default(), tasks: TaskTracker::new() }
     }
 
-    /// Appends the bytes of `wanted`, all of `snapshot`, to `bytes`. On an error `bytes` is as it was.
+    /// Reads page `wanted[i]`, which that node holds, into `into[i]`. On an error, what is in `into` means nothing.
     pub async fn read(
         &self,
         address: &str,
-        snapshot: SnapshotId,
         wanted: &[BasePage],
-        bytes: &mut Vec<u8>,
+        into: &mut [Page],
     ) -> Result<(), ReadRemoteError> {
-        let start = bytes.len();
-        let all = async {
-            for some in wanted.chunks(READ_PAGES_MAX) {
-                self.read_some(address, snapshot, some, bytes).await?;
+        let read = async {
+            let peer = self.peer(address)?;
+            let failed = |source| ReadRemoteError::Pages { address: address.into(), source };
+            let pages = self.pages(&peer).await?;
+            match pages.read(wanted, into).await {
+                Ok(()) => Ok(()),
+                Err(error) if error.is_final() => Err(failed(error)),
+                Err(error) => {
+                    // It may have started again since, and be somewhere else.
+                    tracing::debug!(address, error = &error as &dyn std::error::Error, "ask a node again");
+                    peer.forget(&pages).await;
+                    self.pages(&peer).await?.read(wanted, into).await.map_err(failed)
+                }
             }
-            Ok(())
         };
-        let result = tokio::time::timeout(self.deadline, all).await.unwrap_or_else(|_elapsed| {
+        tokio::time::timeout(self.deadline, read).await.unwrap_or_else(|_elapsed| {
             Err(ReadRemoteError::Deadline { address: address.into(), deadline: self.deadline })
-        });
-        if result.is_err() {
-            bytes.truncate(start);
-        }
-        result
+        })
     }
 
     /// What a node says of a snapshot it holds.
@@ -112,11 +144,12 @@ impl Peers {
         address: &str,
         snapshot: SnapshotId,
     ) -> Result<SnapshotLayout, ReadRemoteError> {
-        let mut client = NodeClient::new(self.channel(address)?).max_decoding_message_size(MESSAGE_BYTES_MAX);
+        let mut client =
+            NodeClient::new(self.peer(address)?.channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX);
         let ask = client.read_layout(ReadLayoutRequest { snapshot: snapshot.get() });
         match tokio::time::timeout(self.deadline, ask).await {
             Ok(Ok(reply)) => SnapshotLayout::try_from(reply.into_inner())
-                .map_err(|source| ReadRemoteError::Layout { address: address.into(), source }),
+                .map_err(|source| ReadRemoteError::Answer { address: address.into(), source }),
             Ok(Err(source)) => {
                 Err(ReadRemoteError::Call { address: address.into(), source: Box::new(source) })
             }
@@ -126,46 +159,57 @@ impl Peers {
         }
     }
 
-    async fn read_some(
-        &self,
-        address: &str,
-        snapshot: SnapshotId,
-        wanted: &[BasePage],
-        bytes: &mut Vec<u8>,
-    ) -> Result<(), ReadRemoteError> {
-        let call = |source| ReadRemoteError::Call { address: address.into(), source: Box::new(source) };
-        let length = |sent| ReadRemoteError::Length { address: address.into(), sent, pages: wanted.len() };
-        let expected = wanted.len() * PAGE_BYTES;
-        let start = bytes.len();
-        bytes.reserve(expected);
-        let read = ReadPages { snapshot, pages: wanted.iter().map(|base| base.page).collect() };
-        let mut client = NodeClient::new(self.channel(address)?).max_decoding_message_size(MESSAGE_BYTES_MAX);
-        let mut parts = client.read_pages(tonic::Request::new(read.into())).await.map_err(call)?.into_inner();
-        while let Some(part) = parts.message().await.map_err(call)? {
-            bytes.extend_from_slice(&part.bytes);
-            if bytes.len() - start > expected {
-                return Err(length(bytes.len() - start));
-            }
+    /// The way to a node's pages, which it is asked for the first time.
+    async fn pages(&self, peer: &Peer) -> Result<Arc<dyn BasePages>, ReadRemoteError> {
+        let mut pages = peer.pages.lock().await;
+        if let Some(pages) = pages.as_ref() {
+            return Ok(pages.clone());
         }
-        match bytes.len() - start {
-            sent if sent == expected => Ok(()),
-            sent => Err(length(sent)),
-        }
+        let (place, token) = peer.access().await?;
+        let patience = self.deadline / PATIENCE_PART;
+        let tcp = TcpPages::new((place, token), patience, self.buffers.clone(), self.tasks.clone());
+        Ok(pages.insert(Arc::new(tcp)).clone())
     }
 
-    fn channel(&self, address: &str) -> Result<Channel, ReadRemoteError> {
-        let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(channel) = channels.get(address) {
-            return Ok(channel.clone());
+    fn peer(&self, address: &str) -> Result<Arc<Peer>, ReadRemoteError> {
+        let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(peer) = peers.get(address) {
+            return Ok(peer.clone());
         }
         let endpoint = Endpoint::from_shared(format!("http://{address}"))
             .map_err(|source| ReadRemoteError::Address { address: address.into(), source })?
-            .connect_timeout(self.deadline);
-        if channels.len() >= CHANNELS_MAX {
-            channels.clear();
+            .connect_timeout(self.deadline / PATIENCE_PART);
+        if peers.len() >= PEERS_MAX {
+            peers.clear();
         }
-        let channel = endpoint.connect_lazy();
-        channels.insert(address.to_owned(), channel.clone());
-        Ok(channel)
+        let (channel, address) = (endpoint.connect_lazy(), address.to_owned());
+        let peer = Arc::new(Peer { address: address.clone(), channel, pages: tokio::sync::Mutex::default() });
+        peers.insert(address, peer.clone());
+        Ok(peer)
+    }
+}
+
+impl Peer {
+    /// Asks how its pages are read.
+    async fn access(&self) -> Result<(SocketAddr, [u8; 32]), ReadRemoteError> {
+        let address = || self.address.clone();
+        let reply = NodeClient::new(self.channel.clone()).page_access(PageAccessRequest {}).await;
+        let reply =
+            reply.map_err(|source| ReadRemoteError::Call { address: address(), source: Box::new(source) })?;
+        let access = PageAccess::try_from(reply.into_inner());
+        let PageAccess { port, token } =
+            access.map_err(|source| ReadRemoteError::Answer { address: address(), source })?;
+        let resolve = |source| ReadRemoteError::Resolve { address: address(), source };
+        let mut places = tokio::net::lookup_host(&self.address).await.map_err(resolve)?;
+        let mut place = places.next().ok_or_else(|| resolve(io::ErrorKind::NotFound.into()))?;
+        place.set_port(port.get());
+        Ok((place, token))
+    }
+
+    async fn forget(&self, broken: &Arc<dyn BasePages>) {
+        let mut pages = self.pages.lock().await;
+        if pages.as_ref().is_some_and(|pages| Arc::ptr_eq(pages, broken)) {
+            *pages = None;
+        }
     }
 }

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use medes_dedup::page::{BasePage, PAGE_BYTES, PageIndex, SnapshotId};
+use medes_dedup::page::{BasePage, PAGE_BYTES, Page, PageIndex, SnapshotId, ZERO_PAGE};
 use medes_proto::{ids::TenantName, layout::SnapshotLayout, registry::SnapshotPlace};
 
 use super::{
@@ -187,19 +187,20 @@ async fn fetch_pages(
     let keep = |source| FetchError::Keep { snapshot, source };
     let mut file = MemoryFile::create("medes-replica").map_err(keep)?;
     let mut hasher = blake3::Hasher::new();
-    let mut bytes = Vec::new();
+    let mut into: Vec<Page> = vec![ZERO_PAGE; layout.pages.min(FETCH_PAGES) as usize];
     let mut first = 0;
     while first < layout.pages {
         let end = layout.pages.min(first.saturating_add(FETCH_PAGES));
         let wanted: Vec<BasePage> =
             (first..end).map(|page| BasePage { snapshot, page: PageIndex(page) }).collect();
-        bytes.clear();
-        peers
-            .read(&place.address, snapshot, &wanted, &mut bytes)
-            .await
-            .map_err(|source| FetchError::Remote { snapshot, node: place.node.clone(), source })?;
-        hasher.update(&bytes);
-        file.write_all(&bytes).map_err(keep)?;
+        let pages = &mut into[..wanted.len()];
+        peers.read(&place.address, &wanted, pages).await.map_err(|source| FetchError::Remote {
+            snapshot,
+            node: place.node.clone(),
+            source,
+        })?;
+        hasher.update(pages.as_flattened());
+        file.write_all(pages.as_flattened()).map_err(keep)?;
         first = end;
     }
     match *hasher.finalize().as_bytes() == layout.hash {
@@ -220,19 +221,22 @@ mod tests {
         Arc::new(Snapshot::new(id, function, tenant, file.seal().unwrap(), Vec::new()).unwrap())
     }
 
+    /// A page and its sum.
+    const PAGE: u64 = PAGE_BYTES as u64 + 8;
+
     #[test]
     fn the_ones_used_longest_ago_make_room() {
-        let replicas = Replicas::new(5 * PAGE_BYTES as u64, Duration::ZERO);
+        let replicas = Replicas::new(5 * PAGE, Duration::ZERO);
         for (number, pages) in [(1, 2), (2, 1), (3, 1)] {
             replicas.lock().push(replica(number, pages));
         }
         let is_there = |number| replicas.lock().iter().any(|kept| kept.id.get() == number);
         assert!(replicas.get(SnapshotId::new(1).unwrap()).is_some());
-        replicas.make_room(PAGE_BYTES as u64);
-        assert_eq!(replicas.bytes(), 4 * PAGE_BYTES as u64, "it fits as it is");
-        replicas.make_room(2 * PAGE_BYTES as u64);
+        replicas.make_room(PAGE);
+        assert_eq!(replicas.bytes(), 4 * PAGE, "it fits as it is");
+        replicas.make_room(2 * PAGE);
         assert!(is_there(1) && !is_there(2) && is_there(3), "2 was used longest ago");
-        replicas.make_room(5 * PAGE_BYTES as u64);
+        replicas.make_room(5 * PAGE);
         assert_eq!(replicas.bytes(), 0);
     }
 }

@@ -22,7 +22,7 @@ use medes_proto::fleet::Level;
 
 use super::store::{ParkedImage, Store};
 use crate::{
-    bases::{BasePages, indexes::Indexes, local::Snapshot},
+    bases::{HeldPages, indexes::Indexes, local::Snapshot},
     engine::Engine,
     maps,
     memory_file::MemoryFile,
@@ -193,7 +193,7 @@ impl Recipes {
         } else {
             let choices = vec![Vec::new(); pages.len()];
             let rules = (&self.key, self.engine.encode_rules());
-            page_work::encode(&pages, &choices, &BasePages::default(), rules, self.engine.threads)?
+            page_work::encode(&pages, &choices, &HeldPages::default(), rules, self.engine.threads)?
         };
         let mut fresh = saved.numbers.iter().copied().zip(runs.iter().flat_map(EncodedRun::iter)).peekable();
         for (number, place) in kept {

@@ -12,7 +12,7 @@ use medes_dedup::{
 
 use super::table::Table;
 use crate::{
-    bases::{BasePages, local::Snapshot},
+    bases::{HeldPages, local::Snapshot},
     memory_file::MappedFile,
 };
 
@@ -21,13 +21,13 @@ use crate::{
 pub(super) struct ParkedImage {
     image: DedupImage<MappedFile>,
     held: Vec<Arc<Snapshot>>,
-    bases: BasePages,
+    bases: HeldPages,
 }
 
 impl ParkedImage {
     /// An image with all bases that it needs, whole.
     pub(super) fn new(image: DedupImage<MappedFile>, held: Vec<Arc<Snapshot>>) -> Self {
-        let mut bases = BasePages::default();
+        let mut bases = HeldPages::default();
         held.iter().for_each(|base| bases.hold(base.clone()));
         Self { image, held, bases }
     }

@@ -1,27 +1,31 @@
-//! Another node that holds a base: serves its pages and layout over the real Node service, as they are or with
+//! Another node that holds a base: serves its pages and layout over the real services, as they are or with
 //! something wrong.
 
-use std::{
-    pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-};
+use std::{io::Write, num::NonZeroU16, sync::Arc};
 
-use futures::Stream;
-use medes_agent::bases::local::Snapshot;
+use medes_agent::{
+    bases::{
+        frame::{self, GREETING_BYTES, Verdict},
+        local::{LocalBases, Snapshot},
+        serve::PageServer,
+    },
+    memory_file::MemoryFile,
+};
+use medes_dedup::page::Page;
 use medes_proto::{
-    limits::PART_PAGES_MAX,
-    node::ReadPages,
+    node::PageAccess,
     registry::SnapshotPlace,
     wire::{
-        HeatReply, HeatRequest, InvokeReply, InvokeRequest, LogsReply, LogsRequest, PagesPart,
-        ReadLayoutRequest, ReadPagesRequest, SnapshotLayout,
+        HeatReply, HeatRequest, InvokeReply, InvokeRequest, LogsReply, LogsRequest, PageAccessReply,
+        PageAccessRequest, ReadLayoutRequest, SnapshotLayout,
         node_server::{Node, NodeServer},
     },
 };
-use tokio::net::TcpListener;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpListener,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Request, Response, Status, transport::server::TcpIncoming};
 
 /// What is wrong with its answers.
@@ -33,7 +37,7 @@ pub(crate) enum Wire {
     FlippedBit,
     /// One bit of one page.
     OneFlippedBit,
-    /// The last page is missing.
+    /// It breaks off in the middle of the pages.
     Short,
     /// Mappings of no process.
     WrongLayout,
@@ -48,7 +52,7 @@ pub(crate) enum Wire {
 struct Holder {
     snapshot: Arc<Snapshot>,
     wire: Wire,
-    pages_sent: Arc<AtomicUsize>,
+    access: PageAccess,
 }
 
 /// Starts a holder of this snapshot and says where it is.
@@ -56,51 +60,70 @@ pub(crate) async fn serve(snapshot: Arc<Snapshot>, wire: Wire) -> SnapshotPlace 
     serve_counted(snapshot, wire).await.0
 }
 
-/// The same, and how many pages it has sent.
-pub(crate) async fn serve_counted(snapshot: Arc<Snapshot>, wire: Wire) -> (SnapshotPlace, Arc<AtomicUsize>) {
+/// The same, and what can tell how many pages it has sent.
+pub(crate) async fn serve_counted(
+    snapshot: Arc<Snapshot>,
+    wire: Wire,
+) -> (SnapshotPlace, Option<PageServer>) {
+    let tasks = TaskTracker::new();
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("listen");
     let address = listener.local_addr().expect("address").to_string();
     let place = SnapshotPlace { snapshot: snapshot.id, node: "elsewhere".parse().expect("a name"), address };
-    let pages_sent = Arc::new(AtomicUsize::new(0));
-    let holder = Holder { snapshot, wire, pages_sent: pages_sent.clone() };
+    let (access, pages) = match wire {
+        Wire::Short => (break_off(&tasks).await, None),
+        _ => {
+            let bases = Arc::new(LocalBases::default());
+            bases.insert(Arc::new(as_sent(&snapshot, wire)));
+            let any = "127.0.0.1:0".parse().expect("an address");
+            let pages =
+                PageServer::start(bases, any, &tasks, CancellationToken::new()).await.expect("listen");
+            (pages.access(), Some(pages))
+        }
+    };
+    let holder = Holder { snapshot, wire, access };
     let server = tonic::transport::Server::builder().add_service(NodeServer::new(holder));
-    tokio_util::task::TaskTracker::new().spawn(server.serve_with_incoming(TcpIncoming::from(listener)));
-    (place, pages_sent)
+    tasks.spawn(server.serve_with_incoming(TcpIncoming::from(listener)));
+    (place, pages)
+}
+
+/// The snapshot with what is wrong in its pages. Their sums are right: whoever lies about pages lies about sums too.
+fn as_sent(snapshot: &Snapshot, wire: Wire) -> Snapshot {
+    let mut file = MemoryFile::create("holder").expect("a memory file");
+    for (index, page) in snapshot.pages().enumerate() {
+        let mut page: Page = *page;
+        let flip = match wire {
+            Wire::FlippedBit => true,
+            Wire::OneFlippedBit => index == 3,
+            _ => false,
+        };
+        page[77] ^= u8::from(flip);
+        file.write_all(&page).expect("room");
+    }
+    let (function, tenant) = (snapshot.function.clone(), snapshot.tenant.clone());
+    let pages = file.seal().expect("sealed");
+    Snapshot::new(snapshot.id, function, tenant, pages, Vec::new()).expect("whole pages")
+}
+
+/// A page service that answers every first request with less than the head of an answer.
+async fn break_off(tasks: &TaskTracker) -> PageAccess {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("listen");
+    let port = NonZeroU16::new(listener.local_addr().expect("address").port()).expect("a port");
+    tasks.spawn(async move {
+        while let Ok((mut reader, _)) = listener.accept().await {
+            let mut greeting = [0; GREETING_BYTES];
+            reader.read_exact(&mut greeting).await.expect("a greeting");
+            reader.write_all(&frame::welcome(Verdict::Welcome)).await.expect("a reader");
+            reader.read_u8().await.expect("a request");
+            reader.write_all(&[0; 7]).await.expect("a reader");
+        }
+    });
+    PageAccess { port, token: [0; 32] }
 }
 
 #[tonic::async_trait]
 impl Node for Holder {
-    type ReadPagesStream = Pin<Box<dyn Stream<Item = Result<PagesPart, Status>> + Send>>;
-
-    async fn read_pages(
-        &self,
-        request: Request<ReadPagesRequest>,
-    ) -> Result<Response<Self::ReadPagesStream>, Status> {
-        let ReadPages { pages, .. } = request.into_inner().try_into()?;
-        self.pages_sent.fetch_add(pages.len(), Ordering::SeqCst);
-        let mut parts = Vec::new();
-        for part in pages.chunks(PART_PAGES_MAX) {
-            let mut bytes = Vec::new();
-            for &page in part {
-                let index = page.0;
-                let mut page =
-                    *self.snapshot.page(page).ok_or_else(|| Status::out_of_range("no such page"))?;
-                let flip = match self.wire {
-                    Wire::FlippedBit => true,
-                    Wire::OneFlippedBit => index == 3,
-                    _ => false,
-                };
-                page[77] ^= u8::from(flip);
-                bytes.extend_from_slice(&page);
-            }
-            parts.push(Ok(PagesPart { bytes: bytes.into() }));
-        }
-        if self.wire == Wire::Short
-            && let Some(Ok(last)) = parts.last_mut()
-        {
-            last.bytes.truncate(last.bytes.len() - 4096);
-        }
-        Ok(Response::new(Box::pin(futures::stream::iter(parts))))
+    async fn page_access(&self, _: Request<PageAccessRequest>) -> Result<Response<PageAccessReply>, Status> {
+        Ok(Response::new(self.access.into()))
     }
 
     async fn read_layout(&self, _: Request<ReadLayoutRequest>) -> Result<Response<SnapshotLayout>, Status> {

@@ -1,7 +1,5 @@
 //! Sandboxes as words of a base: this node's, another node's, a related function's, and none when that fails.
 
-use std::sync::atomic::Ordering;
-
 use medes_agent::{driver::Deduped, faults::Step};
 use medes_dedup::{fingerprint::Sampling, paper};
 use medes_proto::fleet::{EngineSettings, Level};
@@ -67,7 +65,7 @@ fn a_base_of_another_node_comes_here_once() {
     at_station(SCRATCH, async |mut station: Station| {
         let report = station.base().await;
         let snapshot = station.roads.bases.local.get(report.id).expect("the base");
-        let (place, pages_sent) = holder::serve_counted(snapshot, Wire::Good).await;
+        let (place, holder) = holder::serve_counted(snapshot, Wire::Good).await;
         station.registry.place(place.clone());
         station.roads.bases.remove(report.id);
         for _sandbox in 0..2 {
@@ -84,8 +82,7 @@ fn a_base_of_another_node_comes_here_once() {
             assert_eq!(deduped.memory_digest, restored.memory_digest);
             warm.housing.remove().await.expect("removed");
         }
-        let fetched = u64::try_from(pages_sent.load(Ordering::SeqCst)).expect("few");
-        assert_eq!(fetched, report.pages);
+        assert_eq!(holder.expect("a page service").pages_sent(), report.pages);
         // The copy, and what was found out about it.
         let kept = station.roads.bases.replicas.bytes();
         assert!((report.bytes..2 * report.bytes).contains(&kept), "{kept}");

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use anyhow::{Context, Result};
 use medes_agent::{
-    bases::{BasePages, local::Snapshot},
+    bases::{HeldPages, local::Snapshot},
     engine::Engine,
     page_work,
     roads::blocking,
@@ -69,7 +69,7 @@ pub(super) async fn compare(
 }
 
 /// All pages of an image, one after the other.
-fn rebuild(image: &DedupImage<Vec<u8>>, bases: &BasePages) -> Result<Vec<u8>> {
+fn rebuild(image: &DedupImage<Vec<u8>>, bases: &HeldPages) -> Result<Vec<u8>> {
     let mut bytes = vec![0; image.pages() as usize * PAGE_BYTES];
     let mut pages: Vec<&mut Page> = bytes.as_chunks_mut::<PAGE_BYTES>().0.iter_mut().collect();
     page_work::rebuild(image, bases, &mut pages, threads()).context("rebuild the pages")?;
@@ -80,7 +80,7 @@ fn rebuild(image: &DedupImage<Vec<u8>>, bases: &BasePages) -> Result<Vec<u8>> {
 fn by_papers_rule(
     engine: &Engine,
     base: &Snapshot,
-    bases: &BasePages,
+    bases: &HeldPages,
     bytes: &[u8],
     image: &DedupImage<Vec<u8>>,
 ) -> Result<u64> {

@@ -427,12 +427,10 @@ fn warm(id: SandboxId, function: FunctionName, function_revision: u64) -> Sandbo
 
 #[tonic::async_trait]
 impl Node for Inner {
-    type ReadPagesStream = tokio_stream::Empty<Result<wire::PagesPart, Status>>;
-
-    async fn read_pages(
+    async fn page_access(
         &self,
-        _request: Request<wire::ReadPagesRequest>,
-    ) -> Result<Response<Self::ReadPagesStream>, Status> {
+        _request: Request<wire::PageAccessRequest>,
+    ) -> Result<Response<wire::PageAccessReply>, Status> {
         Err(Status::unimplemented("a fake has no pages"))
     }
 

@@ -6,8 +6,10 @@
 mod apt;
 mod criu;
 mod ebpf;
+mod lab;
 mod machine;
 mod python;
+mod rdma;
 mod report;
 mod step;
 mod torch;
@@ -49,6 +51,10 @@ enum Name {
     Python,
     /// `PyTorch`, for one of the example functions
     Torch,
+    /// Build tools of the RDMA binding
+    Rdma,
+    /// A virtual machine with RDMA in software
+    Lab,
 }
 
 /// One part as it was found on this machine.
@@ -128,6 +134,8 @@ fn look(repo: &Repo, machine: &Machine, name: Name) -> Part {
         Name::Ebpf => ebpf::look(repo),
         Name::Python => python::look(repo),
         Name::Torch => torch::look(),
+        Name::Rdma => rdma::look(),
+        Name::Lab => lab::look(),
     }
 }
 
@@ -189,6 +197,8 @@ impl Name {
             Self::Ebpf => "ebpf",
             Self::Python => "python",
             Self::Torch => "torch",
+            Self::Rdma => "rdma",
+            Self::Lab => "lab",
         }
     }
 }

@@ -18,7 +18,7 @@ use self::runner::Runner;
 use self::tally::Tally;
 use crate::command::Call;
 use crate::repo::Repo;
-use crate::{build, setup, tidy};
+use crate::{build, lab, setup, tidy};
 
 /// What to test.
 #[derive(Args)]
@@ -41,20 +41,26 @@ enum Level {
     Kernel,
     /// The binaries and the example functions
     E2e,
+    /// RDMA, in a virtual machine
+    Lab,
     /// All of these
     All,
 }
 
 pub(crate) fn run(repo: &Repo, options: &Options) -> Result<ExitCode> {
     let wanted = |level| options.level == Level::All || options.level == level;
-    if !options.no_setup && (wanted(Level::Kernel) || wanted(Level::E2e)) {
+    if !options.no_setup && (wanted(Level::Kernel) || wanted(Level::E2e) || wanted(Level::Lab)) {
         setup::ensure(repo)?;
     }
     let runner = Runner::choose(repo);
     let mut levels = Vec::new();
-    for (level, name) in
-        [(Level::Tidy, "tidy"), (Level::Pure, "pure"), (Level::Kernel, "kernel"), (Level::E2e, "e2e")]
-    {
+    for (level, name) in [
+        (Level::Tidy, "tidy"),
+        (Level::Pure, "pure"),
+        (Level::Kernel, "kernel"),
+        (Level::E2e, "e2e"),
+        (Level::Lab, "lab"),
+    ] {
         if !wanted(level) {
             continue;
         }
@@ -64,6 +70,7 @@ pub(crate) fn run(repo: &Repo, options: &Options) -> Result<ExitCode> {
             Level::Tidy => checks(repo)?,
             Level::Pure => runner.pure()?,
             Level::Kernel => runner.kernel()?,
+            Level::Lab => in_the_lab(repo)?,
             Level::E2e | Level::All => end_to_end(repo, &runner)?,
         };
         println!("== {name}: {tally} ({} s)", start.elapsed().as_secs());
@@ -77,7 +84,12 @@ fn checks(repo: &Repo) -> Result<Tally> {
     let mut tally = Tally::default();
     let format = Call::cargo(repo).args(["fmt", "--all", "--check"]);
     let lints = Call::cargo(repo).args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]);
-    for (name, call) in [("format", format), ("lints", lints)] {
+    let mut calls = vec![("format", format), ("lints", lints)];
+    if build::rdma_lacks().is_none() {
+        let lints = Call::cargo(repo).args(["clippy", "--package", "medes-rdma", "--all-targets"]);
+        calls.push(("lints of RDMA", lints.args(["--features", "verbs", "--", "-D", "warnings"])));
+    }
+    for (name, call) in calls {
         println!("-- {name}: {call}");
         tally.count(name, call.run_through(|line| println!("{line}"))?);
     }
@@ -110,6 +122,22 @@ fn end_to_end(repo: &Repo, runner: &Runner<'_>) -> Result<Tally> {
     tally.add(runner.end_to_end()?);
     tally.add(runner.functions()?);
     Ok(tally)
+}
+
+/// In a virtual machine, where there is an emulator.
+fn in_the_lab(repo: &Repo) -> Result<Tally> {
+    let mut tally = Tally::default();
+    if let Some(lack) = lab::lacks() {
+        let skip = format!("SKIPPED the lab: {lack}");
+        println!("{skip}");
+        tally.read(&skip);
+        return Ok(tally);
+    }
+    let good = lab::tests(repo, |line| {
+        println!("{line}");
+        tally.read(line);
+    })?;
+    Ok(tally.finish("the lab", good))
 }
 
 fn summary(levels: &[(&str, Tally)]) -> ExitCode {

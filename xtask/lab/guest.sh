@@ -1,0 +1,20 @@
+# Runs in the lab's machine: two network namespaces as two hosts, each with RDMA in software on its end of a wire.
+set -e
+modprobe -a rdma_rxe veth ib_uverbs rdma_ucm sch_netem
+for host in A B; do ip netns add $host; ip -n $host link set lo up; done
+# Room for a page in one packet.
+ip link add v0 netns A mtu 4200 type veth peer name v1 netns B mtu 4200
+ip -n A addr add 10.0.0.1/24 dev v0; ip -n A link set v0 up
+ip -n B addr add 10.0.0.2/24 dev v1; ip -n B link set v1 up
+ip netns exec A rdma link add rxeA type rxe netdev v0
+ip netns exec B rdma link add rxeB type rxe netdev v1
+# The first connection would wait for seconds for an address of the other host.
+ip netns exec B busybox ping -c1 -W5 10.0.0.1 | tail -1
+ip netns exec A ./lab_verbs holder 10.0.0.1 &
+ip netns exec B ./lab_verbs reader 10.0.0.1
+wait || true
+ip netns exec A ./lab_verbs holder 10.0.0.1 & holder=$!
+tc -n A qdisc add dev v0 root netem loss 2% delay 1ms
+tc -n B qdisc add dev v1 root netem loss 2% delay 1ms
+ip netns exec B ./lab_verbs reader 10.0.0.1 --lossy
+kill $holder
