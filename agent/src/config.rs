@@ -4,7 +4,13 @@ use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf};
 
 use medes_proto::{ids::NodeId, units::ByteSize};
 
-use crate::{bases::Budgets, earlier::Room, faults::Step, roads::HotPages, watch::heat::HeatSettings};
+use crate::{
+    bases::Budgets,
+    earlier::Room,
+    faults::Step,
+    roads::HotPages,
+    watch::heat::{HeatSettings, WINDOWS_MAX},
+};
 
 /// Flags of `medes-agent run`.
 #[derive(Debug, clap::Args)]
@@ -51,9 +57,21 @@ pub struct Config {
     /// Track which pages each sandbox writes
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
     pub track_writes: bool,
-    /// When a page is hot or warm
-    #[command(flatten)]
-    pub heat: HeatSettings,
+    /// Windows of requests that the heat of a page is about
+    #[arg(long, default_value_t = HeatSettings::DEFAULT.windows, value_parser = clap::value_parser!(u32).range(1..=i64::from(WINDOWS_MAX)))]
+    pub heat_windows: u32,
+    /// A page written in at least so many percent of them is hot
+    #[arg(long, default_value_t = HeatSettings::DEFAULT.hot_percent, value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub heat_hot_percent: u32,
+    /// A page written in at least so many percent of them is warm
+    #[arg(long, default_value_t = HeatSettings::DEFAULT.warm_percent, value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub heat_warm_percent: u32,
+    /// Windows that must have been seen before any page is called hot
+    #[arg(long, default_value_t = HeatSettings::DEFAULT.windows_min, value_parser = clap::value_parser!(u32).range(1..=i64::from(WINDOWS_MAX)))]
+    pub heat_windows_min: u32,
+    /// Pages of each sandbox whose heat is kept; those beyond are not known and thereby cold
+    #[arg(long, default_value_t = HeatSettings::DEFAULT.pages_max)]
+    pub heat_pages_max: usize,
     /// Have the kernel programs of the watch write what they could not do to the log
     #[arg(long)]
     pub watch_log: bool,
@@ -83,6 +101,17 @@ impl Config {
         let bytes = |size: ByteSize| usize::try_from(size.0).unwrap_or(usize::MAX);
         let (index_bytes, page_bytes) = (bytes(self.index_memory), bytes(self.page_memory));
         Budgets { replica_bytes: self.replica_memory.0, index_bytes, page_bytes }
+    }
+
+    /// When a page is hot or warm. Not yet checked.
+    pub const fn heat(&self) -> HeatSettings {
+        HeatSettings {
+            windows: self.heat_windows,
+            hot_percent: self.heat_hot_percent,
+            warm_percent: self.heat_warm_percent,
+            windows_min: self.heat_windows_min,
+            pages_max: self.heat_pages_max,
+        }
     }
 
     /// Threads for the work on one sandbox's pages.

@@ -62,3 +62,19 @@ fn agent(config: Config) -> ExitCode {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_agent_is_told_by_flags_and_a_helper_by_its_name() {
+        let parsed = |more: &[&str]| Cli::try_parse_from([&["medes-agent"], more].concat());
+        let told = parsed(&["--node", "n1", "--state-dir", "/x", "--heat-hot-percent", "70"]).unwrap();
+        let config = told.config.expect("a node that is to be run");
+        assert_eq!((config.heat().hot_percent, config.heat().check()), (70, Ok(())));
+        assert!(told.helper.is_none());
+        assert!(matches!(parsed(&["keeper"]).unwrap().helper, Some(Helper::Keeper)));
+        assert!(parsed(&[]).is_err());
+    }
+}

@@ -41,7 +41,7 @@ const PAGER_THREADS: usize = 2;
 
 /// Runs the agent; returns when SIGTERM or SIGINT came and everything is gone.
 pub async fn run(config: Config) -> Result<()> {
-    config.heat.check().context("understand --heat-...")?;
+    config.heat().check().context("understand --heat-...")?;
     let stop = CancellationToken::new();
     let tasks = TaskTracker::new();
     let spans = config.spans.as_deref().map(|url| Exporter::start("medes-agent", url));
@@ -155,7 +155,7 @@ fn tracking(config: &Config, reaper: &Reaper, lacks: &mut Vec<String>) -> Result
         lacks.push(format!("asynchronous write protection, so writes are tracked by {way}"));
     }
     let program = std::env::current_exe().context("find this program")?;
-    Ok(Some(Tracking { reaper: reaper.clone(), program, settings: config.heat, way }))
+    Ok(Some(Tracking { reaper: reaper.clone(), program, settings: config.heat(), way }))
 }
 
 /// Starts the service that other nodes read this one's base pages by.

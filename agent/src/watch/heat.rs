@@ -21,22 +21,17 @@ pub enum Class {
 }
 
 /// Where the classes begin.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::Args)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HeatSettings {
-    /// Windows of requests that the heat of a page is about
-    #[arg(id = "heat_windows", long = "heat-windows", default_value_t = Self::DEFAULT.windows, value_parser = clap::value_parser!(u32).range(1..=i64::from(WINDOWS_MAX)))]
+    /// Windows looked back, 1 to [`WINDOWS_MAX`].
     pub windows: u32,
-    /// A page written in at least so many percent of them is hot
-    #[arg(id = "heat_hot_percent", long = "heat-hot-percent", default_value_t = Self::DEFAULT.hot_percent, value_parser = clap::value_parser!(u32).range(1..=100))]
+    /// A page in at least so many percent of them is hot.
     pub hot_percent: u32,
-    /// A page written in at least so many percent of them is warm
-    #[arg(id = "heat_warm_percent", long = "heat-warm-percent", default_value_t = Self::DEFAULT.warm_percent, value_parser = clap::value_parser!(u32).range(1..=100))]
+    /// A page in at least so many percent of them is warm.
     pub warm_percent: u32,
-    /// Windows that must have been seen before any page is called hot
-    #[arg(id = "heat_windows_min", long = "heat-windows-min", default_value_t = Self::DEFAULT.windows_min, value_parser = clap::value_parser!(u32).range(1..=i64::from(WINDOWS_MAX)))]
+    /// Windows that must have been seen before anything is called hot.
     pub windows_min: u32,
-    /// Pages of each sandbox whose heat is kept; those beyond are not known and thereby cold
-    #[arg(id = "heat_pages_max", long = "heat-pages-max", default_value_t = Self::DEFAULT.pages_max)]
+    /// Pages kept; those beyond are not known and thereby cold.
     pub pages_max: usize,
 }
 
