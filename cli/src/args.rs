@@ -11,6 +11,7 @@ use crate::{
     heat::HeatArgs,
     invoke::InvokeArgs,
     logs::LogsArgs,
+    node::NodeVerb,
     operate::{BaseArgs, DigestArgs, PurgeArgs, StartArgs},
     ps::PsArgs,
     trace::TraceArgs,
@@ -63,6 +64,9 @@ pub(crate) enum Verb {
     Ps(PsArgs),
     /// List nodes and their memory
     Nodes,
+    /// Keep work away from a node, or let it come again
+    #[command(subcommand)]
+    Node(NodeVerb),
     /// Start one more sandbox of a function
     Start(StartArgs),
     /// Make a base snapshot of a warm sandbox, which stays warm

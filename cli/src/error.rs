@@ -67,6 +67,8 @@ pub(crate) enum CliError {
     Output { source: io::Error },
     #[error("start looking at this machine")]
     Doctor { source: io::Error },
+    #[error("node {node} still has sandboxes ({sandboxes}) after {}", Span(*.within))]
+    NotDrained { node: String, sandboxes: u32, within: Duration },
     #[error("`medes top` needs a terminal")]
     NoTerminal,
     #[error(transparent)]
@@ -121,6 +123,7 @@ impl CliError {
                 "io".into()
             }
             Self::Recording(_) => "recording".into(),
+            Self::NotDrained { .. } => "deadline".into(),
             Self::NoTerminal => "invalid".into(),
             Self::Runtime { .. } | Self::Doctor { .. } | Self::Up(_) => "local".into(),
         }

@@ -14,6 +14,7 @@ mod heat;
 mod human;
 mod invoke;
 mod logs;
+mod node;
 mod nodes;
 mod operate;
 mod output;
@@ -79,6 +80,7 @@ async fn run(cli: Cli, output: &Output) -> Result<Ended, CliError> {
         Verb::Invoke(args) => return invoke::run(args, connect, output).await,
         Verb::Ps(args) => ps::run(args, &connect().await?, output).await?,
         Verb::Nodes => nodes::run(&connect().await?, output).await?,
+        Verb::Node(verb) => node::run(verb, &connect().await?, output).await?,
         Verb::Start(args) => operate::start(args, &connect().await?, output).await?,
         Verb::Base(args) => operate::base(args, &connect().await?, output).await?,
         Verb::Dedup(args) => operate::dedup(args, &connect().await?, output).await?,

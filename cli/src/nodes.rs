@@ -5,6 +5,7 @@ use std::time::Duration;
 use medes_proto::{
     WireError,
     fleet::{NodeMemory, SnapshotReport},
+    standing::Standing,
     wire,
 };
 use serde::Serialize;
@@ -37,6 +38,10 @@ struct NodeView {
     sandboxes: u32,
     snapshots: Vec<SnapshotView>,
     lacks: Vec<String>,
+    standing: &'static str,
+    connected: bool,
+    incarnation: u64,
+    requests: u32,
 }
 
 #[derive(Serialize)]
@@ -49,7 +54,21 @@ impl TryFrom<wire::NodeRow> for NodeView {
     type Error = WireError;
 
     fn try_from(row: wire::NodeRow) -> Result<Self, WireError> {
-        let wire::NodeRow { node, address, version, memory, silent_ms, sandboxes, snapshots, lacks } = row;
+        let wire::NodeRow {
+            node,
+            address,
+            version,
+            memory,
+            silent_ms,
+            sandboxes,
+            snapshots,
+            lacks,
+            standing,
+            connected,
+            incarnation,
+            requests,
+        } = row;
+        let standing = Standing::from_wire(standing, "nodes.standing")?.word();
         let NodeMemory { cap_bytes, used_bytes, base_bytes, image_bytes, agent_bytes } =
             memory.unwrap_or_default().into();
         let snapshot = |raw| Ok(SnapshotView::from(&SnapshotReport::try_from(raw)?));
@@ -67,6 +86,10 @@ impl TryFrom<wire::NodeRow> for NodeView {
             sandboxes,
             snapshots,
             lacks,
+            standing,
+            connected,
+            incarnation,
+            requests,
         })
     }
 }
@@ -111,6 +134,8 @@ fn table(view: &NodesView) -> String {
             node.lacks.join("; "),
         ]);
     }
+    let kept = view.nodes.iter().filter(|node| node.standing != Standing::Open.word());
+    let kept: String = kept.map(|node| format!("{} is {}\n", node.node, node.standing)).collect();
     let entries = human::count(view.registry.entries, "entry", "entries");
-    format!("{}registry: {entries}, {}\n", sheet.text("no nodes"), human::bytes(view.registry.bytes))
+    format!("{}{kept}registry: {entries}, {}\n", sheet.text("no nodes"), human::bytes(view.registry.bytes))
 }

@@ -60,6 +60,38 @@ fn nodes_are_listed_with_memory_and_what_they_lack() {
     assert_eq!(value["nodes"][0]["cap_bytes"], 4_294_967_296_u64);
     assert_eq!(value["nodes"][0]["snapshots"][0]["snapshot"], "base-0-9");
     assert_eq!(value["registry"]["entries"], 1280);
+    assert_eq!(
+        (&value["nodes"][0]["standing"], &value["nodes"][0]["connected"]),
+        (&"open".into(), &true.into())
+    );
+    assert!(table.contains("\nnode-1 is cordoned\n"), "{table}");
+}
+
+#[test]
+fn a_drain_waits_until_the_node_is_empty() {
+    let controller = FakeController::start();
+    let drained = json(&controller.medes(&["node", "drain", "node-0", "--json"]));
+    assert_eq!((&drained["standing"], &drained["sandboxes"]), (&"draining".into(), &0.into()));
+    // At the first look one was left.
+    assert_eq!(controller.asked.lines(), ["node-0 3", "list nodes", "list nodes"]);
+    let open = controller.medes(&["node", "uncordon", "node-0"]);
+    assert_eq!(stdout(&open), "node-0 is open, with 0 sandboxes\n");
+    let again = controller.medes(&["node", "cordon", "node-1"]);
+    assert_eq!(stdout(&again), "node-1 is cordoned already, with 2 sandboxes\n");
+    let unknown = controller.medes(&["node", "cordon", "node-9"]);
+    assert_eq!(unknown.status.code(), Some(1));
+    assert!(stderr(&unknown).contains("cordon node-9: there is no node node-9"), "{}", stderr(&unknown));
+}
+
+#[test]
+fn a_node_that_does_not_get_empty_in_time_is_said() {
+    let controller = FakeController::start();
+    // Nothing of node-1 ever ends.
+    let late = controller.medes(&["node", "drain", "node-1", "--within", "50ms"]);
+    assert_eq!(late.status.code(), Some(1));
+    assert!(stderr(&late).contains("node node-1 still has sandboxes (2) after 50ms"), "{}", stderr(&late));
+    let asked = controller.medes(&["node", "drain", "node-1", "--within", "0s"]);
+    assert_eq!(asked.status.code(), Some(0), "{}", stderr(&asked));
 }
 
 #[test]

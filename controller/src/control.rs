@@ -11,6 +11,7 @@ use medes_proto::{
     ids::{FunctionName, NodeId, SandboxId},
     node::request_from_wire,
     sandbox::phases_to_wire,
+    standing::Standing,
     trace::{Explanation, Filter, Item},
     wire::{self, control_server::Control},
 };
@@ -34,8 +35,8 @@ pub(crate) struct ControlService {
     pub(crate) registry: Arc<dyn Registry>,
     pub(crate) agents: Arc<Agents>,
     pub(crate) invoker: Arc<Invoker>,
-    /// Changes of functions reach the store and the driver in the same order.
-    pub(crate) functions: Arc<tokio::sync::Mutex<()>>,
+    /// Changes of what the store keeps reach it and the driver in the same order.
+    pub(crate) changes: Arc<tokio::sync::Mutex<()>>,
     pub(crate) hub: Arc<Hub>,
     /// Ends streams.
     pub(crate) close: CancellationToken,
@@ -96,7 +97,7 @@ impl Control for ControlService {
         let spec = FunctionSpec::from_toml(&request.into_inner().toml).map_err(|error| {
             Status::invalid_argument(Failure::from_error(FailureKind::Invalid, &error).message)
         })?;
-        let turn = Arc::clone(&self.functions).lock_owned().await;
+        let turn = Arc::clone(&self.changes).lock_owned().await;
         let (store, driver, name) = (Arc::clone(&self.store), self.driver.clone(), spec.name.clone());
         let kept = spec.clone();
         let applied = on_disk(move || store.apply(&kept)).await?;
@@ -133,7 +134,7 @@ impl Control for ControlService {
         request: Request<wire::RemoveFunctionRequest>,
     ) -> Result<Response<wire::RemoveFunctionReply>, Status> {
         let name = function_name(&request.into_inner().name)?;
-        let turn = Arc::clone(&self.functions).lock_owned().await;
+        let turn = Arc::clone(&self.changes).lock_owned().await;
         let (store, gone) = (Arc::clone(&self.store), name.clone());
         if !on_disk(move || store.remove(&gone)).await? {
             return Err(Status::not_found(format!("there is no function {name}")));
@@ -203,6 +204,10 @@ impl Control for ControlService {
             sandboxes: count(row.sandboxes),
             snapshots: row.snapshots.into_iter().map(Into::into).collect(),
             lacks: row.lacks,
+            standing: row.standing.into(),
+            connected: row.connected,
+            incarnation: row.incarnation,
+            requests: count(row.requests),
         });
         let size = self.registry.size();
         Ok(Response::new(wire::ListNodesReply {
@@ -294,6 +299,31 @@ impl Control for ControlService {
         }
         let explanation = Explanation { now, ..told.unwrap_or_default() };
         Ok(Response::new(explanation.into()))
+    }
+
+    async fn set_standing(
+        &self,
+        request: Request<wire::SetStandingRequest>,
+    ) -> Result<Response<wire::SetStandingReply>, Status> {
+        let wire::SetStandingRequest { node, standing } = request.into_inner();
+        let standing = Standing::from_wire(standing, "standing")?;
+        let node: NodeId = node
+            .parse()
+            .map_err(|error: medes_proto::ids::NameError| Status::invalid_argument(error.to_string()))?;
+        let turn = Arc::clone(&self.changes).lock_owned().await;
+        let asked = node.clone();
+        let changed = self.driver.look(move |driver, _| driver.may_stand(&asked, standing)).await?;
+        let changed = changed.map_err(|why| match why.kind {
+            FailureKind::NotFound => Status::not_found(why.message),
+            _ => Status::resource_exhausted(why.message),
+        })?;
+        if changed {
+            let (store, kept) = (Arc::clone(&self.store), node.clone());
+            on_disk(move || store.set_standing(&kept, standing)).await?;
+            self.driver.tell(Event::Stands { node, standing }).await?;
+        }
+        drop(turn);
+        Ok(Response::new(wire::SetStandingReply { changed }))
     }
 
     async fn heat(&self, request: Request<wire::HeatRequest>) -> Result<Response<wire::HeatReply>, Status> {

@@ -11,6 +11,7 @@
 //! | `evict` | a node's memory: what it will use, and who makes room |
 //! | `commands` | what agents are told; answered, overdue or cut off |
 //! | `outcomes` | what the end of a start, restore, dedup or purge changes |
+//! | `standing` | nodes that are cordoned or being drained |
 //! | `reports` | nodes: attach, heartbeat, silence, loss |
 //! | `bases` | base snapshots: leases, references, dropping |
 //! | `idle` | reviews by the policy |
@@ -24,6 +25,7 @@ use medes_proto::{
     fleet::Success,
     function::FunctionSpec,
     ids::{CommandId, FunctionName, NodeId, SandboxId, SnapshotId},
+    standing::Standing,
 };
 
 use crate::{now::Now, policy::Policy};
@@ -42,6 +44,7 @@ mod requests;
 mod rows;
 mod schedule;
 mod settings;
+mod standing;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -63,6 +66,8 @@ pub struct Driver {
     policy: Box<dyn Policy>,
     functions: BTreeMap<FunctionName, Function>,
     nodes: BTreeMap<NodeId, Node>,
+    /// Nodes that are not open, also those that are away.
+    standings: BTreeMap<NodeId, Standing>,
     connections: BTreeMap<ConnectionId, NodeId>,
     sandboxes: BTreeMap<SandboxId, Sandbox>,
     /// By function name, also of functions that are gone: sandboxes outlive them.
@@ -106,6 +111,7 @@ impl Driver {
             policy,
             functions: BTreeMap::new(),
             nodes: BTreeMap::new(),
+            standings: BTreeMap::new(),
             connections: BTreeMap::new(),
             sandboxes: BTreeMap::new(),
             by_function: BTreeMap::new(),
@@ -152,6 +158,7 @@ impl Driver {
             Event::Abandoned { request } => self.abandoned(request),
             Event::Applied { function, revision } => self.applied(now, *function, revision, out),
             Event::Removed { function } => self.removed(now, &function, out),
+            Event::Stands { node, standing } => self.stand(now, &node, standing, out),
             Event::Asked { ticket, operation } => self.asked(now, ticket, operation, out),
             Event::Acquire { ticket, acquire } => self.acquire(ticket, acquire, out),
             Event::Tick => {}

@@ -60,10 +60,20 @@ const HOP_BY_HOP: [&str; 11] = [
 pub(crate) fn router(invoker: Arc<Invoker>) -> Router {
     Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(ready))
         .route("/invoke/{function}", any(invoke))
         .route("/invoke/{function}/", any(invoke))
         .route("/invoke/{function}/{*path}", any(invoke))
         .with_state(invoker)
+}
+
+/// Whether a request that came now would find a node. Alive without being ready is normal for a moment after a start.
+async fn ready(State(invoker): State<Arc<Invoker>>) -> Response {
+    match invoker.nodes_open().await {
+        Ok(0) => (StatusCode::SERVICE_UNAVAILABLE, "no node takes work\n").into_response(),
+        Ok(_) => "ready\n".into_response(),
+        Err(stopped) => (StatusCode::SERVICE_UNAVAILABLE, format!("{stopped}\n")).into_response(),
+    }
 }
 
 async fn invoke(

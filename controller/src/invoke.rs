@@ -16,7 +16,7 @@ use crate::{
     agents::{Agents, InvokeError},
     config::RequestSettings,
     driver::{Event, Refusal, RequestEnd, Target},
-    shell::{Handle, OpenRequest, ToRequest},
+    shell::{Handle, OpenRequest, Stopped, ToRequest},
 };
 
 /// What a caller wants.
@@ -64,6 +64,11 @@ impl Invoker {
 
     pub(crate) const fn settings(&self) -> &RequestSettings {
         &self.settings
+    }
+
+    /// Nodes that are connected and take work.
+    pub(crate) async fn nodes_open(&self) -> Result<usize, Stopped> {
+        self.driver.look(|driver, _| driver.nodes_open()).await
     }
 
     /// Serves one call. If the caller goes away: a queued request is withdrawn, a sent one is seen to its end,

@@ -1,5 +1,7 @@
 //! `medes-controller`: reads its arguments, runs the controller until SIGINT or SIGTERM.
 
+mod inherited;
+
 use std::{
     fs::File,
     io::{IsTerminal, Write},
@@ -13,7 +15,7 @@ use anyhow::Context;
 use clap::Parser;
 use medes_controller::{
     config::{Config, DEFAULTS},
-    server::{Controller, Place},
+    server::{Controller, Place, Sockets},
 };
 use medes_metrics::list::Of;
 use tokio::signal::unix::{SignalKind, signal};
@@ -26,10 +28,10 @@ struct Arguments {
     /// Folder of the store. Made if it is not there.
     #[arg(long, value_name = "DIR", required_unless_present = "print_config")]
     state_dir: Option<PathBuf>,
-    /// Where agents and tools connect (gRPC).
+    /// Where agents and tools connect (gRPC). Not used where a socket named `control` is inherited (LISTEN_FDS).
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:0")]
     control: SocketAddr,
-    /// Where callers connect (HTTP).
+    /// Where callers connect (HTTP). Not used where a socket named `gateway` is inherited.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:0")]
     gateway: SocketAddr,
     /// Configuration file; see --print-config.
@@ -62,7 +64,8 @@ fn main() -> ExitCode {
         tracing_subscriber::EnvFilter::try_from_env("MEDES_LOG").unwrap_or_else(|_unset| "info".into());
     let colours = std::io::stderr().is_terminal();
     tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr).init();
-    match run(arguments) {
+    let started = inherited::take().context("take the sockets that were inherited");
+    match started.and_then(|sockets| run(arguments, sockets)) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(2),
         Err(error) => {
@@ -76,7 +79,7 @@ fn main() -> ExitCode {
 const METRICS_STOP_MAX: Duration = Duration::from_secs(1);
 
 #[tokio::main]
-async fn run(arguments: Arguments) -> anyhow::Result<bool> {
+async fn run(arguments: Arguments, sockets: Sockets) -> anyhow::Result<bool> {
     let text = match &arguments.config {
         Some(path) => std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?,
         None => String::new(),
@@ -93,7 +96,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<bool> {
     };
     let (control, gateway, spans) = (arguments.control, arguments.gateway, arguments.spans);
     let place = Place { state_dir, control, gateway, spans };
-    let controller = Controller::start(place, config).await?;
+    let controller = Controller::start_at(place, config, sockets).await?;
     let line = serde_json::json!({
         "control": controller.control.to_string(),
         "gateway": controller.gateway.to_string(),

@@ -2,12 +2,12 @@
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use axum::serve::ListenerExt;
+use axum::serve::{Listener, ListenerExt};
 use medes_proto::{
     limits,
     wire::{control_server::ControlServer, fleet_server::FleetServer, registry_server::RegistryServer},
 };
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::transport::server::TcpIncoming;
 
@@ -42,6 +42,15 @@ pub struct Place {
     pub spans: Option<String>,
 }
 
+/// Listening sockets that somebody else has opened and keeps. None by default.
+#[derive(Debug, Default)]
+pub struct Sockets {
+    /// For agents and tools.
+    pub control: Option<std::net::TcpListener>,
+    /// For callers.
+    pub gateway: Option<std::net::TcpListener>,
+}
+
 /// A controller that cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -70,6 +79,10 @@ pub struct Controller {
     pub gateway: SocketAddr,
     driver: Handle,
     grace: Duration,
+    /// No more callers are let in: whoever comes waits at the door for the next controller.
+    door: CancellationToken,
+    /// Callers that are in are served and let go.
+    callers: CancellationToken,
     /// No more connections; open streams to agents end.
     close: CancellationToken,
     /// The driver's shell ends.
@@ -82,15 +95,22 @@ pub struct Controller {
 
 /// Left for streams to end after the grace.
 const CLOSE_MAX: Duration = Duration::from_secs(2);
+/// A caller that was let in last has said what it wants after this long, or does not hurry.
+const LAST_IN: Duration = Duration::from_millis(100);
 /// Between two looks at how many requests are still open while stopping.
 const DRAIN_LOOK: Duration = Duration::from_millis(20);
 
 impl Controller {
     /// Opens the store, listens, and serves. When it returns, both ports are open.
     pub async fn start(place: Place, config: Config) -> Result<Self, StartError> {
+        Self::start_at(place, config, Sockets::default()).await
+    }
+
+    /// The same, with sockets that somebody else has opened where there are some.
+    pub async fn start_at(place: Place, config: Config, sockets: Sockets) -> Result<Self, StartError> {
         let opened = Store::open(&place.state_dir)?;
-        let control_listener = listen(place.control).await?;
-        let gateway_listener = listen(place.gateway).await?;
+        let control_listener = listen(place.control, sockets.control).await?;
+        let gateway_listener = listen(place.gateway, sockets.gateway).await?;
         let address = |listener: &TcpListener, asked| {
             listener.local_addr().map_err(|source| StartError::Listen { address: asked, source })
         };
@@ -98,11 +118,12 @@ impl Controller {
         let gateway = address(&gateway_listener, place.gateway)?;
 
         let (tracker, shell_tracker) = (TaskTracker::new(), TaskTracker::new());
-        let (close, end) = (CancellationToken::new(), CancellationToken::new());
+        let [close, end, door, callers] = std::array::from_fn(|_| CancellationToken::new());
         let incarnation = opened.incarnation;
         let settle = if incarnation == 1 { Duration::ZERO } else { config.driver.settle };
         let settings = Settings { incarnation, settle, ..config.driver };
-        let driver = Driver::new(Now::START, settings, config.policy.build(), opened.functions);
+        let driver = Driver::new(Now::START, settings, config.policy.build(), opened.functions)
+            .with_standings(opened.standings);
         let registry: Arc<dyn Registry> = Arc::new(Table::new(config.registry));
         let places = Arc::new(Places::default());
         let hub = Arc::new(Hub::default());
@@ -134,28 +155,46 @@ impl Controller {
             registry: Arc::clone(&registry),
             agents,
             invoker: Arc::clone(&invoker),
-            functions: Arc::default(),
+            changes: Arc::default(),
             hub,
             close: close.clone(),
         };
         let lookups = RegistryService::new(registry, places, driver.clone());
         serve_grpc(control_listener, fleet, lookups, service, &tracker, close.clone());
-        serve_http(gateway_listener, invoker, &tracker, close.clone());
+        let door_listener = Door { listener: gateway_listener, closed: door.clone() };
+        serve_http(door_listener, invoker, &tracker, callers.clone());
         tracing::info!(%control, %gateway, incarnation, "controller listens");
-        Ok(Self { control, gateway, driver, grace: config.stop_grace, close, end, tracker, shell_tracker })
+        Ok(Self {
+            control,
+            gateway,
+            driver,
+            grace: config.stop_grace,
+            door,
+            callers,
+            close,
+            end,
+            tracker,
+            shell_tracker,
+        })
     }
 
-    /// Refuses what waits, lets requests under way end within the grace, closes everything.
+    /// Lets no more callers in, serves those that are in within the grace, closes everything.
     ///
+    /// Where somebody else holds the gateway's socket, callers that come meanwhile wait for the next controller.
     /// Returns `false` when something still ran at the end of its time.
     pub async fn stop(self) -> bool {
-        drop(self.driver.tell(Event::Stop).await);
+        self.door.cancel();
         let drained = tokio::time::timeout(self.grace, async {
+            // A caller that is let go before it has been heard would get no answer at all.
+            tokio::time::sleep(LAST_IN).await;
+            self.callers.cancel();
             while let Ok(1..) = self.driver.look(|driver, _| driver.open_requests()).await {
                 tokio::time::sleep(DRAIN_LOOK).await;
             }
         });
         let drained = drained.await.is_ok();
+        self.callers.cancel();
+        drop(self.driver.tell(Event::Stop).await);
         self.close.cancel();
         self.tracker.close();
         // What is still open gets its 503 now: the shell lets go of every request.
@@ -169,8 +208,38 @@ impl Controller {
     }
 }
 
-async fn listen(address: SocketAddr) -> Result<TcpListener, StartError> {
-    TcpListener::bind(address).await.map_err(|source| StartError::Listen { address, source })
+async fn listen(
+    address: SocketAddr,
+    inherited: Option<std::net::TcpListener>,
+) -> Result<TcpListener, StartError> {
+    let listener = match inherited {
+        Some(socket) => socket.set_nonblocking(true).and_then(|()| TcpListener::from_std(socket)),
+        None => TcpListener::bind(address).await,
+    };
+    listener.map_err(|source| StartError::Listen { address, source })
+}
+
+/// A listener that lets nobody in any more once it is closed. The socket stays as it is: who comes waits.
+struct Door {
+    listener: TcpListener,
+    closed: CancellationToken,
+}
+
+impl Listener for Door {
+    type Io = TcpStream;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (TcpStream, SocketAddr) {
+        tokio::select! {
+            biased;
+            () = self.closed.cancelled() => std::future::pending().await,
+            caller = Listener::accept(&mut self.listener) => caller,
+        }
+    }
+
+    fn local_addr(&self) -> std::io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
 }
 
 fn serve_grpc(
@@ -204,14 +273,14 @@ fn serve_grpc(
     });
 }
 
-fn serve_http(listener: TcpListener, invoker: Arc<Invoker>, tracker: &TaskTracker, close: CancellationToken) {
-    let listener = listener.tap_io(|stream| {
+fn serve_http(door: Door, invoker: Arc<Invoker>, tracker: &TaskTracker, callers: CancellationToken) {
+    let listener = door.tap_io(|stream| {
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "a caller's connection stays slow");
         }
     });
     let server =
-        axum::serve(listener, gateway::router(invoker)).with_graceful_shutdown(close.cancelled_owned());
+        axum::serve(listener, gateway::router(invoker)).with_graceful_shutdown(callers.cancelled_owned());
     tracker.spawn(async move {
         if let Err(error) = server.await {
             tracing::error!(%error, "gateway ended");

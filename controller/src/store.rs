@@ -12,7 +12,8 @@ use std::{
 use medes_dedup::key::DomainKey;
 use medes_proto::{
     function::{FunctionFileError, FunctionSpec},
-    ids::FunctionName,
+    ids::{FunctionName, NodeId},
+    standing::Standing,
 };
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, backends::FileBackend};
 
@@ -20,6 +21,8 @@ use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, backends:
 const FUNCTIONS: TableDefinition<'_, &str, (u64, &str)> = TableDefinition::new("functions");
 /// Name to the revision of a function that was removed: its next text must not look like its last one.
 const REMOVED: TableDefinition<'_, &str, u64> = TableDefinition::new("removed");
+/// Node to the word of its standing; nodes that are open are not in it.
+const STANDINGS: TableDefinition<'_, &str, &str> = TableDefinition::new("standings");
 const NUMBERS: TableDefinition<'_, &str, u64> = TableDefinition::new("numbers");
 const SECRETS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("secrets");
 
@@ -43,6 +46,8 @@ pub struct Opened {
     pub domain_key: DomainKey,
     /// All functions.
     pub functions: Vec<(FunctionSpec, u64)>,
+    /// Nodes that people keep work away from.
+    pub standings: Vec<(NodeId, Standing)>,
 }
 
 /// The store cannot be opened.
@@ -135,8 +140,8 @@ impl Store {
         let domain_key: [u8; DOMAIN_KEY_BYTES] =
             key[..].try_into().map_err(|_length| OpenStoreError::Damaged { what: "domain key" })?;
         let domain_key = DomainKey::from_bytes(domain_key);
-        let functions = store.functions()?;
-        Ok(Opened { store, incarnation, domain_key, functions })
+        let (functions, standings) = (store.functions()?, store.standings()?);
+        Ok(Opened { store, incarnation, domain_key, functions, standings })
     }
 
     fn count_start(&self) -> Result<(u32, Vec<u8>), OpenStoreError> {
@@ -164,6 +169,7 @@ impl Store {
             };
             write.open_table(FUNCTIONS).map_err(StoreError::from)?;
             write.open_table(REMOVED).map_err(StoreError::from)?;
+            write.open_table(STANDINGS).map_err(StoreError::from)?;
             (starts, key)
         };
         // Durable before any number of this incarnation is given out.
@@ -185,6 +191,35 @@ impl Store {
             functions.push((spec, revision));
         }
         Ok(functions)
+    }
+
+    fn standings(&self) -> Result<Vec<(NodeId, Standing)>, OpenStoreError> {
+        let damaged = || OpenStoreError::Damaged { what: "list of nodes" };
+        let read = self.database.begin_read().map_err(StoreError::from)?;
+        let table = read.open_table(STANDINGS).map_err(StoreError::from)?;
+        let mut standings = Vec::new();
+        for row in table.iter().map_err(StoreError::from)? {
+            let (node, word) = row.map_err(StoreError::from)?;
+            let node = node.value().parse::<NodeId>().ok().ok_or_else(damaged)?;
+            standings.push((node, Standing::of_word(word.value()).ok_or_else(damaged)?));
+        }
+        Ok(standings)
+    }
+
+    /// Keeps what a node is given to do.
+    pub fn set_standing(&self, node: &NodeId, standing: Standing) -> Result<(), StoreError> {
+        let write = self.database.begin_write()?;
+        {
+            let mut standings = write.open_table(STANDINGS)?;
+            match standing {
+                Standing::Open | Standing::Unspecified => drop(standings.remove(node.as_str())?),
+                Standing::Cordoned | Standing::Draining => {
+                    standings.insert(node.as_str(), standing.word())?;
+                }
+            }
+        }
+        write.commit()?;
+        Ok(())
     }
 
     /// Keeps a function. Its revision rises when its text differs from the last one.
@@ -270,6 +305,20 @@ mod tests {
         assert_eq!(second.functions, [(changed, 2)]);
         // Sandboxes of the removed text may still be about; they must not pass for the new one's.
         assert_eq!(second.store.apply(&two).unwrap().revision, 2);
+    }
+
+    #[test]
+    fn what_was_said_of_a_node_survives_a_restart() {
+        let folder = tempfile::tempdir().unwrap();
+        let [a, b]: [NodeId; 2] = ["a", "b"].map(|name| name.parse().unwrap());
+        let first = Store::open(folder.path()).unwrap();
+        assert!(first.standings.is_empty());
+        first.store.set_standing(&a, Standing::Cordoned).unwrap();
+        first.store.set_standing(&b, Standing::Cordoned).unwrap();
+        first.store.set_standing(&a, Standing::Draining).unwrap();
+        first.store.set_standing(&b, Standing::Open).unwrap();
+        drop(first);
+        assert_eq!(Store::open(folder.path()).unwrap().standings, [(a, Standing::Draining)]);
     }
 
     #[test]

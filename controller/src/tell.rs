@@ -51,7 +51,7 @@ fn count(told: &Told) {
         What::State(_)
         | What::Idle { .. }
         | What::Review(_)
-        | What::Node { change: NodeChange::Away | NodeChange::Unspecified, .. }
+        | What::Node { .. }
         | What::Request { .. }
         | What::Asked { .. } => {}
     }
@@ -64,6 +64,9 @@ fn log(told: &Told) {
     match what {
         What::Node { change: NodeChange::Attached, .. } => tracing::info!(node, "node attached"),
         What::Node { change: NodeChange::Lost, sandboxes } => tracing::warn!(node, sandboxes, "node lost"),
+        What::Node { change: NodeChange::Cordoned, .. } => tracing::info!(node, "node cordoned"),
+        What::Node { change: NodeChange::Draining, .. } => tracing::info!(node, "node draining"),
+        What::Node { change: NodeChange::Opened, .. } => tracing::info!(node, "node open again"),
         What::Node { .. } => tracing::warn!(node, "node's stream broke"),
         What::Dedup(summary) => {
             let (bytes_in, bytes_out) = (summary.bytes_in, summary.bytes_out);

@@ -242,6 +242,31 @@ async fn a_function_that_does_not_answer_in_time_is_a_504_and_loses_its_sandbox(
 }
 
 #[tokio::test]
+async fn a_controller_is_ready_while_a_node_takes_work() {
+    let (_folder, mut cluster, _agent) = one_node(&[]).await;
+    let get = |path: &str| hyper::Request::get(path).body(Full::default()).unwrap();
+    assert_eq!(cluster.send(get("/readyz")).await.status, 200);
+    let node = cluster.nodes().await.remove(0).node;
+    let stands = |node: &str, standing: wire::Standing| wire::SetStandingRequest {
+        node: node.into(),
+        standing: standing.into(),
+    };
+    let reply = cluster.control.set_standing(stands(&node, wire::Standing::Draining)).await.unwrap();
+    assert!(reply.into_inner().changed);
+    let unready = cluster.send(get("/readyz")).await;
+    assert_eq!((unready.status, &unready.body[..]), (503, &b"no node takes work\n"[..]));
+    assert_eq!(cluster.send(get("/healthz")).await.status, 200);
+    assert_eq!(cluster.nodes().await[0].standing(), wire::Standing::Draining);
+    let unknown = cluster.control.set_standing(stands("nobody", wire::Standing::Cordoned)).await.unwrap_err();
+    assert_eq!(unknown.code(), tonic::Code::NotFound);
+    let nonsense = wire::SetStandingRequest { node: node.clone(), standing: 9 };
+    let nonsense = cluster.control.set_standing(nonsense).await.unwrap_err();
+    assert_eq!(nonsense.code(), tonic::Code::InvalidArgument);
+    cluster.control.set_standing(stands(&node, wire::Standing::Open)).await.unwrap();
+    assert_eq!(cluster.send(get("/readyz")).await.status, 200);
+}
+
+#[tokio::test]
 async fn stopping_answers_what_is_open() {
     let (_folder, cluster, agent) = one_node(&[]).await;
     let gateway = cluster.controller.gateway;

@@ -86,7 +86,7 @@ const CONTROLLER: [Metric; 20] = rows(
             "medes_purges_total",
             "sandboxes",
             "reason",
-            "sandboxes ended: policy, evicted, unwanted, broken, asked",
+            "sandboxes ended: policy, evicted, unwanted, broken, asked, drained",
         ),
         (
             Counter,

@@ -15,6 +15,7 @@ pub mod limits;
 pub mod node;
 pub mod registry;
 pub mod sandbox;
+pub mod standing;
 pub mod trace;
 pub mod units;
 

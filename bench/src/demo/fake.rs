@@ -216,6 +216,10 @@ impl control_server::Control for Fake {
         Ok(Response::new(wire::RemoveFunctionReply { sandboxes_purged }))
     }
 
+    async fn set_standing(&self, _: Request<wire::SetStandingRequest>) -> Reply<wire::SetStandingReply> {
+        Err(Status::unimplemented("the demo does not ask this"))
+    }
+
     async fn list_functions(
         &self,
         _: Request<wire::ListFunctionsRequest>,

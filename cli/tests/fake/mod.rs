@@ -7,7 +7,10 @@ use std::{
     net::SocketAddr,
     path::Path,
     process::{Command, Output},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+    },
     thread,
 };
 
@@ -57,7 +60,8 @@ pub(crate) struct FakeController {
 impl FakeController {
     pub(crate) fn start() -> Self {
         let asked = Asked::default();
-        let service = ControlServer::new(Fake { asked: asked.clone() });
+        let service =
+            ControlServer::new(Fake { asked: asked.clone(), held: 2.into(), drained: false.into() });
         let (stop, stopped) = oneshot::channel();
         let (listening, address) = std::sync::mpsc::sync_channel(1);
         let thread = thread::spawn(move || {
@@ -118,6 +122,9 @@ pub(crate) fn json(output: &Output) -> serde_json::Value {
 
 struct Fake {
     asked: Asked,
+    /// Sandboxes of node-0.
+    held: AtomicU32,
+    drained: AtomicBool,
 }
 
 fn id(counter: u64) -> u64 {
@@ -263,13 +270,19 @@ impl Control for Fake {
 
     async fn list_nodes(&self, _request: Request<wire::ListNodesRequest>) -> Reply<wire::ListNodesReply> {
         self.asked.note("list nodes".into());
+        if self.drained.load(Ordering::SeqCst) {
+            // One of its sandboxes ends between any two looks.
+            let _none_left =
+                self.held.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |held| held.checked_sub(1));
+        }
         let row = |number: u32| wire::NodeRow {
             node: format!("node-{number}"),
             address: "127.0.0.1:40001".into(),
             version: "0.1.0".into(),
             memory: Some(wire::NodeMemory { cap_bytes: 4 << 30, used_bytes: 3 << 29, ..Default::default() }),
             silent_ms: 400,
-            sandboxes: 2,
+            sandboxes: if number == 0 { self.held.load(Ordering::SeqCst) } else { 2 },
+            requests: 0,
             snapshots: vec![wire::SnapshotReport {
                 snapshot: 9,
                 function: "html".into(),
@@ -277,9 +290,25 @@ impl Control for Fake {
                 bytes: 1 << 20,
             }],
             lacks: vec!["eBPF: no BTF".into()],
+            standing: if number == 1 { wire::Standing::Cordoned } else { wire::Standing::Open }.into(),
+            connected: true,
+            incarnation: 7,
         };
         let nodes = vec![row(1), row(0)];
         Ok(Response::new(wire::ListNodesReply { nodes, registry_entries: 1280, registry_bytes: 30_720 }))
+    }
+
+    async fn set_standing(
+        &self,
+        request: Request<wire::SetStandingRequest>,
+    ) -> Reply<wire::SetStandingReply> {
+        let wire::SetStandingRequest { node, standing } = request.into_inner();
+        self.asked.note(format!("{node} {standing}"));
+        if node == "node-9" {
+            return Err(Status::not_found("there is no node node-9"));
+        }
+        self.drained.store(standing == wire::Standing::Draining as i32, Ordering::SeqCst);
+        Ok(Response::new(wire::SetStandingReply { changed: node == "node-0" }))
     }
 
     async fn start_sandbox(

@@ -200,11 +200,15 @@ impl Driver {
         self.purge(now, id, PurgeReason::Broken, None, out);
     }
 
-    /// After any change of a sandbox: end it if nobody wants it, else let it serve and be reviewed.
+    /// After any change of a sandbox: end it if nobody wants it here, else let it serve and be reviewed.
     pub(super) fn touch(&mut self, now: Now, id: SandboxId, out: &mut Vec<Action>) {
         let Some(sandbox) = self.sandboxes.get(&id) else { return };
         if sandbox.is_idle() && self.is_unwanted(sandbox) {
             self.purge(now, id, PurgeReason::Unwanted, None, out);
+            return;
+        }
+        if sandbox.is_idle() && self.is_drained(sandbox) {
+            self.purge(now, id, PurgeReason::Drained, None, out);
             return;
         }
         let name = sandbox.function.clone();

@@ -33,6 +33,8 @@ pub enum PurgeReason {
     Broken,
     /// Somebody asked for it.
     Asked,
+    /// Its node is being drained.
+    Drained,
 }
 
 impl PurgeReason {
@@ -44,6 +46,7 @@ impl PurgeReason {
             Self::Unwanted => "unwanted",
             Self::Broken => "broken",
             Self::Asked => "asked",
+            Self::Drained => "drained",
         }
     }
 }

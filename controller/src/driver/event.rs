@@ -10,6 +10,7 @@ use medes_proto::{
     ids::{CommandId, FunctionName, NodeId, SandboxId, SnapshotId},
     registry::{Acquire, SnapshotPlace},
     sandbox::{Phase, StartKind},
+    standing::Standing,
     trace::EventId,
 };
 
@@ -109,6 +110,13 @@ pub enum Event {
     Removed {
         /// Its name.
         function: FunctionName,
+    },
+    /// A person keeps work away from a node, or lets it come again. The store already knows.
+    Stands {
+        /// Which.
+        node: NodeId,
+        /// What it is given to do.
+        standing: Standing,
     },
     /// A person wants something done to a sandbox.
     Asked {

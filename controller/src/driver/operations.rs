@@ -3,6 +3,7 @@
 use medes_proto::{
     failure::{Failure, FailureKind},
     ids::{NodeId, SandboxId},
+    standing::Standing,
     trace::What,
 };
 
@@ -59,6 +60,10 @@ impl Driver {
                 .ok_or_else(|| failure(FailureKind::NoSpace, "no node has room for one more sandbox")),
             Some(node) if !self.is_reachable(&node) => {
                 Err(failure(FailureKind::NotFound, format!("node {node} is not connected")))
+            }
+            Some(node) if self.standing(&node) != Standing::Open => {
+                let word = self.standing(&node).word();
+                Err(failure(FailureKind::Busy, format!("node {node} is {word}")))
             }
             Some(node) if !self.has_room(&node, need) => {
                 Err(failure(FailureKind::NoSpace, format!("node {node} has no room for one more sandbox")))

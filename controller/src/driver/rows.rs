@@ -7,9 +7,13 @@ use medes_proto::{
     function::FunctionSpec,
     ids::{FunctionName, NodeId, SandboxId},
     sandbox::SandboxReport,
+    standing::Standing,
 };
 
-use super::{Driver, state::SnapshotLife};
+use super::{
+    Driver,
+    state::{Sandbox, SnapshotLife},
+};
 use crate::now::Now;
 
 /// A function and its numbers.
@@ -61,6 +65,14 @@ pub struct NodeRow {
     pub snapshots: Vec<SnapshotReport>,
     /// What it cannot do.
     pub lacks: Vec<String>,
+    /// What it is given to do.
+    pub standing: Standing,
+    /// Its stream is open now.
+    pub connected: bool,
+    /// Of its agent's life.
+    pub incarnation: u64,
+    /// Inside its sandboxes, also those that nobody waits for any more.
+    pub requests: usize,
 }
 
 impl Driver {
@@ -113,6 +125,15 @@ impl Driver {
                 .map(|snapshot| snapshot.report.clone())
                 .collect(),
             lacks: node.lacks.clone(),
+            standing: self.standing(name),
+            connected: node.connection.is_some(),
+            incarnation: node.incarnation,
+            requests: node
+                .sandboxes
+                .iter()
+                .filter_map(|id| self.sandboxes.get(id))
+                .map(Sandbox::inside)
+                .sum(),
         });
         rows.collect()
     }

@@ -10,6 +10,7 @@ use medes_proto::{
     fleet::Command,
     ids::{FunctionName, NodeId, SandboxId},
     sandbox::{SandboxReport, SandboxState},
+    standing::Standing,
     trace::{Cause, What},
 };
 
@@ -67,10 +68,13 @@ impl Driver {
         free.into_iter().map(|(_, id)| id).collect()
     }
 
-    /// Sandboxes of the function's present text on nodes that can be reached.
+    /// Sandboxes of the function's present text on nodes that can be reached and are not being drained.
     fn usable(&self, name: &FunctionName) -> impl Iterator<Item = &Sandbox> {
-        self.of_function(name)
-            .filter(|sandbox| !self.is_unwanted(sandbox) && self.is_reachable(&sandbox.node))
+        self.of_function(name).filter(|sandbox| self.is_usable(sandbox))
+    }
+
+    fn is_usable(&self, sandbox: &Sandbox) -> bool {
+        !self.is_unwanted(sandbox) && self.is_reachable(&sandbox.node) && !self.is_drained(sandbox)
     }
 
     pub(super) fn of_function(&self, name: &FunctionName) -> impl Iterator<Item = &Sandbox> {
@@ -89,10 +93,7 @@ impl Driver {
     pub(super) fn prefer(&mut self, now: Now, id: RequestId, wish: SandboxId, out: &mut Vec<Action>) {
         let Some(request) = self.requests.get(&id) else { return };
         let Some(sandbox) = self.sandboxes.get(&wish) else { return };
-        if sandbox.function != request.function
-            || self.is_unwanted(sandbox)
-            || !self.is_reachable(&sandbox.node)
-        {
+        if sandbox.function != request.function || !self.is_usable(sandbox) {
             return;
         }
         if sandbox.room() > 0 {
@@ -238,7 +239,7 @@ impl Driver {
             .map(|(name, _)| name.clone())
     }
 
-    /// Reachable, not avoided, and not starting as many as it may already.
+    /// Reachable, open, not avoided, and not starting as many as it may already.
     pub(super) fn may_start_on(&self, now: Now, name: &NodeId) -> bool {
         let Some(node) = self.nodes.get(name) else { return false };
         let starting = self
@@ -246,6 +247,7 @@ impl Driver {
             .values()
             .filter(|pending| matches!(pending.kind, Kind::Start | Kind::Restore) && pending.node == *name);
         node.connection.is_some()
+            && self.standing(name) == Standing::Open
             && node.avoid_until.is_none_or(|until| until <= now)
             && starting.count() < self.settings.node_starts_max
             && node.sandboxes.len() < medes_proto::limits::SANDBOXES_MAX

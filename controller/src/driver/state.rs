@@ -126,6 +126,11 @@ impl Sandbox {
         !self.busy && self.open.is_empty() && self.stray == 0 && self.idle_life().is_some()
     }
 
+    /// Requests it is serving.
+    pub(super) fn inside(&self) -> usize {
+        self.open.len().saturating_add(self.stray)
+    }
+
     /// Requests it could take now.
     pub(super) fn room(&self) -> usize {
         match self.life {

@@ -20,6 +20,7 @@ mod nodes;
 mod policies;
 mod requests;
 mod simulation;
+mod standing;
 mod starts;
 mod told;
 

@@ -2,6 +2,7 @@
 
 use medes_proto::{
     ids::{FunctionName, NodeId, SandboxId},
+    standing::Standing,
     trace::{Alternative, Choice},
 };
 
@@ -90,6 +91,8 @@ impl Driver {
             "an operation on it is under way"
         } else if !self.is_reachable(&sandbox.node) {
             "its node is away"
+        } else if self.standing(&sandbox.node) != Standing::Open {
+            "its node is cordoned or being drained"
         } else if !self.may_start_on(now, &sandbox.node) {
             "its node is avoided, or starts as many as it may"
         } else if !self.has_room(&sandbox.node, need) {
@@ -106,6 +109,8 @@ impl Driver {
     fn why_not_node(&self, now: Now, name: &NodeId, need: u64) -> &'static str {
         if !self.is_reachable(name) {
             "it is away"
+        } else if self.standing(name) != Standing::Open {
+            "it is cordoned or being drained"
         } else if !self.may_start_on(now, name) {
             "it is avoided, or starts as many as it may"
         } else if !self.has_room(name, need) {

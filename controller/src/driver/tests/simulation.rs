@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use medes_proto::registry::Acquire;
+use medes_proto::{registry::Acquire, standing::Standing};
 
 use super::*;
 
@@ -608,6 +608,12 @@ impl World {
                 let mut spec = function(["f", "g"][self.dice.below(2)]);
                 spec.requests_max = self.requests_max as u32;
                 self.tell(Event::Applied { function: Box::new(spec), revision: number });
+            }
+            83 => {
+                let node = format!("n{at}").parse().unwrap();
+                let standing = [Standing::Open, Standing::Open, Standing::Cordoned, Standing::Draining];
+                let standing = standing[self.dice.below(4)];
+                self.tell(Event::Stands { node, standing });
             }
             82 if self.dice.one_in(8) => self.tell(Event::Removed { function: "g".parse().unwrap() }),
             _ => {

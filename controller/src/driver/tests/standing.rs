@@ -1,0 +1,102 @@
+//! Nodes that people keep work away from.
+
+use medes_proto::standing::Standing;
+
+use super::*;
+
+fn stands(bench: &mut Bench, node: &str, standing: Standing) {
+    bench.tell(Event::Stands { node: node.parse().unwrap(), standing });
+}
+
+/// Two nodes, one warm sandbox on the first.
+fn two_nodes() -> (Bench, [ConnectionId; 2], SandboxId) {
+    let (mut bench, one) = Bench::with_node(Settings::default());
+    let sandbox = bench.warm(one);
+    let two = bench.attach("n2", 1, Inventory::default());
+    bench.clear();
+    (bench, [one, two], sandbox)
+}
+
+fn commanded(bench: &Bench) -> Vec<ConnectionId> {
+    let commands = bench.actions.iter().filter_map(|action| match action {
+        Action::Command { connection, .. } => Some(*connection),
+        _ => None,
+    });
+    commands.collect()
+}
+
+#[test]
+fn a_cordoned_node_serves_with_what_it_has_and_starts_nothing() {
+    let (mut bench, [_, two], sandbox) = two_nodes();
+    stands(&mut bench, "n1", Standing::Cordoned);
+    bench.request(1);
+    assert_eq!(bench.sent()[0].1.sandbox, sandbox);
+    bench.request(2);
+    assert_eq!(commanded(&bench), [two]);
+    let refused =
+        bench.ask(Operation::Start { function: "f".parse().unwrap(), node: Some("n1".parse().unwrap()) });
+    let why = bench.answer_to(refused).unwrap().clone().unwrap_err();
+    assert_eq!((why.kind, &*why.message), (FailureKind::Busy, "node n1 is cordoned"));
+}
+
+#[test]
+fn a_draining_node_is_sent_nothing_and_gets_empty_as_its_requests_end() {
+    let (mut bench, [one, two], sandbox) = two_nodes();
+    bench.request(1);
+    stands(&mut bench, "n1", Standing::Draining);
+    assert!(bench.commands().is_empty(), "the request inside is seen to its end");
+    bench.request(2);
+    assert_eq!(commanded(&bench), [two]);
+    bench.clear();
+    bench.answered(1);
+    assert_eq!(commanded(&bench), [one]);
+    let (id, command) = bench.command();
+    assert!(matches!(command, Command::Purge { sandbox: purged } if purged == sandbox));
+    bench.succeed(one, id, &command);
+    assert_eq!(bench.driver.node_rows(bench.now)[0].sandboxes, 0);
+    assert!(bench.refused().is_empty());
+}
+
+#[test]
+fn what_waits_when_the_only_node_is_kept_from_work_is_served_when_it_is_open_again() {
+    let (mut bench, _) = Bench::with_node(Settings::default());
+    stands(&mut bench, "n1", Standing::Draining);
+    bench.request(1);
+    assert!(bench.commands().is_empty());
+    // Its agent is restarted meanwhile: that does not open it.
+    let again = bench.attach("n1", 2, Inventory::default());
+    assert!(bench.commands().is_empty());
+    assert_eq!(bench.driver.nodes_open(), 0);
+    stands(&mut bench, "n1", Standing::Open);
+    assert_eq!(commanded(&bench), [again]);
+}
+
+#[test]
+fn a_dedup_sandbox_ends_with_its_node_too() {
+    let (mut bench, node) = Bench::with_node(Settings::default());
+    let sandbox = bench.dedup(node, &[]);
+    stands(&mut bench, "n1", Standing::Draining);
+    assert!(matches!(bench.command().1, Command::Purge { sandbox: purged } if purged == sandbox));
+}
+
+#[test]
+fn only_nodes_that_were_here_can_be_kept_from_work() {
+    let (mut bench, _) = Bench::with_node(Settings { nodes_max: 1, ..Settings::default() });
+    let [here, other] = ["n1", "n2"].map(|name| name.parse().unwrap());
+    let may = |bench: &Bench, node, standing| bench.driver.may_stand(node, standing).map_err(|why| why.kind);
+    assert_eq!(may(&bench, &other, Standing::Cordoned), Err(FailureKind::NotFound));
+    assert_eq!(may(&bench, &other, Standing::Open), Ok(false));
+    assert_eq!(may(&bench, &here, Standing::Cordoned), Ok(true));
+    stands(&mut bench, "n1", Standing::Cordoned);
+    assert_eq!(may(&bench, &here, Standing::Cordoned), Ok(false));
+    assert_eq!(may(&bench, &here, Standing::Open), Ok(true));
+}
+
+#[test]
+fn the_standings_of_an_earlier_life_hold() {
+    let policy = Box::new(Fixed(FixedSettings::default()));
+    let node: medes_proto::ids::NodeId = "n1".parse().unwrap();
+    let driver = Driver::new(Now::START, Settings::default(), policy, [])
+        .with_standings([(node.clone(), Standing::Draining)]);
+    assert_eq!(driver.standing(&node), Standing::Draining);
+}

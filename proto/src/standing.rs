@@ -1,0 +1,50 @@
+//! What a node is given to do: all, no new sandboxes, or nothing.
+
+use crate::{WireError, wire};
+
+pub use wire::Standing;
+
+impl Standing {
+    /// The word people see, and the one that is stored.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Unspecified => "unknown",
+            Self::Open => "open",
+            Self::Cordoned => "cordoned",
+            Self::Draining => "draining",
+        }
+    }
+
+    /// The standing of that word.
+    pub fn of_word(word: &str) -> Option<Self> {
+        [Self::Open, Self::Cordoned, Self::Draining].into_iter().find(|standing| standing.word() == word)
+    }
+
+    /// As a message has it.
+    ///
+    /// # Errors
+    /// When it is none of the three.
+    pub fn from_wire(raw: i32, field: &'static str) -> Result<Self, WireError> {
+        match Self::try_from(raw) {
+            Ok(Self::Unspecified) | Err(_) => {
+                Err(WireError::invalid(field, "not open, cordoned or draining"))
+            }
+            Ok(standing) => Ok(standing),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_standing_has_a_word_of_its_own_and_nothing_else_is_one() {
+        for standing in [Standing::Open, Standing::Cordoned, Standing::Draining] {
+            assert_eq!(Standing::of_word(standing.word()), Some(standing));
+            assert_eq!(Standing::from_wire(standing.into(), "x"), Ok(standing));
+        }
+        assert_eq!(Standing::of_word("unknown"), None);
+        assert!(Standing::from_wire(0, "x").is_err() && Standing::from_wire(4, "x").is_err());
+    }
+}
