@@ -12,8 +12,9 @@ use clap::Args;
 use crate::command::{Call, on_path};
 use crate::repo::Repo;
 
-/// What runs in production, and what shows and measures it.
-const BINARIES: [&str; 4] = ["medes", "medes-agent", "medes-controller", "medes-bench"];
+/// What runs in production, what brings it there, and what shows and measures it.
+const BINARIES: [&str; 6] =
+    ["medes", "medes-agent", "medes-controller", "medes-supervise", "medes-deploy", "medes-bench"];
 
 /// How to build.
 #[derive(Args)]

@@ -6,6 +6,7 @@ mod bench;
 mod build;
 mod command;
 mod demo;
+mod deploy;
 mod lab;
 mod repo;
 mod setup;
@@ -42,6 +43,8 @@ enum Verb {
     Lab,
     /// Show on this machine what Medes does
     Demo(demo::Options),
+    /// Bring Medes to hosts over ssh: builds, then passes everything on to `medes-deploy`
+    Deploy(deploy::Options),
     /// Measure: passes everything on to `medes-bench`
     Bench(bench::Options),
 }
@@ -56,6 +59,7 @@ fn main() -> ExitCode {
         Verb::Tidy => tidy::run(&repo),
         Verb::Lab => lab::run(&repo),
         Verb::Demo(options) => demo::run(&repo, &options),
+        Verb::Deploy(options) => deploy::run(&repo, &options),
         Verb::Bench(options) => bench::run(&repo, &options),
     });
     match outcome {

@@ -73,6 +73,10 @@ impl Repo {
         if private_criu.join("usr/sbin/criu").is_file() {
             all.push(("MEDES_CRIU", private_criu.into_os_string()));
         }
+        let private_sshd = self.installed("sshd");
+        if private_sshd.join("usr/sbin/sshd").is_file() {
+            all.push(("MEDES_SSHD", private_sshd.into_os_string()));
+        }
         all.retain(|(name, _)| env::var_os(name).is_none());
         all
     }

@@ -11,6 +11,7 @@ mod machine;
 mod python;
 mod rdma;
 mod report;
+mod sshd;
 mod step;
 mod torch;
 
@@ -55,6 +56,8 @@ enum Name {
     Rdma,
     /// A virtual machine with RDMA in software
     Lab,
+    /// For the hosts that the test of `deploy` makes
+    Sshd,
 }
 
 /// One part as it was found on this machine.
@@ -136,6 +139,7 @@ fn look(repo: &Repo, machine: &Machine, name: Name) -> Part {
         Name::Torch => torch::look(),
         Name::Rdma => rdma::look(),
         Name::Lab => lab::look(),
+        Name::Sshd => sshd::look(repo, machine.apt && machine.root),
     }
 }
 
@@ -199,6 +203,7 @@ impl Name {
             Self::Torch => "torch",
             Self::Rdma => "rdma",
             Self::Lab => "lab",
+            Self::Sshd => "sshd",
         }
     }
 }

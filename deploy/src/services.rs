@@ -1,0 +1,97 @@
+//! What is to run on a host, with exactly the rights it needs.
+
+use crate::{
+    hosts::{Cluster, Controller, Node},
+    service::{HERE, Service, Socket},
+};
+
+/// The controller opens sockets and a file of its own. Nothing of that needs a right.
+const CONTROLLER_CAPABILITIES: [&str; 0] = [];
+
+/// What an agent may ever do, and what for. `medes doctor` says what is missing on a machine.
+pub const AGENT_CAPABILITIES: [&str; 18] = [
+    "CAP_BPF",                // loads its kernel programs
+    "CAP_CHECKPOINT_RESTORE", // CRIU: process numbers, links to files of other processes
+    "CAP_CHOWN",              // CRIU: owners of restored files
+    "CAP_DAC_OVERRIDE",       // reads what functions' users own
+    "CAP_DAC_READ_SEARCH",    // CRIU: opens files by handle
+    "CAP_FOWNER",             // CRIU: times and modes of restored files
+    "CAP_FSETID",             // CRIU: modes of restored files
+    "CAP_KILL",               // ends sandboxes of any user
+    "CAP_MKNOD",              // a sandbox's own /dev
+    "CAP_NET_ADMIN",          // a sandbox's own network namespace
+    "CAP_PERFMON",            // its kernel programs look at tasks
+    "CAP_SETGID",             // a sandbox runs as its own group
+    "CAP_SETPCAP",            // sandboxes lose their rights
+    "CAP_SETUID",             // a sandbox runs as its own user
+    "CAP_SYS_ADMIN",          // namespaces, mounts, control groups
+    "CAP_SYS_CHROOT",         // a sandbox's own root
+    "CAP_SYS_PTRACE",         // stops sandboxes, reads their memory
+    "CAP_SYS_RESOURCE",       // limits of restored processes
+];
+
+/// The names of the services, as units and files have them.
+pub const CONTROLLER: &str = "controller";
+/// See [`CONTROLLER`].
+pub const AGENT: &str = "agent";
+
+/// The services of one host, by name, in the order in which they start.
+pub fn of_host(cluster: &Cluster, host: &str, criu: bool) -> Vec<(&'static str, Service)> {
+    let mut all = Vec::new();
+    if cluster.controller.host == host {
+        all.push((CONTROLLER, controller(&cluster.prefix, &cluster.controller)));
+    }
+    if let Some(node) = cluster.node_on(host) {
+        all.push((AGENT, agent(&cluster.prefix, &cluster.controller, node, criu)));
+    }
+    all
+}
+
+fn controller(prefix: &str, controller: &Controller) -> Service {
+    let mut args = vec!["--state-dir".to_owned(), format!("{prefix}/state/controller")];
+    args.extend(["--control".into(), controller.control.to_string()]);
+    args.extend(["--gateway".into(), controller.gateway.to_string()]);
+    if controller.config.is_some() {
+        args.extend(["--config".into(), format!("{HERE}/etc/controller.toml")]);
+    }
+    if let Some(address) = controller.metrics {
+        args.extend(["--metrics".into(), address.to_string()]);
+    }
+    // Requests that wait when it is told to stop are seen to their end, not cut off: others wait at the door.
+    let grace = ["stop.grace=30s".to_owned()];
+    args.extend(grace.iter().chain(&controller.set).flat_map(|line| ["--set".to_owned(), line.clone()]));
+    let socket = |name: &str, address| Socket { name: name.into(), address };
+    Service {
+        description: "Medes controller".into(),
+        program: "bin/medes-controller".into(),
+        args,
+        capabilities: CONTROLLER_CAPABILITIES.map(str::to_owned).to_vec(),
+        stop_within_s: 40,
+        sockets: vec![socket("control", controller.control), socket("gateway", controller.gateway)],
+    }
+}
+
+fn agent(prefix: &str, controller: &Controller, node: &Node, criu: bool) -> Service {
+    let mut args = vec!["--node".to_owned(), node.name.clone()];
+    args.extend(["--controller".into(), controller.control.to_string()]);
+    args.extend(["--state-dir".into(), format!("{prefix}/state/agent")]);
+    args.extend(["--listen".into(), node.listen.to_string()]);
+    if let Some(cap) = &node.memory_cap {
+        args.extend(["--memory-cap".into(), cap.clone()]);
+    }
+    if let Some(address) = node.metrics {
+        args.extend(["--metrics".into(), address.to_string()]);
+    }
+    if criu {
+        args.extend(["--criu".into(), format!("{HERE}/criu")]);
+    }
+    args.extend(node.args.iter().cloned());
+    Service {
+        description: format!("Medes agent of node {}", node.name),
+        program: "bin/medes-agent".into(),
+        args,
+        capabilities: AGENT_CAPABILITIES.map(str::to_owned).to_vec(),
+        stop_within_s: 60,
+        sockets: Vec::new(),
+    }
+}
