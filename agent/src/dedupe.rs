@@ -9,6 +9,7 @@
 //!
 //! Until the last step nothing is lost: after any failure the sandbox is resumed and warm as before.
 
+pub mod shrink;
 mod sort;
 mod words;
 
@@ -245,7 +246,7 @@ fn add_known(hints: &mut Hints, sorted: &Sorted, words: Option<&Words>) -> Vec<S
     names
 }
 
-fn counted(classes: image::PageClasses, hot_skipped: u64, reused: u64) -> PageClasses {
+pub(crate) fn counted(classes: image::PageClasses, hot_skipped: u64, reused: u64) -> PageClasses {
     PageClasses {
         zero: classes.zero.into(),
         same: classes.same.into(),

@@ -51,6 +51,8 @@ pub enum Event {
     Unwanted(Vec<SandboxId>),
     /// How long a sandbox must be idle before it is reported.
     IdlePeriod(Duration),
+    /// How long a dedup image waits before it is made smaller; zero: for ever.
+    SmallAfter(Duration),
     /// For how long the kernel has seen a sandbox do nothing, asked or not; zero while it works.
     Quiet {
         /// Which.
@@ -100,6 +102,13 @@ pub enum Event {
         /// The snapshot.
         result: Result<(SnapshotReport, Vec<Phase>), DedupFailed>,
     },
+    /// An attempt to make a dedup image smaller has ended.
+    Shrunk {
+        /// Whose.
+        sandbox: SandboxId,
+        /// The smaller image, if it took the place of the first one.
+        smaller: Option<Smaller>,
+    },
     /// Processes, image and housing of a sandbox are gone.
     Removed {
         /// Which sandbox.
@@ -144,6 +153,17 @@ pub struct Deduped {
     pub memory_digest: Option<[u8; 32]>,
     /// The processes are still there: it is parked.
     pub in_place: bool,
+}
+
+/// A dedup image that took the place of a larger one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Smaller {
+    /// All bytes kept.
+    pub stored_bytes: u64,
+    /// Base snapshots the image refers to.
+    pub bases: Vec<SnapshotId>,
+    /// What became of the pages.
+    pub pages: PageClasses,
 }
 
 /// A dedup or snapshot that did not work.
@@ -203,6 +223,11 @@ pub enum Action {
         sandbox: SandboxId,
         /// Hash the memory before it runs.
         digest_memory: bool,
+    },
+    /// Make its dedup image smaller, if that can be; answer with [`Event::Shrunk`]. Meanwhile it may be restored or removed.
+    Shrink {
+        /// Whose.
+        sandbox: SandboxId,
     },
     /// Make a base snapshot; answer with [`Event::BaseMade`].
     MakeBase {
@@ -283,6 +308,8 @@ struct Entry {
     base_snapshot: Option<SnapshotId>,
     last_phases: Vec<Phase>,
     pages: PageClasses,
+    /// Nobody has tried yet to make its image smaller.
+    shrinks: bool,
 }
 
 /// Owns every sandbox and snapshot of this node.
@@ -291,6 +318,9 @@ pub struct Driver {
     sandboxes: BTreeMap<SandboxId, Entry>,
     snapshots: BTreeMap<SnapshotId, SnapshotReport>,
     idle_period: Duration,
+    small_after: Duration,
+    /// An image is being made smaller: one at a time.
+    shrinking: bool,
     sandboxes_max: usize,
 }
 
@@ -301,6 +331,8 @@ impl Driver {
             sandboxes: BTreeMap::new(),
             snapshots: BTreeMap::new(),
             idle_period: Duration::from_secs(60),
+            small_after: Duration::ZERO,
+            shrinking: false,
             sandboxes_max,
         }
     }
@@ -315,16 +347,21 @@ impl Driver {
                 }
             }
             Event::IdlePeriod(period) => self.idle_period = period,
+            Event::SmallAfter(period) => self.small_after = period,
             Event::RequestAsked { sandbox, ticket } => self.request_asked(now, sandbox, ticket, out),
             Event::RequestEnded { sandbox, answered } => self.request_ended(now, sandbox, answered),
             Event::Launched { sandbox, result } => self.launched(now, sandbox, result, out),
             Event::Deduped { sandbox, result } => self.deduped(now, sandbox, result, out),
             Event::Restored { sandbox, result } => self.restored(now, sandbox, result, out),
             Event::BaseMade { sandbox, result } => self.base_made(now, sandbox, result, out),
+            Event::Shrunk { sandbox, smaller } => self.shrunk(sandbox, smaller),
             Event::Removed { sandbox } => self.removed(sandbox, out),
             Event::Exited { sandbox, why } => self.exited(sandbox, why, out),
             Event::Quiet { sandbox, idle } => self.quiet(now, sandbox, idle),
-            Event::Tick => self.report_idle(now, out),
+            Event::Tick => {
+                self.report_idle(now, out);
+                self.shrink_one(now, out);
+            }
         }
     }
 
@@ -352,6 +389,35 @@ impl Driver {
                 out.push(Action::ReportIdle { sandbox, idle });
             }
         }
+    }
+}
+
+/// Images that wait are made smaller, one at a time, while the node has nothing else to do.
+impl Driver {
+    fn shrink_one(&mut self, now: Instant, out: &mut Vec<Action>) {
+        let busy = || self.sandboxes.values().any(|entry| entry.command.is_some());
+        if self.shrinking || self.small_after.is_zero() || busy() {
+            return;
+        }
+        let waits = |entry: &&mut Entry| {
+            entry.shrinks && entry.state == SandboxState::Dedup && entry.doomed.is_none()
+        };
+        let waiting = self.sandboxes.iter_mut().filter(|(_, entry)| waits(entry));
+        let Some((&sandbox, entry)) = waiting.min_by_key(|(_, entry)| entry.since) else { return };
+        if now.duration_since(entry.since) >= self.small_after {
+            entry.shrinks = false;
+            self.shrinking = true;
+            out.push(Action::Shrink { sandbox });
+        }
+    }
+
+    fn shrunk(&mut self, sandbox: SandboxId, smaller: Option<Smaller>) {
+        self.shrinking = false;
+        let Some(entry) = self.sandboxes.get_mut(&sandbox) else { return };
+        let Some(Smaller { stored_bytes, bases, pages }) = smaller else { return };
+        entry.stored_bytes = stored_bytes;
+        entry.bases = bases;
+        entry.pages = PageClasses { reused: entry.pages.reused, ..pages };
     }
 }
 

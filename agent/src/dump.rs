@@ -185,7 +185,8 @@ impl Dump {
         Self::open(folder)
     }
 
-    fn open(folder: Folder) -> Result<Self, DumpSandboxError> {
+    /// What CRIU has left in this folder, or what was laid out there as it would have.
+    pub fn open(folder: Folder) -> Result<Self, DumpSandboxError> {
         let images = ImageSet::read(folder.path())?;
         let map = |file: &PagesFile| {
             let path = folder.path().join(&file.name);

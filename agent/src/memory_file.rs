@@ -16,6 +16,7 @@ use std::{
     path::Path,
     ptr::NonNull,
     slice,
+    sync::Arc,
 };
 
 use nix::{
@@ -99,16 +100,23 @@ impl Drop for Mapping {
     }
 }
 
-/// A file that nobody writes to any more, readable as a slice.
+/// A file that nobody writes to any more, readable as a slice. Cheap to clone.
+#[derive(Clone)]
 pub struct MappedFile {
-    mapping: Mapping,
-    file: File,
+    mapping: Arc<Mapping>,
+    file: Arc<File>,
 }
 
 impl MappedFile {
     fn map(file: File) -> io::Result<Self> {
         let bytes = file.metadata()?.len();
-        Ok(Self { mapping: Mapping::new(&file, bytes, ProtFlags::PROT_READ)?, file })
+        let mapping = Arc::new(Mapping::new(&file, bytes, ProtFlags::PROT_READ)?);
+        Ok(Self { mapping, file: Arc::new(file) })
+    }
+
+    /// Whether both are the same mapping, not only equal.
+    pub fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.mapping, &other.mapping)
     }
 
     /// Maps a finished file of a dump.
@@ -120,17 +128,17 @@ impl MappedFile {
     }
 
     /// The file itself, for system calls that read it without copying it here first.
-    pub const fn file(&self) -> &File {
+    pub fn file(&self) -> &File {
         &self.file
     }
 
     /// Number of bytes.
-    pub const fn len(&self) -> usize {
+    pub fn len(&self) -> usize {
         self.mapping.bytes
     }
 
     /// Whether there are none.
-    pub const fn is_empty(&self) -> bool {
+    pub fn is_empty(&self) -> bool {
         self.mapping.bytes == 0
     }
 }

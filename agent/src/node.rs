@@ -275,6 +275,7 @@ impl Node {
                 earlier.abort();
             }
         }
+        self.apply(Event::SmallAfter(engine.shrinks_after()));
         self.apply(Event::IdlePeriod(idle));
         self.apply(Event::Unwanted(purge));
     }
@@ -317,6 +318,7 @@ impl Node {
                 // A dedup or a base is not called off.
                 self.parking.get(&sandbox).into_iter().for_each(CancellationToken::cancel);
             }
+            Action::Shrink { sandbox } => self.shrink(sandbox),
             Action::MakeBase { sandbox, snapshot } => self.make_base(sandbox, snapshot),
             Action::Restore { sandbox, digest_memory } => self.restore(sandbox, digest_memory),
             Action::Remove { sandbox } => {
@@ -445,6 +447,7 @@ impl Node {
                 self.keep_ruin(sandbox, Some(ruin));
                 Event::Restored { sandbox, result: Err(failure) }
             }
+            Worked::Shrunk { sandbox, of, result } => self.shrunk(sandbox, &of, result),
             Worked::Removed { sandbox } => {
                 self.measured.forget(sandbox);
                 Event::Removed { sandbox }

@@ -8,7 +8,7 @@
 //! Eager, as the paper has it: every page is in place before the first instruction runs. After a failure there
 //! is no sandbox: half of one is killed, and what is left is removed by the caller.
 
-use std::{collections::BTreeMap, fmt, io};
+use std::{collections::BTreeMap, fmt, io, num::NonZeroUsize};
 
 use medes_dedup::{
     image::{DedupImage, OpenImageError, ReadSectionsError},
@@ -28,7 +28,6 @@ use crate::{
     driver::Restored,
     dump::Folder,
     earlier::Earlier,
-    engine::Engine,
     faults::{Injected, Step},
     memory_file::MappedFile,
     page_work,
@@ -144,7 +143,7 @@ pub async fn restore(
         watch.step("read_bases");
         let folder = Folder::create(housing.work_dir().join("restore")).map_err(RestoreError::Folder)?;
         let named = image.bases().to_vec();
-        let (laid, image) = lay_out(engine, image, bases, folder).await.inspect_err(|error| {
+        let (laid, image) = lay_out(engine.threads, image, bases, folder).await.inspect_err(|error| {
             if matches!(error, RestoreError::Rebuild(_)) {
                 named.iter().for_each(|base| roads.bases.distrust(*base));
             }
@@ -172,7 +171,7 @@ pub async fn restore(
 }
 
 /// Reads what the image's pages are made of. Most bases are here as a whole, or are wanted so; of others only what is needed.
-async fn read_bases(
+pub(crate) async fn read_bases(
     roads: &Roads,
     tenant: &TenantName,
     image: &DedupImage<MappedFile>,
@@ -190,8 +189,8 @@ async fn read_bases(
 }
 
 /// Rebuilds every page where CRIU will read it.
-async fn lay_out(
-    engine: Engine,
+pub(crate) async fn lay_out(
+    threads: NonZeroUsize,
     image: DedupImage<MappedFile>,
     bases: HeldPages,
     folder: Folder,
@@ -200,7 +199,7 @@ async fn lay_out(
         let mut laid = skeleton::unpack(&image.sections()?, image.pages(), folder.path())?;
         let mut pages: Vec<&mut Page> =
             laid.pages.iter_mut().flat_map(|file| file.as_mut().as_chunks_mut::<PAGE_BYTES>().0).collect();
-        page_work::rebuild(&image, &bases, &mut pages, engine.threads)?;
+        page_work::rebuild(&image, &bases, &mut pages, threads)?;
         Ok(((folder, laid.masks), image))
     })
     .await

@@ -132,6 +132,7 @@ struct RawPolicy {
     name: String,
     alpha: f64,
     budget_share: f64,
+    tail: f64,
     idle: Span,
     keep_alive: Span,
     keep_dedup: Span,
@@ -148,6 +149,7 @@ struct RawPolicy {
 #[serde(deny_unknown_fields)]
 struct RawEngine {
     level: String,
+    small_after: Span,
     sampling: String,
     chunks: u8,
     delta_bytes_max: u32,
@@ -310,7 +312,7 @@ impl RawPolicy {
     fn check(self) -> Result<PolicySettings, ConfigError> {
         let kind = self.name.parse().map_err(|_unknown| ConfigError::Field {
             field: "policy.name",
-            problem: "not fixed, medes-latency, medes-memory, hybrid, greedy-dual or never-unload",
+            problem: "not fixed, medes-latency, medes-memory, hybrid, greedy-dual, never-unload or marginal",
         })?;
         Ok(PolicySettings {
             kind,
@@ -323,6 +325,7 @@ impl RawPolicy {
             },
             alpha: within(self.alpha, 1.0..=1e6, "policy.alpha", "not 1 to 1000000")?,
             budget_share: within(self.budget_share, 0.0..=1.0, "policy.budget_share", "not 0 to 1")?,
+            tail: within(self.tail, 1.0..=4.0, "policy.tail", "not 1 to 4")?,
         })
     }
 }
@@ -351,6 +354,7 @@ impl RawEngine {
         };
         Ok(EngineSettings {
             level,
+            small_after: self.small_after.0,
             sampling,
             delta_bytes_max: self.delta_bytes_max,
             bases_max: self.bases_max,
@@ -391,6 +395,7 @@ mod tests {
             ("[policy]\nname = 'magic'", "policy.name"),
             ("[policy]\nalpha = 0.5", "policy.alpha"),
             ("[policy]\nbudget_share = 1.5", "policy.budget_share"),
+            ("[policy]\ntail = 0.5", "policy.tail"),
             ("[policy]\nidle = 5", "string"),
             ("[engine]\nchunks = 0", "engine.chunks"),
             ("[engine]\nsampling = 'top'", "engine.sampling"),

@@ -126,6 +126,11 @@ impl EncodedPage<'_> {
         }
     }
 
+    /// Whether it is made of words, so that its image needs a relation to its base.
+    pub const fn is_words(&self) -> bool {
+        matches!(self.form, Form::Delta { codec: Codec::Words | Codec::Predicted, .. })
+    }
+
     /// Bytes it takes beside its recipe.
     pub fn stored_bytes(&self) -> usize {
         self.form.bytes().map_or(0, |bytes| bytes.len())

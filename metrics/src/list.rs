@@ -140,7 +140,7 @@ const AGENT: [Metric; 12] = rows(
             "medes_operations_total",
             "operations",
             "operation, result",
-            "launch, dedup, base, restore: done or failed",
+            "launch, dedup, shrink, base, restore: done or failed",
         ),
         (
             Histogram,

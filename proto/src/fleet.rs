@@ -156,6 +156,8 @@ pub struct EngineSettings {
     pub nodes_max: u32,
     /// Whether sandboxes are made of words of a base.
     pub level: Level,
+    /// An image of level `fast` that has waited for so long is made one of level `small`; zero: never.
+    pub small_after: Duration,
 }
 
 /// How much is done to store a sandbox small.
@@ -178,7 +180,15 @@ impl Default for EngineSettings {
             bases_max: 8,
             nodes_max: 3,
             level: Level::default(),
+            small_after: Duration::from_secs(60),
         }
+    }
+}
+
+impl EngineSettings {
+    /// After which time of waiting an image is made smaller; zero: never, for want of a wish or of a smaller level.
+    pub fn shrinks_after(&self) -> Duration {
+        if self.level == Level::Fast { self.small_after } else { Duration::ZERO }
     }
 }
 

@@ -46,7 +46,7 @@ impl Words {
 
 /// Why a sandbox is stored without being aligned with a base.
 #[derive(Debug, thiserror::Error)]
-enum NotAligned {
+pub enum NotAligned {
     /// The registry was asked which base there is.
     #[error(transparent)]
     Registry(#[from] RegistryError),
@@ -111,7 +111,7 @@ pub(super) async fn encode(
 
 /// Brings both sides together: the largest process of each, if these run the same program. Of the sandbox's only what
 /// has to be encoded.
-fn align(
+pub(super) fn align(
     (dump, sorted): (&Dump, &Sorted),
     base: &Snapshot,
     indexes: &Indexes,

@@ -185,6 +185,7 @@ impl Driver {
                 entry.stored_bytes = stored_bytes;
                 entry.bases = bases;
                 entry.pages = pages;
+                entry.shrinks = !in_place;
                 entry.last_phases.clone_from(&phases);
                 self.finish(now, sandbox, Success { phases, memory_digest, ..Success::default() }, out);
             }
@@ -347,6 +348,7 @@ impl Entry {
             base_snapshot: None,
             last_phases: Vec::new(),
             pages: PageClasses::default(),
+            shrinks: false,
         }
     }
 

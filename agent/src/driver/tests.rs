@@ -32,6 +32,8 @@ enum Step {
     Ask(u8),
     EndRequest(Index),
     Exit(u8),
+    /// An image was made smaller, or not.
+    Shrunk(bool),
     /// Ends one piece of work: well, badly, or so badly that the sandbox is lost.
     Finish(Index, u8),
     Wait(u16),
@@ -52,6 +54,7 @@ fn step() -> impl Strategy<Value = Step> {
         4 => sandbox.clone().prop_map(Step::Ask),
         4 => any::<Index>().prop_map(Step::EndRequest),
         1 => sandbox.prop_map(Step::Exit),
+        2 => any::<bool>().prop_map(Step::Shrunk),
         8 => (any::<Index>(), 0..3u8).prop_map(|(at, how)| Step::Finish(at, how)),
         2 => any::<u16>().prop_map(Step::Wait),
     ]
@@ -71,6 +74,8 @@ struct World {
     alive: BTreeSet<SandboxId>,
     /// Those of them that are frozen, without memory.
     parked: BTreeSet<SandboxId>,
+    /// Whose image is being made smaller.
+    shrinking: Option<SandboxId>,
     next: u64,
 }
 
@@ -94,6 +99,7 @@ impl World {
             snapshots: Vec::new(),
             alive: BTreeSet::new(),
             parked: BTreeSet::new(),
+            shrinking: None,
             next: 1,
         }
     }
@@ -145,6 +151,12 @@ impl World {
                 let parked = self.parked.remove(&sandbox);
                 assert!(parked || !self.alive.contains(&sandbox), "a second life from one image");
                 self.begin(sandbox, Work::Restore);
+            }
+            Action::Shrink { sandbox } => {
+                assert_eq!(self.shrinking.replace(sandbox), None, "one at a time");
+                let others = self.work.iter().filter(|(_, work)| *work != Work::Remove);
+                assert_eq!(others.count(), 0, "only while there is nothing else to do");
+                assert!(!self.alive.contains(&sandbox), "there is an image");
             }
             Action::Remove { sandbox } => self.begin(sandbox, Work::Remove),
             Action::DropSnapshot { snapshot } => self.snapshots.retain(|other| *other != snapshot),
@@ -296,6 +308,13 @@ impl World {
                     self.finish(at.index(self.work.len()), how);
                 }
             }
+            Step::Shrunk(good) => {
+                if let Some(sandbox) = self.shrinking.take() {
+                    let smaller =
+                        Smaller { stored_bytes: 1, bases: Vec::new(), pages: PageClasses::default() };
+                    self.apply(Event::Shrunk { sandbox, smaller: good.then_some(smaller) });
+                }
+            }
             Step::Wait(millis) => {
                 self.now += Duration::from_millis(millis.into());
                 self.apply(Event::Tick);
@@ -308,6 +327,7 @@ proptest! {
     #[test]
     fn any_life_is_answered_bounded_and_lived_once(steps in prop::collection::vec(step(), 1..200)) {
         let mut world = World::new();
+        world.apply(Event::SmallAfter(Duration::from_secs(20)));
         for step in steps {
             world.step(step);
         }
@@ -358,4 +378,34 @@ fn a_sandbox_that_works_by_itself_is_not_idle() {
         }
     }
     assert_eq!(idle_at, [160], "sixty seconds after its own work ended");
+}
+
+#[test]
+fn an_image_that_waits_is_made_smaller_once() {
+    let mut world = World::new();
+    for sandbox in [1, 2] {
+        world.step(Step::Start(sandbox));
+        world.finish(0, 0);
+        world.step(Step::Dedup(sandbox));
+        world.finish(0, 0);
+    }
+    let shrunk = |world: &mut World| {
+        world.now += Duration::from_secs(31);
+        world.apply(Event::Tick);
+        world.shrinking
+    };
+    assert_eq!(shrunk(&mut world), None, "not unless asked for");
+    world.apply(Event::SmallAfter(Duration::from_secs(30)));
+    assert_eq!(shrunk(&mut world), Some(id(1)), "the one that waits longest");
+    world.step(Step::Shrunk(true));
+    assert_eq!(shrunk(&mut world), Some(id(2)));
+    world.step(Step::Shrunk(false));
+    assert_eq!(shrunk(&mut world), None, "each is tried once");
+    // Another life has another image.
+    world.step(Step::Restore(1));
+    world.finish(0, 0);
+    world.step(Step::Dedup(1));
+    assert_eq!(shrunk(&mut world), None, "not while there is other work");
+    world.finish(0, 0);
+    assert_eq!(shrunk(&mut world), Some(id(1)));
 }

@@ -12,7 +12,9 @@ use super::{
     work::{self, Worked},
 };
 use crate::{
-    driver::{DedupOrder, Event},
+    dedupe::{self, shrink::Shrunk},
+    driver::{DedupOrder, Event, Smaller},
+    memory_file::MappedFile,
     park::ParkOrder,
 };
 
@@ -51,6 +53,42 @@ impl Node {
                 self.worked(Worked::BaseMade { sandbox, warm, result });
             }
         }
+    }
+
+    pub(super) fn shrink(&mut self, sandbox: SandboxId) {
+        match (self.bodies.get(&sandbox), &self.tools.roads) {
+            (Some(Body::Stored(stored)), Some(roads)) => {
+                let whose = (sandbox, stored.spec.tenant.clone());
+                let stored = (stored.image.clone(), stored.origin.clone());
+                let folder = self.tools.host.run_dir().join("shrink");
+                self.work(work::shrink(roads.clone(), whose, stored, folder));
+            }
+            _ => self.apply(Event::Shrunk { sandbox, smaller: None }),
+        }
+    }
+
+    /// Puts a smaller image in the place of the one it was made of, if that is still there.
+    pub(super) fn shrunk(
+        &mut self,
+        sandbox: SandboxId,
+        of: &MappedFile,
+        result: Result<Option<Box<Shrunk>>, Failure>,
+    ) -> Event {
+        let smaller = match (result, self.bodies.get_mut(&sandbox)) {
+            (Ok(Some(shrunk)), Some(Body::Stored(stored))) if stored.image.is(of) => {
+                let Shrunk { image, stored_bytes, bases, classes, .. } = *shrunk;
+                stored.image = image;
+                stored.origin.places.retain(|snapshot, _| bases.contains(snapshot));
+                let stored_bytes = stored_bytes + stored.housing.private_bytes();
+                Some(Smaller { stored_bytes, bases, pages: dedupe::counted(classes, 0, 0) })
+            }
+            (Err(failure), _) => {
+                tracing::info!(%sandbox, %failure, "its image stays as large as it is");
+                None
+            }
+            _ => None,
+        };
+        Event::Shrunk { sandbox, smaller }
     }
 
     pub(super) fn restore(&mut self, sandbox: SandboxId, digest_memory: bool) {

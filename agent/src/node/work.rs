@@ -1,6 +1,7 @@
 //! Work that takes time: each piece owns the sandbox it works on and brings back what became of it.
 
 use std::{
+    path::PathBuf,
     sync::Arc,
     time::{Instant, SystemTime},
 };
@@ -9,7 +10,7 @@ use medes_proto::{
     failure::{Failure, FailureKind},
     fleet::SnapshotReport,
     function::FunctionSpec,
-    ids::{NodeId, SandboxId, SnapshotId},
+    ids::{NodeId, SandboxId, SnapshotId, TenantName},
     limits::FAILURE_LINES_MAX,
     sandbox::Phase,
 };
@@ -18,9 +19,15 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Tools, finished::Finished};
 use crate::{
-    base, dedupe,
+    base,
+    dedupe::{
+        self,
+        shrink::{self, Shrunk},
+    },
     driver::{DedupOrder, Deduped, Restored},
+    earlier::Origin,
     launch_spec::launch_spec,
+    memory_file::MappedFile,
     pager::{FaultError, Pager, ReleaseError},
     park::{self, ParkOrder},
     restore,
@@ -66,6 +73,8 @@ pub(crate) enum Worked {
     },
     /// A restore.
     Restored { sandbox: SandboxId, result: Outcome<(Box<Warm>, Restored), Box<Housing>> },
+    /// The image `of` was made smaller, or there is no smaller one.
+    Shrunk { sandbox: SandboxId, of: MappedFile, result: Result<Option<Box<Shrunk>>, Failure> },
     /// A removal.
     Removed { sandbox: SandboxId },
     /// The processes of a sandbox ended.
@@ -77,7 +86,10 @@ pub(crate) enum Worked {
 impl Worked {
     /// Whether it handled all pages of a sandbox.
     pub(super) const fn was_large(&self) -> bool {
-        matches!(self, Self::Deduped { .. } | Self::BaseMade { .. } | Self::Restored { .. })
+        matches!(
+            self,
+            Self::Deduped { .. } | Self::BaseMade { .. } | Self::Restored { .. } | Self::Shrunk { .. }
+        )
     }
 
     /// What is told of it outside; `None` for what is no operation on a sandbox.
@@ -96,6 +108,12 @@ impl Worked {
             Self::Restored { sandbox, result } => {
                 let result = result.as_ref().map(|(_, restored)| &restored.phases[..]);
                 ("restore", sandbox, result.map_err(|(_, why)| why))
+            }
+            Self::Shrunk { result: Ok(None), .. } => return None,
+            Self::Shrunk { sandbox, result, .. } => {
+                let phases =
+                    result.as_ref().map(|shrunk| shrunk.as_ref().map_or(&[][..], |one| &one.phases[..]));
+                ("shrink", sandbox, phases)
             }
             Self::Removed { .. } | Self::Exited { .. } | Self::Answered { .. } => return None,
         };
@@ -118,6 +136,7 @@ impl Worked {
             }
             Self::Deduped { sandbox, result: Err((None, _)) }
             | Self::BaseMade { sandbox, warm: None, .. }
+            | Self::Shrunk { sandbox, .. }
             | Self::Removed { sandbox }
             | Self::Exited { sandbox, .. }
             | Self::Answered { sandbox, .. } => (sandbox, None),
@@ -252,6 +271,20 @@ pub(super) async fn unpark(sandbox: SandboxId, warm: Box<Warm>) -> Worked {
         }
     };
     Worked::Restored { sandbox, result }
+}
+
+pub(super) async fn shrink(
+    roads: Arc<Roads>,
+    (sandbox, tenant): (SandboxId, TenantName),
+    (image, origin): (MappedFile, Origin),
+    folder: PathBuf,
+) -> Worked {
+    let of = image.clone();
+    let result = match shrink::shrink(&roads, sandbox, &tenant, (image, origin), folder).await {
+        Ok(shrunk) => Ok(shrunk.map(Box::new)),
+        Err(error) => Err(Failure::from_error(FailureKind::DedupFailed, &error)),
+    };
+    Worked::Shrunk { sandbox, of, result }
 }
 
 pub(super) async fn make_base(

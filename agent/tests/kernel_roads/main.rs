@@ -10,6 +10,7 @@ mod node;
 mod registry;
 #[path = "../kernel_sandbox/runner.rs"]
 mod runner;
+mod shrink;
 mod station;
 mod there_and_back;
 mod trouble;
@@ -19,6 +20,6 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let tests: Vec<runner::Test> =
-        [there_and_back::TESTS, again::TESTS, trouble::TESTS, words::TESTS].concat();
+        [there_and_back::TESTS, again::TESTS, trouble::TESTS, words::TESTS, shrink::TESTS].concat();
     runner::main(&tests, &[])
 }

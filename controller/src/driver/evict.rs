@@ -89,6 +89,7 @@ impl Driver {
             self.purge(now, id, PurgeReason::Evicted, None, out);
             if let Some(node) = self.nodes.get_mut(node) {
                 node.clock = node.clock.max(worth);
+                node.price.pay(now, worth);
             }
         }
     }

@@ -221,7 +221,8 @@ impl Driver {
 
     fn sandbox_view(&self, now: Now, id: SandboxId) -> Option<SandboxView> {
         let sandbox = self.sandboxes.get(&id)?;
-        Some(SandboxView { gain: self.ranked(sandbox), ..sandbox.view(now)? })
+        let price = self.nodes.get(&sandbox.node).map_or(0.0, |node| node.price.at(now));
+        Some(SandboxView { gain: self.ranked(sandbox), price, ..sandbox.view(now)? })
     }
 
     pub(super) fn function_view(&self, name: &FunctionName) -> Option<FunctionView<'_>> {
@@ -246,6 +247,7 @@ impl Driver {
             warm_start: function.warm_start.time(),
             execution: function.execution.time(),
             idle_times: &function.idle_times,
+            reuses: &function.reuses,
             uses: self.of_function(name).map(|sandbox| sandbox.uses).sum(),
         })
     }
@@ -266,6 +268,7 @@ impl Sandbox {
             is_base_source: self.report.base_snapshot.is_some(),
             dump_blocked: blocked.filter(|left| !left.is_zero()),
             clock: self.clock,
+            price: 0.0,
             heat: self.report.heat,
             gain: Default::default(),
         })

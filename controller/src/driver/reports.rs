@@ -13,7 +13,7 @@ use medes_proto::{
 
 use super::{
     Action, CloseReason, ConnectionId, Driver, PurgeReason, failure,
-    state::{Life, Node, Sandbox, Timer},
+    state::{Life, Node, Price, Sandbox, Timer},
 };
 use crate::now::Now;
 
@@ -97,6 +97,7 @@ impl Driver {
             drift_bytes: 0,
             avoid_until: None,
             clock: 0.0,
+            price: Price::default(),
             sandboxes,
         };
         self.nodes.insert(name.clone(), node);

@@ -33,6 +33,7 @@ impl Function {
             warm_start: Default::default(),
             execution: Default::default(),
             idle_times: IdleTimes::default(),
+            reuses: IdleTimes::default(),
             prewarm_at: None,
             warm_bytes: Default::default(),
             dedup_bytes: Default::default(),
@@ -88,6 +89,7 @@ impl Driver {
         request.stage = Stage::Sent { sandbox: sandbox_id };
         let (start, phases) = wait_phases(request, sandbox, now);
         request.start = Some(start);
+        let idle = sandbox.open.is_empty().then(|| now.since(sandbox.last_used));
         sandbox.open.insert(id);
         sandbox.last_used = now;
         sandbox.quiet = false;
@@ -95,6 +97,9 @@ impl Driver {
         sandbox.clock = node.clock;
         if let Some(function) = self.functions.get_mut(&sandbox.function) {
             function.idle_times.begin(request.arrived.since_origin());
+            idle.filter(|_| start == StartKind::Warm && sandbox.uses > 1)
+                .into_iter()
+                .for_each(|idle| function.reuses.count(idle));
         }
         let target = Target {
             sandbox: sandbox_id,

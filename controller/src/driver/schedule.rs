@@ -118,6 +118,10 @@ impl Driver {
         while self.needs_start(name) {
             let may_restore = !self.owes_cold(name);
             if may_restore && let Some(sandbox) = self.pick_dedup(now, name, true) {
+                let idle = self.sandboxes.get(&sandbox).map(|sandbox| now.since(sandbox.last_used));
+                if let (Some(idle), Some(function)) = (idle, self.functions.get_mut(name)) {
+                    function.reuses.count(idle);
+                }
                 let why = "of those with room on their node: parked before dedup, all bases at hand, the last one used";
                 if !self.restore(now, sandbox, false, None, why, out) {
                     return;

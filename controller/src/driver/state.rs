@@ -16,7 +16,7 @@ use medes_proto::{
 use super::event::{ConnectionId, RequestId, Ticket};
 use crate::{
     now::Now,
-    policy::{Arrivals, IdleLife, IdleTimes},
+    policy::{Arrivals, IdleLife, IdleTimes, PRICE_HALF_LIFE},
 };
 
 /// Where a sandbox is, as far as the driver has decided it. `Warm` with open requests is "running".
@@ -205,10 +205,30 @@ pub(super) struct Function {
     pub(super) warm_start: Average,
     pub(super) execution: Average,
     pub(super) idle_times: IdleTimes,
+    pub(super) reuses: IdleTimes,
     /// When a sandbox is to be started before a request asks for it.
     pub(super) prewarm_at: Option<Now>,
     pub(super) warm_bytes: Average,
     pub(super) dedup_bytes: Average,
+}
+
+/// What sandboxes were worth that were ended on a node for room: rises halfway to each that is worth more, forgotten with time.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Price {
+    paid: f64,
+    at: Option<Now>,
+}
+
+impl Price {
+    pub(super) fn at(self, now: Now) -> f64 {
+        let lives = self.at.map_or(0.0, |at| now.since(at).div_duration_f64(PRICE_HALF_LIFE));
+        self.paid * (-lives).exp2()
+    }
+
+    pub(super) fn pay(&mut self, now: Now, worth: f64) {
+        let paid = self.at(now);
+        *self = Self { paid: paid.max((paid + worth) / 2.0), at: Some(now) };
+    }
 }
 
 #[derive(Debug)]
@@ -226,6 +246,7 @@ pub(super) struct Node {
     pub(super) avoid_until: Option<Now>,
     /// The highest worth of any sandbox that was ended here for room.
     pub(super) clock: f64,
+    pub(super) price: Price,
     pub(super) sandboxes: BTreeSet<SandboxId>,
 }
 

@@ -10,6 +10,11 @@ pub(super) const BINS: usize = 240;
 
 const BIN: Duration = Duration::from_secs(60);
 
+/// What is believed before anything was seen: one idle time of which half is over after a minute, half of the rest after two
+/// more, and so on. The idle times of functions are spread over all orders of magnitude.
+const PRIOR_WEIGHT: f64 = 1.0;
+const PRIOR_SECONDS: f64 = 60.0;
+
 /// Weight of the newest in the average of the idle times.
 const WEIGHT: f64 = 0.25;
 
@@ -95,6 +100,43 @@ impl IdleTimes {
         (BIN * bin, BIN * (bin + 1))
     }
 
+    /// A time of idling that was not a whole function's is over: one of its sandboxes was used again.
+    pub fn count(&mut self, idle: Duration) {
+        let last_end = self.last_end.replace(Duration::ZERO);
+        self.begin(idle);
+        self.last_end = last_end;
+    }
+
+    /// How often something that has been idle for `idle` may be expected to be used, in uses per second of waiting: the best
+    /// that any time to wait has to offer (the Gittins index of the next use). Without a past it falls as one over the time.
+    pub fn demand(&self, idle: Duration) -> f64 {
+        let (idle, bin) = (idle.as_secs_f64(), BIN.as_secs_f64());
+        let first = (idle / bin) as usize;
+        let behind: u64 =
+            self.bins.get(first..).unwrap_or_default().iter().map(|count| u64::from(*count)).sum();
+        // Of the bin it is in, what lies behind already is taken to be spread evenly.
+        let here = self.bins.get(first).map_or(0.0, |count| f64::from(*count));
+        let gone = here * (idle / bin - first as f64);
+        let at_risk = behind as f64 - gone + self.beyond as f64 + PRIOR_WEIGHT;
+        let prior = idle + PRIOR_SECONDS;
+        let (mut used, mut waited, mut before, mut best) = (0.0, 0.0, 0.0, PRIOR_WEIGHT / prior / at_risk);
+        for (at, count) in self.bins.iter().enumerate().skip(first) {
+            let ahead = bin * (at + 1) as f64 - idle;
+            let step = ahead - before;
+            let ends = if at == first { here - gone } else { f64::from(*count) };
+            let prior_ends = PRIOR_WEIGHT * (prior / (prior + before) - prior / (prior + ahead));
+            let left = at_risk - used;
+            used += ends + prior_ends;
+            // Those that end in this step wait for half of it.
+            waited += step * (left - (ends + prior_ends) / 2.0);
+            if waited > 0.0 {
+                best = f64::max(best, used / waited);
+            }
+            before = ahead;
+        }
+        best
+    }
+
     /// Running average of all idle times.
     pub fn average(&self) -> Option<Duration> {
         self.average.map(Duration::from_secs_f64)
@@ -143,6 +185,47 @@ mod tests {
         assert_eq!(times.percentile(0.05), (BIN * 2, BIN * 3));
         assert_eq!(times.percentile(0.9), (BIN * 2, BIN * 3));
         assert_eq!(times.percentile(0.99), (BIN * 9, BIN * 10));
+    }
+
+    /// The past of `times`, each idle time so many minutes and a half.
+    fn halves(times: &[u64]) -> IdleTimes {
+        let mut all = IdleTimes::default();
+        times.iter().for_each(|minutes| all.count(BIN * u32::try_from(*minutes).unwrap() + BIN / 2));
+        all
+    }
+
+    #[test]
+    fn without_a_past_demand_falls_as_one_over_the_time() {
+        let none = IdleTimes::default();
+        let at = |seconds| none.demand(Duration::from_secs(seconds));
+        assert!((at(0) - 1.0 / 60.0).abs() < 1e-3, "{}", at(0));
+        assert!((at(540) - 1.0 / 600.0).abs() < 1e-4, "{}", at(540));
+    }
+
+    #[test]
+    fn demand_is_the_best_that_waiting_has_to_offer() {
+        // A hundred times in the eleventh minute: by then, nearly all; of each 10 minutes and a half on average.
+        let regular = halves(&[10; 100]);
+        let first = regular.demand(Duration::ZERO);
+        assert!((first - 1.0 / 630.0).abs() < 2e-4, "{first}");
+        // The nearer, the more.
+        let near = regular.demand(BIN * 10);
+        assert!((near - 1.0 / 30.0).abs() < 2e-3, "{near}");
+        // What should have come and has not is no better than the unknown.
+        let late = regular.demand(BIN * 30);
+        assert!(late < 1.0 / 1_000.0, "{late}");
+        // Where it mostly comes at once, the rare long wait does not count.
+        let mixed = halves(&[[0; 90].as_slice(), &[200; 10]].concat());
+        assert!(mixed.demand(Duration::ZERO) > 1.0 / 40.0);
+        assert!(mixed.demand(BIN * 2) < 1.0 / 1_500.0);
+    }
+
+    #[test]
+    fn a_single_use_leaves_the_functions_own_idle_time_alone() {
+        let mut times = IdleTimes::default();
+        times.end(BIN);
+        times.count(BIN * 3);
+        assert_eq!((times.last_end(), times.within()), (Some(BIN), 1));
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod fixed;
 mod greedy_dual;
 mod hybrid;
 mod idle_times;
+mod marginal;
 mod medes;
 mod never_unload;
 mod settings;
@@ -24,6 +25,7 @@ pub use fixed::{Fixed, FixedSettings};
 pub use greedy_dual::GreedyDual;
 pub use hybrid::Hybrid;
 pub use idle_times::IdleTimes;
+pub use marginal::Marginal;
 pub use medes::{Medes, Objective};
 pub use never_unload::NeverUnload;
 pub use settings::{PolicyKind, PolicySettings, UnknownPolicy};
@@ -59,6 +61,9 @@ pub trait Policy: Send + std::fmt::Debug {
         true
     }
 }
+
+/// How fast what memory was worth on a node is forgotten.
+pub const PRICE_HALF_LIFE: Duration = Duration::from_secs(300);
 
 /// Everything a policy may know. The driver has it; so does the simulator.
 pub trait View {
@@ -118,6 +123,8 @@ pub struct FunctionView<'a> {
     pub execution: Option<Duration>,
     /// How long nobody wanted anything of it, each time.
     pub idle_times: &'a IdleTimes,
+    /// How long single sandboxes of it were idle until they were used again.
+    pub reuses: &'a IdleTimes,
     /// Requests that its present sandboxes have served.
     pub uses: u64,
 }
@@ -154,6 +161,8 @@ pub struct SandboxView {
     pub dump_blocked: Option<Duration>,
     /// The highest worth of any sandbox that its node had ended for room, when this one was last used.
     pub clock: f64,
+    /// What the sandboxes were worth that its node had ended for room lately; falls by half in [`PRICE_HALF_LIFE`] without.
+    pub price: f64,
     /// What was seen of its writes.
     pub heat: WriteHeat,
     /// What its dedup brings, and which others bring more.

@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
-use super::{Fixed, FixedSettings, GreedyDual, Hybrid, Medes, NeverUnload, Objective, Policy};
+use super::{Fixed, FixedSettings, GreedyDual, Hybrid, Marginal, Medes, NeverUnload, Objective, Policy};
 
 /// The policies there are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -20,17 +20,20 @@ pub enum PolicyKind {
     GreedyDual,
     /// Until memory is needed.
     NeverUnload,
+    /// Ours: what is worth most, at the price of memory.
+    Marginal,
 }
 
 impl PolicyKind {
     /// All of them.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Fixed,
         Self::MedesLatency,
         Self::MedesMemory,
         Self::Hybrid,
         Self::GreedyDual,
         Self::NeverUnload,
+        Self::Marginal,
     ];
 
     /// The word in configuration files, logs and the trace.
@@ -42,6 +45,7 @@ impl PolicyKind {
             Self::Hybrid => "hybrid",
             Self::GreedyDual => "greedy-dual",
             Self::NeverUnload => "never-unload",
+            Self::Marginal => "marginal",
         }
     }
 }
@@ -54,7 +58,7 @@ impl fmt::Display for PolicyKind {
 
 /// No policy has this name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("not fixed, medes-latency, medes-memory, hybrid, greedy-dual or never-unload")]
+#[error("not fixed, medes-latency, medes-memory, hybrid, greedy-dual, never-unload or marginal")]
 pub struct UnknownPolicy;
 
 impl FromStr for PolicyKind {
@@ -76,6 +80,8 @@ pub struct PolicySettings {
     pub alpha: f64,
     /// Of the paper's P2: the share of the cluster's memory that functions may take.
     pub budget_share: f64,
+    /// Of ours: the power of a start's latency that counts; 1 for the mean, more for the tail.
+    pub tail: f64,
 }
 
 impl Default for PolicySettings {
@@ -85,6 +91,7 @@ impl Default for PolicySettings {
             periods: FixedSettings::default(),
             alpha: 2.5,
             budget_share: 0.95,
+            tail: 1.0,
         }
     }
 }
@@ -100,6 +107,7 @@ impl PolicySettings {
             PolicyKind::Hybrid => Box::new(Hybrid),
             PolicyKind::GreedyDual => Box::new(GreedyDual),
             PolicyKind::NeverUnload => Box::new(NeverUnload),
+            PolicyKind::Marginal => Box::new(Marginal { tail: self.tail, idle: self.periods.idle }),
         }
     }
 }

@@ -31,6 +31,7 @@ fn with<T>(
     ask: impl FnOnce(&dyn View, &FunctionView<'_>, &SandboxView) -> T,
 ) -> T {
     let name = "f".parse().unwrap();
+    let reuses = IdleTimes::default();
     let mut function = FunctionView {
         name: &name,
         warm: 1,
@@ -48,6 +49,7 @@ fn with<T>(
         warm_start: None,
         execution: None,
         idle_times,
+        reuses: &reuses,
         uses: 0,
     };
     let mut sandbox = SandboxView {
@@ -61,6 +63,7 @@ fn with<T>(
         is_base_source: false,
         dump_blocked: None,
         clock: 0.0,
+        price: 0.0,
         heat: Default::default(),
         gain: Gain { ahead: 1, among: 2, slots: 2, ..Gain::default() },
     };

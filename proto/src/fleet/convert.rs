@@ -206,7 +206,7 @@ impl TryFrom<wire::Hello> for Hello {
 
 impl From<EngineSettings> for wire::Engine {
     fn from(settings: EngineSettings) -> Self {
-        let EngineSettings { sampling, delta_bytes_max, bases_max, nodes_max, level } = settings;
+        let EngineSettings { sampling, delta_bytes_max, bases_max, nodes_max, level, small_after } = settings;
         let (kind, chunks) = match sampling {
             Sampling::Value { chunks } => (wire::engine::Sampling::Value, chunks),
             Sampling::Bottom { chunks } => (wire::engine::Sampling::Bottom, chunks),
@@ -223,6 +223,7 @@ impl From<EngineSettings> for wire::Engine {
                 Level::Small => wire::engine::Level::Small,
             }
             .into(),
+            small_after_ms: u64::try_from(small_after.as_millis()).unwrap_or(u64::MAX),
         }
     }
 }
@@ -231,7 +232,8 @@ impl TryFrom<wire::Engine> for EngineSettings {
     type Error = WireError;
 
     fn try_from(raw: wire::Engine) -> Result<Self, WireError> {
-        let wire::Engine { sampling, chunks, delta_bytes_max, bases_max, nodes_max, level } = raw;
+        let wire::Engine { sampling, chunks, delta_bytes_max, bases_max, nodes_max, level, small_after_ms } =
+            raw;
         let chunks = u8::try_from(chunks)
             .ok()
             .and_then(medes_dedup::fingerprint::ChunkCount::new)
@@ -254,7 +256,8 @@ impl TryFrom<wire::Engine> for EngineSettings {
         within(delta_bytes_max, medes_dedup::page::PAGE_BYTES, "engine.delta_bytes_max")?;
         within(bases_max, limits::IMAGE_BASES_MAX, "engine.bases_max")?;
         within(nodes_max, limits::IMAGE_BASES_MAX, "engine.nodes_max")?;
-        Ok(Self { sampling, delta_bytes_max, bases_max, nodes_max, level })
+        let small_after = Duration::from_millis(small_after_ms);
+        Ok(Self { sampling, delta_bytes_max, bases_max, nodes_max, level, small_after })
     }
 }
 

@@ -1,0 +1,183 @@
+//! What has been stored fast is stored small while it waits: the image of level `fast` becomes one of level `small`.
+//!
+//! ```text
+//! image ─► pages rebuilt, as for a restore ─► aligned twice with the same base ─► what was words, or whole, anew
+//!       ─► everything else as it was ─► sealed, opened again ─► in the place of the first, if it is smaller
+//! ```
+//!
+//! Nobody waits for it. The first image stays valid all the time, so a restore may begin in the middle, and whatever fails
+//! costs nothing but time.
+
+use std::{io, num::NonZeroUsize, path::PathBuf};
+
+use medes_dedup::{
+    encode::PageClass,
+    image::{BuildImageError, DedupImage, ImageBuilder, OpenImageError, PageClasses},
+    key::DomainKey,
+    page::SnapshotId,
+};
+use medes_proto::{
+    fleet::Level,
+    ids::{SandboxId, TenantName},
+    sandbox::Phase,
+};
+
+use super::{
+    seal,
+    sort::{Fate, Sorted},
+    words::{self, NotAligned, Words},
+};
+use crate::{
+    bases::replicas::FetchError,
+    dump::{Dump, DumpSandboxError, Folder},
+    earlier::Origin,
+    memory_file::MappedFile,
+    page_work,
+    restore::{self, RestoreError},
+    roads::{NotWelcomed, Roads, Stopwatch, blocking},
+    skeleton::{self, PackError},
+};
+
+/// It has all the time there is.
+const THREADS: NonZeroUsize = NonZeroUsize::MIN;
+
+/// An image that wins less than this part of its size is not worth another one in memory.
+const GAIN_PART: u64 = 64;
+
+/// A smaller image of the same sandbox.
+#[derive(Debug)]
+pub struct Shrunk {
+    /// The image, sealed.
+    pub image: MappedFile,
+    /// Bytes it stores.
+    pub stored_bytes: u64,
+    /// Base snapshots it refers to: those of the first image, or some of them.
+    pub bases: Vec<SnapshotId>,
+    /// What became of the pages.
+    pub classes: PageClasses,
+    /// How long each step took.
+    pub phases: Vec<Phase>,
+}
+
+/// Why an image stays as it is.
+#[derive(Debug, thiserror::Error)]
+pub enum ShrinkError {
+    /// No key and no settings.
+    #[error(transparent)]
+    NotWelcomed(#[from] NotWelcomed),
+    /// The image, the bases, or the room for its pages.
+    #[error("lay out its pages")]
+    Restore(#[from] RestoreError),
+    /// The base did not come here.
+    #[error("fetch its base")]
+    Fetch(#[from] FetchError),
+    /// What was laid out is no dump.
+    #[error("read what was laid out")]
+    Dump(#[from] DumpSandboxError),
+    /// Its pages do not lie as they did.
+    #[error("its pages were laid out in another order than they were stored in")]
+    Order,
+    /// It cannot be aligned with its base any more.
+    #[error("align it again")]
+    Align(#[from] NotAligned),
+    /// The new image has more of something than an image may have.
+    #[error("build the smaller image")]
+    Build(#[from] BuildImageError),
+    /// The skeleton could not be kept.
+    #[error("keep its skeleton")]
+    Skeleton(#[from] PackError),
+    /// There was no memory for it.
+    #[error("keep the smaller image")]
+    Seal(#[source] io::Error),
+    /// The new image does not open.
+    #[error("open the smaller image")]
+    Open(#[from] OpenImageError),
+}
+
+/// A smaller image, or `None` if there is none. `folder` is made, on the node's tmpfs, and removed.
+pub async fn shrink(
+    roads: &Roads,
+    sandbox: SandboxId,
+    tenant: &TenantName,
+    (image, origin): (MappedFile, Origin),
+    folder: PathBuf,
+) -> Result<Option<Shrunk>, ShrinkError> {
+    let engine = roads.engine()?;
+    let Some(place) = origin.aligned_with.and_then(|base| origin.places.get(&base)) else { return Ok(None) };
+    let mut watch = Stopwatch::start();
+    let key = engine.key(tenant);
+    let opening = key.clone();
+    let image = blocking(move || DedupImage::open(image, &opening)).await.map_err(RestoreError::from)?;
+    let base = roads.bases.whole(place, tenant).await?;
+    let pages = restore::read_bases(roads, tenant, &image, &origin.places).await?;
+    let folder = Folder::create(folder).map_err(RestoreError::Folder)?;
+    let ((folder, _masks), image) = restore::lay_out(THREADS, image, pages, folder).await?;
+    watch.step("rebuild");
+    let (place, bases, rules) = (place.clone(), roads.bases.clone(), engine.encode_rules());
+    let files = origin.files;
+    let made = blocking(move || {
+        let dump = Dump::open(folder)?;
+        // What stays as it was must stay where it was.
+        if dump.page_files() != files {
+            return Err(ShrinkError::Order);
+        }
+        let sorted = Sorted { fates: fates(&image, &dump, base.id)?, earlier: None };
+        let (pages, worded) = words::align((&dump, &sorted), &base, &bases.indexes, |memory, base| {
+            page_work::words::encode(memory, base, (Level::Small, None), (&key, rules), THREADS)
+        })?;
+        let bytes = build(&image, &dump, &Words { place, pages, worded }, &key)?;
+        watch.step("encode");
+        let shrunk = sealed(&bytes, &key)?;
+        let is_worth_it = shrunk.stored_bytes + shrunk.stored_bytes / GAIN_PART < image.stored_bytes();
+        watch.step("seal");
+        Ok::<_, ShrinkError>(is_worth_it.then(|| Shrunk { phases: watch.phases(), ..shrunk }))
+    });
+    let made = made.await?;
+    tracing::debug!(%sandbox, ?made, "made smaller");
+    Ok(made)
+}
+
+/// Pages of the largest process that are words of the base, or by themselves, are made anew; all others stay.
+fn fates(image: &DedupImage<MappedFile>, dump: &Dump, base: SnapshotId) -> Result<Vec<Fate>, ShrinkError> {
+    let main = dump.processes().map_err(NotAligned::from)?.first().map(|(file, _)| dump.pages_of(*file).0);
+    let main = main.unwrap_or_default();
+    let of_base = |page: Option<SnapshotId>| page == Some(base);
+    let fate = |(at, page): (usize, medes_dedup::encode::EncodedPage<'_>)| {
+        let words = page.is_words() && of_base(page.base().map(|base| base.snapshot));
+        let again = words || page.class() == PageClass::Whole;
+        if again && main.contains(&at) { Fate::Fresh } else { Fate::Taken(at) }
+    };
+    Ok(image.encoded().enumerate().map(fate).collect())
+}
+
+fn build(
+    image: &DedupImage<MappedFile>,
+    dump: &Dump,
+    words: &Words,
+    key: &DomainKey,
+) -> Result<Vec<u8>, ShrinkError> {
+    let mut builder = ImageBuilder::new(key);
+    let mut anew = words.encoded().peekable();
+    for (at, stored) in image.encoded().enumerate() {
+        let page = anew.next_if(|(fresh, _)| *fresh == at).map_or(stored, |(_, page)| page);
+        builder.push(&page)?;
+    }
+    for (snapshot, relation) in image.relations().filter(|(base, _)| *base != words.worded.snapshot) {
+        builder.relation(snapshot, relation);
+    }
+    builder.relation(words.worded.snapshot, &words.worded.relation);
+    skeleton::pack(dump, &mut builder)?;
+    Ok(builder.finish()?)
+}
+
+fn sealed(bytes: &[u8], key: &DomainKey) -> Result<Shrunk, ShrinkError> {
+    let image = seal(bytes).map_err(ShrinkError::Seal)?;
+    let opened = DedupImage::open(image.clone(), key)?;
+    Ok(Shrunk {
+        stored_bytes: opened.stored_bytes(),
+        bases: opened.bases().to_vec(),
+        classes: opened.classes(),
+        phases: Vec::new(),
+        image,
+    })
+}

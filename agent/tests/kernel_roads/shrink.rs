@@ -1,0 +1,74 @@
+//! Images that wait are made smaller, and still are what they were.
+
+use medes_agent::dedupe::shrink::{ShrinkError, Shrunk, shrink};
+use medes_agent::roads::Stored;
+use medes_proto::{
+    fleet::{EngineSettings, Level},
+    ids::SandboxId,
+};
+
+use crate::{
+    runner::Test,
+    station::{Station, at_station, run, value},
+};
+
+pub(crate) const TESTS: &[Test] = &[
+    ("a_smaller_image_gives_the_same_sandbox_back", a_smaller_image_gives_the_same_sandbox_back),
+    ("what_cannot_be_made_smaller_stays", what_cannot_be_made_smaller_stays),
+];
+
+const SCRATCH: u64 = 512 << 20;
+
+async fn shrunk(
+    station: &Station,
+    id: SandboxId,
+    stored: &Stored,
+    folder: &str,
+) -> Result<Option<Shrunk>, ShrinkError> {
+    let of = (stored.image.clone(), stored.origin.clone());
+    shrink(&station.roads, id, &stored.spec.tenant, of, station.host.run_dir().join(folder)).await
+}
+
+fn a_smaller_image_gives_the_same_sandbox_back() {
+    at_station(SCRATCH, async |mut station: Station| {
+        let base = station.base().await.id;
+        let (id, warm) = station.start().await;
+        run(&warm, "kept.numbers = [str(i) for i in range(1000)]").await;
+        let (mut stored, deduped) = station.dedup(id, warm).await.expect("a dedup image");
+        let smaller = shrunk(&station, id, &stored, "shrink").await.expect("no trouble").expect("smaller");
+        assert!(smaller.image.len() < stored.image.len(), "{smaller:?} of {deduped:?}");
+        assert_eq!(smaller.bases, [base]);
+        stored.image = smaller.image;
+        // Again: it is as small as it gets.
+        let again = shrunk(&station, id, &stored, "shrink").await.expect("no trouble");
+        assert!(again.is_none(), "{again:?} of {} bytes", stored.image.len());
+        let (warm, restored) = station.restore(stored).await.expect("a sandbox");
+        assert_eq!(deduped.memory_digest, restored.memory_digest, "memory changed");
+        assert_eq!(value(&warm, "kept.numbers[777]").await, "777");
+        // Its next image takes over what has not changed.
+        let (stored, deduped) = station.dedup(id, warm).await.expect("a dedup image");
+        assert!(deduped.pages.reused > 0, "{deduped:?}");
+        let (warm, restored) = station.restore(stored).await.expect("a sandbox");
+        assert_eq!(deduped.memory_digest, restored.memory_digest, "memory changed");
+        warm.housing.remove().await.expect("removed");
+    });
+}
+
+fn what_cannot_be_made_smaller_stays() {
+    at_station(SCRATCH, async |mut station: Station| {
+        station.base().await;
+        let (id, warm) = station.start().await;
+        let (stored, deduped) = station.dedup(id, warm).await.expect("a dedup image");
+        let nowhere = shrunk(&station, id, &stored, "not/there").await;
+        assert!(matches!(nowhere, Err(ShrinkError::Restore(_))), "{nowhere:?}");
+        let (warm, restored) = station.restore(stored).await.expect("a sandbox");
+        assert_eq!(deduped.memory_digest, restored.memory_digest, "memory changed");
+        warm.housing.remove().await.expect("removed");
+        // Without a base there is nothing to align with a second time.
+        station.set(EngineSettings { level: Level::None, ..EngineSettings::default() });
+        let (id, warm) = station.start().await;
+        let (stored, _) = station.dedup(id, warm).await.expect("a dedup image");
+        assert!(shrunk(&station, id, &stored, "shrink").await.expect("no trouble").is_none());
+        stored.housing.remove().await.expect("removed");
+    });
+}
