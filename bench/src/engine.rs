@@ -7,7 +7,7 @@ mod methods;
 mod ours;
 pub(crate) mod probe;
 mod report;
-pub(crate) mod speed;
+mod speed;
 
 use std::{
     path::{Path, PathBuf},
@@ -37,6 +37,9 @@ pub(crate) struct Options {
     /// Measures the dumps in this folder instead of making new ones
     #[arg(long, value_name = "DIR")]
     images: Option<PathBuf>,
+    /// Only these ways to store, by their names in engine.json and separated by commas; nothing is timed then
+    #[arg(long, value_delimiter = ',', value_name = "NAMES")]
+    ways: Vec<String>,
     /// Tries slow ways on every dump, and grows images to 10 GB
     #[arg(long)]
     full: bool,
@@ -53,6 +56,8 @@ pub(crate) fn main(options: &Options) -> Result<ExitCode> {
     if cfg!(debug_assertions) {
         eprintln!("this is a debug build: its speeds say little; use `cargo xtask bench engine`");
     }
+    let unknown = options.ways.iter().find(|way| !METHODS.iter().any(|method| method.name == way.as_str()));
+    ensure!(unknown.is_none(), "no way to store is called {}", unknown.map_or("", String::as_str));
     let images = match &options.images {
         Some(images) => images.clone(),
         None => {
@@ -64,7 +69,7 @@ pub(crate) fn main(options: &Options) -> Result<ExitCode> {
     let series = dump::find(&images, &options.functions)?;
     ensure!(!series.is_empty(), "no dumps to measure in {}", images.display());
     let mut report = Report::new();
-    let measured = measure(&series, options.full, &mut report);
+    let measured = measure(&series, options, &mut report);
     report.judge();
     // What was measured is kept, even if the end was a bad one.
     write_json(&options.out.join("engine.json"), &report)?;
@@ -95,11 +100,15 @@ async fn dump_each(station: &mut Station, candidates: Vec<Candidate>, images: &P
 }
 
 /// A page that does not come back ends it.
-fn measure(series: &[Series], full: bool, report: &mut Report) -> Result<()> {
+fn measure(series: &[Series], options: &Options, report: &mut Report) -> Result<()> {
+    let Options { full, ways, .. } = options;
     let count = series.len();
     for (at, one) in series.iter().enumerate() {
         eprintln!("[{}/{count}] store {} ({:?}, {:?} data)", at + 1, one.program, one.origin, one.data);
-        report.rows.push(store(one, full)?);
+        report.rows.push(store(one, *full, ways)?);
+    }
+    if !ways.is_empty() {
+        return Ok(());
     }
     // Speeds are those of the usual case, on the functions for which there are targets.
     let usual = |one: &&Series| {
@@ -118,13 +127,13 @@ fn measure(series: &[Series], full: bool, report: &mut Report) -> Result<()> {
     report.speeds = total.map(|total| total.speeds());
     // The largest one needs the fewest copies.
     match series.iter().filter(usual).max_by_key(|one| size(&one.base)) {
-        Some(largest) => grow(largest, full, report),
+        Some(largest) => grow(largest, *full, report),
         None => Ok(()),
     }
 }
 
-/// Every method on every target of a base.
-fn store(series: &Series, full: bool) -> Result<Row> {
+/// Every method on every target of a base, or some of them.
+fn store(series: &Series, full: bool, ways: &[String]) -> Result<Row> {
     let Series { program, data, origin, .. } = series;
     let mut row = Row::new(program.clone(), functions::is_function(program), *data, *origin);
     let base = read(&series.base)?;
@@ -132,7 +141,8 @@ fn store(series: &Series, full: bool) -> Result<Row> {
     for (position, folder) in series.targets.iter().enumerate() {
         let target = read(folder)?;
         row.plain_bytes += target.bytes.len() as u64;
-        for method in METHODS {
+        let wanted = |name| ways.is_empty() || ways.iter().any(|way| way == name);
+        for method in METHODS.iter().filter(|method| wanted(method.name)) {
             if method.effort.covers(position, target.bytes.len(), full) {
                 let found = method.run(&target, &base);
                 row.add(method.name, &found.with_context(|| folder.display().to_string())?);

@@ -3,11 +3,13 @@
 mod cluster;
 mod control;
 mod demo;
+mod dice;
 mod engine;
 mod experiment;
 mod functions;
 mod gateway;
 mod pages;
+mod plot;
 mod record;
 mod restore;
 mod reuse;

@@ -28,6 +28,14 @@ impl Record {
     }
 }
 
+impl Record {
+    /// For people.
+    pub(crate) fn line(&self) -> String {
+        let Self { commit, cpu, kernel, command, .. } = self;
+        format!("Commit {commit}, {cpu}, kernel {kernel}: {command}")
+    }
+}
+
 /// Something the design asks for, and what was measured. A missed one stays in the report.
 #[derive(Debug, PartialEq, Serialize)]
 pub(crate) struct Target {

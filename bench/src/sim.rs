@@ -43,9 +43,9 @@ pub(crate) struct Options {
     /// Nodes
     #[arg(long, default_value_t = 19, value_parser = clap::value_parser!(u32).range(1..=1000))]
     nodes: u32,
-    /// Memory a node may use
-    #[arg(long, default_value = "2GiB", value_name = "SIZE")]
-    node_memory: ByteSize,
+    /// Memory a node may use; several sizes, separated by commas, are compared
+    #[arg(long, value_delimiter = ',', default_value = "2GiB", value_name = "SIZES")]
+    node_memory: Vec<ByteSize>,
     /// Only the first minutes of the trace
     #[arg(long, value_name = "MINUTES")]
     minutes: Option<usize>,
@@ -70,13 +70,16 @@ pub(crate) struct Options {
     /// policy.keep_dedup
     #[arg(long, default_value = "15m", value_name = "TIME")]
     keep_dedup: Span,
+    /// policy.tail
+    #[arg(long, default_value_t = 1.0)]
+    tail: f64,
     /// policy.alpha
     #[arg(long, default_value_t = 2.5)]
     alpha: f64,
     /// Idle sandboxes are never deduplicated
     #[arg(long)]
     no_dedup: bool,
-    /// Folder for sim.json
+    /// Folder for sim.json and sim.html
     #[arg(long, default_value = "target/bench", value_name = "DIR")]
     out: PathBuf,
 }
@@ -93,16 +96,19 @@ pub(crate) fn main(options: &Options) -> Result<ExitCode> {
         false => options.policies.clone(),
     };
     let mut report = Report::new(&trace, options);
-    for kind in policies {
+    let pools = options.node_memory.iter().flat_map(|memory| policies.iter().map(|kind| (memory.0, *kind)));
+    for (node_bytes, kind) in pools {
         eprintln!(
-            "{kind}: {} functions, {} requests, {} minutes",
+            "{kind}, {} nodes of {} MiB: {} functions, {} requests, {} minutes",
+            options.nodes,
+            node_bytes >> 20,
             trace.functions.len(),
             trace.requests(),
             trace.minutes()
         );
         let settings = Settings {
             nodes: options.nodes,
-            node_bytes: options.node_memory.0,
+            node_bytes,
             seed: options.seed,
             heartbeat: options.heartbeat.0,
             warm_up: options.warm_up,
@@ -116,14 +122,17 @@ pub(crate) fn main(options: &Options) -> Result<ExitCode> {
                     ..FixedSettings::default()
                 },
                 alpha: options.alpha,
+                tail: options.tail,
                 ..PolicySettings::default()
             },
         };
         let start = Instant::now();
         let outcome = World::new(&trace, &costs, settings).run()?;
-        report.rows.push(Row::new(kind, &outcome, start.elapsed()));
+        report.rows.push(Row::new((kind, node_bytes), &outcome, start.elapsed()));
         write_json(&options.out.join("sim.json"), &report)?;
     }
+    let page = options.out.join("sim.html");
+    std::fs::write(&page, report.page()).with_context(|| format!("write {}", page.display()))?;
     println!("{}", report.table());
     Ok(ExitCode::SUCCESS)
 }

@@ -19,8 +19,8 @@ use super::{
     clock::timed,
     dump::Dump,
     ours::{self, Base, Level},
-    speed::Dice,
 };
+use crate::dice::Dice;
 
 /// One target to store.
 #[derive(Debug, Args)]

@@ -18,6 +18,8 @@ pub(super) struct Held {
     pub(super) revision: u64,
     pub(super) state: SandboxState,
     pub(super) bases: Vec<SnapshotId>,
+    /// What its dedup image holds, if it has one.
+    pub(super) stored_bytes: u64,
     pub(super) source_of: Option<SnapshotId>,
     /// Since when nobody has used it; `None` while somebody does.
     pub(super) idle_since: Option<Now>,

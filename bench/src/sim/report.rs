@@ -7,7 +7,14 @@ use medes_controller::policy::PolicyKind;
 use serde::Serialize;
 
 use super::{Options, outcome::Outcome, trace::Trace};
-use crate::{record::Record, show};
+use crate::{
+    plot::{self, Line, Plot},
+    record::Record,
+    show,
+};
+
+/// Minutes between two points of a line.
+const SERIES_MINUTES: usize = 5;
 
 /// A whole run.
 #[derive(Debug, Serialize)]
@@ -18,7 +25,6 @@ pub(super) struct Report {
     minutes: usize,
     requests: u64,
     nodes: u32,
-    node_bytes: u64,
     pub(super) rows: Vec<Row>,
 }
 
@@ -26,6 +32,8 @@ pub(super) struct Report {
 #[derive(Debug, Serialize)]
 pub(super) struct Row {
     policy: &'static str,
+    /// Memory of each node.
+    node_bytes: u64,
     cold: u64,
     restored: u64,
     warm: u64,
@@ -38,6 +46,8 @@ pub(super) struct Row {
     slowdown_p99: f64,
     memory_bytes_mean: f64,
     memory_bytes_max: u64,
+    /// At the end of every fifth minute.
+    memory_bytes: Vec<u64>,
     over_bytes_max: u64,
     sandboxes_max: usize,
     dedups: u64,
@@ -56,7 +66,6 @@ impl Report {
             minutes: trace.minutes(),
             requests: trace.requests(),
             nodes: options.nodes,
-            node_bytes: options.node_memory.0,
             rows: Vec::new(),
         }
     }
@@ -64,6 +73,7 @@ impl Report {
     pub(super) fn table(&self) -> String {
         let mut table = Table::new();
         table.load_style(NOTHING).set_header([
+            "NODE",
             "POLICY",
             "COLD",
             "RESTORED",
@@ -76,11 +86,12 @@ impl Report {
             "DEDUPS",
             "EVENTS/S",
         ]);
-        for column in table.column_iter_mut().skip(1) {
+        for column in table.column_iter_mut().skip(2) {
             column.set_cell_alignment(CellAlignment::Right);
         }
         for row in &self.rows {
             let cells = [
+                show::mib(row.node_bytes as f64),
                 row.policy.to_owned(),
                 format!("{} ({})", row.cold, show::percent(row.cold_fraction)),
                 row.restored.to_string(),
@@ -97,10 +108,69 @@ impl Report {
         }
         table.to_string()
     }
+
+    /// The same for a browser, with plots.
+    pub(super) fn page(&self) -> String {
+        let title = "Policies compared in a simulated cluster";
+        let about = format!(
+            "{} functions, {} requests in {} minutes, {} nodes. The controller's own driver and policies in virtual time; what \
+             starts, dedups and images take was measured on real sandboxes. {}",
+            self.functions,
+            self.requests,
+            self.minutes,
+            self.nodes,
+            self.record.line()
+        );
+        let gib = |bytes: f64| bytes / f64::from(1 << 30);
+        let by_pool = |title: &str, y: &str, value: &dyn Fn(&Row) -> f64| {
+            let point = |row: &Row| (gib(row.node_bytes as f64), value(row));
+            let lines = self.policies().map(|policy| {
+                let rows = self.rows.iter().filter(|row| row.policy == policy);
+                Line { name: policy.to_owned(), points: rows.map(point).collect() }
+            });
+            Plot { title: title.into(), x: "GiB for each node".into(), y: y.into(), lines: lines.collect() }
+        };
+        let mut plots = vec![
+            by_pool("Cold starts", "% of requests", &|row| row.cold_fraction * 100.0),
+            by_pool("Wait for a sandbox, mean", "ms", &|row| row.wait_ms_mean),
+            by_pool("Wait for a sandbox, 99th percentile", "ms", &|row| row.wait_ms_p99),
+            by_pool("Wait for a sandbox, 99.9th percentile", "ms", &|row| row.wait_ms_p999),
+        ];
+        let mut pools: Vec<u64> = self.rows.iter().map(|row| row.node_bytes).collect();
+        pools.dedup();
+        plots.extend(pools.into_iter().map(|pool| {
+            let hours = |at: usize| (at * SERIES_MINUTES) as f64 / 60.0;
+            let rows = self.rows.iter().filter(|row| row.node_bytes == pool);
+            let lines = rows.map(|row| {
+                let points = row.memory_bytes.iter().enumerate();
+                let points = points.map(|(at, bytes)| (hours(at), gib(*bytes as f64))).collect();
+                Line { name: row.policy.to_owned(), points }
+            });
+            Plot {
+                title: format!("Memory in use, {} GiB for each node", gib(pool as f64)),
+                x: "hours".into(),
+                y: "GiB in the cluster".into(),
+                lines: lines.collect(),
+            }
+        }));
+        plot::page(title, &about, &plots, &self.table())
+    }
+
+    /// Each policy once, in order.
+    fn policies(&self) -> impl Iterator<Item = &'static str> {
+        let mut seen: Vec<&str> = Vec::new();
+        let all = self.rows.iter().map(|row| row.policy);
+        all.filter(move |policy| {
+            !seen.contains(policy) && {
+                seen.push(policy);
+                true
+            }
+        })
+    }
 }
 
 impl Row {
-    pub(super) fn new(kind: PolicyKind, outcome: &Outcome, took: Duration) -> Self {
+    pub(super) fn new((kind, node_bytes): (PolicyKind, u64), outcome: &Outcome, took: Duration) -> Self {
         let mut waits = outcome.waits.clone();
         waits.sort_unstable_by(f32::total_cmp);
         let mut slowdowns = outcome.slowdowns.clone();
@@ -109,6 +179,7 @@ impl Row {
         let mean = |sum: f64, count: usize| if count == 0 { 0.0 } else { sum / count as f64 };
         Self {
             policy: kind.word(),
+            node_bytes,
             cold: outcome.cold,
             restored: outcome.restored,
             warm: outcome.warm,
@@ -124,6 +195,7 @@ impl Row {
                 outcome.bytes.len(),
             ),
             memory_bytes_max: outcome.bytes.iter().copied().max().unwrap_or(0),
+            memory_bytes: outcome.bytes.iter().copied().step_by(SERIES_MINUTES).collect(),
             over_bytes_max: outcome.over_bytes_max,
             sandboxes_max: outcome.sandboxes_max,
             dedups: outcome.dedups,

@@ -6,7 +6,7 @@ use std::{fs, path::Path, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::engine::speed::Dice;
+use crate::dice::Dice;
 
 /// Longer requests are cut to this: a simulation has an end.
 const EXECUTION_MAX: Duration = Duration::from_secs(300);

@@ -23,7 +23,7 @@ use super::{
     outcome::Outcome,
     trace::Trace,
 };
-use crate::engine::speed::Dice;
+use crate::dice::Dice;
 
 const MINUTE: Duration = Duration::from_secs(60);
 const PAGE_BYTES: u64 = 4096;
@@ -339,6 +339,7 @@ impl<'t> World<'t> {
                     revision: *revision,
                     state: SandboxState::Starting,
                     bases: Vec::new(),
+                    stored_bytes: 0,
                     source_of: None,
                     idle_since: None,
                     open: 0,
@@ -391,29 +392,29 @@ impl<'t> World<'t> {
             Command::Dedup { sandbox, base, .. } => {
                 self.becomes(agent, *sandbox, SandboxState::Dedup)?;
                 let function = self.agents[agent].sandboxes[sandbox].function;
-                let Cost { warm_bytes, stored_bytes, .. } = *self.costs.of(function);
+                let Cost { warm_bytes, stored_bytes, alone_bytes, .. } = *self.costs.of(function);
+                let stored_bytes = if base.is_some() { stored_bytes } else { alone_bytes };
                 if let Some(held) = self.agents[agent].sandboxes.get_mut(sandbox) {
                     held.bases = base.iter().map(|place| place.snapshot).collect();
+                    held.stored_bytes = stored_bytes;
                 }
                 self.shrink(agent, warm_bytes.saturating_sub(stored_bytes));
                 self.outcome.dedups += 1;
             }
             Command::Restore { sandbox, .. } => {
                 self.becomes(agent, *sandbox, SandboxState::Warm)?;
-                let function = self.agents[agent].sandboxes[sandbox].function;
-                if let Some(held) = self.agents[agent].sandboxes.get_mut(sandbox) {
-                    held.bases.clear();
-                }
-                self.shrink(agent, self.costs.of(function).stored_bytes);
+                let held = self.agents[agent].sandboxes.get_mut(sandbox).context("no such sandbox")?;
+                held.bases.clear();
+                let stored_bytes = std::mem::take(&mut held.stored_bytes);
+                self.shrink(agent, stored_bytes);
                 self.outcome.restores += 1;
             }
             Command::Purge { sandbox } => {
                 let held = self.agents[agent].sandboxes.remove(sandbox).context("no such sandbox")?;
                 ensure!(held.open == 0, "{sandbox} was purged while it served");
                 self.homes.remove(sandbox);
-                let cost = self.costs.of(held.function);
-                let dedup = held.state == SandboxState::Dedup;
-                self.shrink(agent, if dedup { cost.stored_bytes } else { cost.warm_bytes });
+                let warm = self.costs.of(held.function).warm_bytes;
+                self.shrink(agent, if held.state == SandboxState::Dedup { held.stored_bytes } else { warm });
                 self.outcome.purges += 1;
             }
             Command::Park { .. } | Command::CancelPark { .. } => anyhow::bail!("{NO_PARK}"),
@@ -465,7 +466,6 @@ impl<'t> World<'t> {
     fn report(&self, agent: usize, sandbox: SandboxId) -> SandboxReport {
         let held = &self.agents[agent].sandboxes[&sandbox];
         let cost = self.costs.of(held.function);
-        let dedup = held.state == SandboxState::Dedup;
         SandboxReport {
             id: sandbox,
             function: self.names[held.function as usize].clone(),
@@ -473,8 +473,8 @@ impl<'t> World<'t> {
             state: held.state,
             state_age: Duration::ZERO,
             age: Duration::ZERO,
-            private_bytes: if dedup { 0 } else { cost.warm_bytes },
-            stored_bytes: if dedup { cost.stored_bytes } else { 0 },
+            private_bytes: if held.state == SandboxState::Dedup { 0 } else { cost.warm_bytes },
+            stored_bytes: held.stored_bytes,
             bases: held.bases.clone(),
             base_snapshot: held.source_of,
             undumpable: None,
