@@ -2,23 +2,26 @@
 //!
 //! ```text
 //! image ─► pages rebuilt, as for a restore ─► aligned twice with the same base ─► what was words, or whole, anew
-//!       ─► everything else as it was ─► sealed, opened again ─► in the place of the first, if it is smaller
+//!       ─► everything else as it was ─► sealed, opened again, every page rebuilt ─► in the place of the first, if smaller
 //! ```
 //!
 //! Nobody waits for it. The first image stays valid all the time, so a restore may begin in the middle, and whatever fails
 //! costs nothing but time.
 
-use std::{io, num::NonZeroUsize, path::PathBuf};
+use std::{collections::BTreeMap, io, num::NonZeroUsize, path::PathBuf};
 
 use medes_dedup::{
+    delta::DeltaCodec,
     encode::PageClass,
     image::{BuildImageError, DedupImage, ImageBuilder, OpenImageError, PageClasses},
     key::DomainKey,
-    page::SnapshotId,
+    page::{PageIndex, SnapshotId, ZERO_PAGE},
+    rebuild::RebuildError,
 };
 use medes_proto::{
     fleet::Level,
     ids::{SandboxId, TenantName},
+    registry::SnapshotPlace,
     sandbox::Phase,
 };
 
@@ -89,6 +92,9 @@ pub enum ShrinkError {
     /// There was no memory for it.
     #[error("keep the smaller image")]
     Seal(#[source] io::Error),
+    /// A page of the new image does not come back.
+    #[error("rebuild the smaller image's pages")]
+    Proof(#[source] RebuildError),
     /// The new image does not open.
     #[error("open the smaller image")]
     Open(#[from] OpenImageError),
@@ -133,8 +139,29 @@ pub async fn shrink(
         Ok::<_, ShrinkError>(is_worth_it.then(|| Shrunk { phases: watch.phases(), ..shrunk }))
     });
     let made = made.await?;
+    if let Some(shrunk) = &made {
+        prove(roads, tenant, shrunk.image.clone(), &origin.places).await?;
+    }
     tracing::debug!(%sandbox, ?made, "made smaller");
     Ok(made)
+}
+
+/// Rebuilds every page as a restore would: what was taken over must go with what was made anew.
+async fn prove(
+    roads: &Roads,
+    tenant: &TenantName,
+    image: MappedFile,
+    places: &BTreeMap<SnapshotId, SnapshotPlace>,
+) -> Result<(), ShrinkError> {
+    let key = roads.engine()?.key(tenant);
+    let image = blocking(move || DedupImage::open(image, &key)).await?;
+    let bases = restore::read_bases(roads, tenant, &image, places).await?;
+    blocking(move || {
+        let (mut codec, mut page) = (DeltaCodec::new(), ZERO_PAGE);
+        (0..image.pages()).try_for_each(|at| image.rebuild_from(&mut codec, PageIndex(at), &bases, &mut page))
+    })
+    .await
+    .map_err(ShrinkError::Proof)
 }
 
 /// Pages of the largest process that are words of the base, or by themselves, are made anew; all others stay.
