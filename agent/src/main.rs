@@ -65,11 +65,18 @@ fn agent(config: Config) -> ExitCode {
 
 #[cfg(test)]
 mod tests {
+    use clap::{CommandFactory, FromArgMatches, builder::Resettable};
+
     use super::*;
 
     #[test]
     fn an_agent_is_told_by_flags_and_a_helper_by_its_name() {
-        let parsed = |more: &[&str]| Cli::try_parse_from([&["medes-agent"], more].concat());
+        // What stands in the environment of the test is not asked.
+        let parsed = |more: &[&str]| {
+            let command = Cli::command().mut_args(|arg| arg.env(Resettable::Reset));
+            let matches = command.try_get_matches_from([&["medes-agent"], more].concat())?;
+            Cli::from_arg_matches(&matches)
+        };
         let told = parsed(&["--node", "n1", "--state-dir", "/x", "--heat-hot-percent", "70"]).unwrap();
         let config = told.config.expect("a node that is to be run");
         assert_eq!((config.heat().hot_percent, config.heat().check()), (70, Ok(())));

@@ -77,7 +77,8 @@ fn never_ready() {
         }
         assert!(housing.cgroup().pids().unwrap().is_empty());
         housing.remove().await.unwrap();
-        // It answers, but not with a yes.
+        // It answers, but not with a yes; on a busy machine the interpreter takes its time.
+        let after = Duration::from_secs(6);
         let spec = LaunchSpec { ready_timeout: after, ready_path: "/no".into(), ..function() };
         let unready = "import http.server\nhttp.server.HTTPServer(('127.0.0.1', 8080), http.server.BaseHTTPRequestHandler).serve_forever()";
         let housing = house(&host, "s1", &LaunchSpec { command: python(unready).command, ..spec }).await;
