@@ -153,8 +153,9 @@ fn a_lost_base_turns_a_restore_into_a_cold_start() {
     if !can_run("a_lost_base_turns_a_restore_into_a_cold_start") {
         return;
     }
-    // Without room for a copy of the base, its pages are read from its node each time.
-    let mut cluster = Cluster::start(QUIET, &[("a", &[]), ("b", &["--replica-memory", "0B"])]);
+    // Without room for a copy of the base or of its pages, they are read from its node each time.
+    let none = ["--replica-memory", "0B", "--page-memory", "0B"];
+    let mut cluster = Cluster::start(QUIET, &[("a", &[]), ("b", &none)]);
     cluster.apply("f");
     let source = cluster.start_on("a", "f");
     cluster.ask(&["base", &source]);
