@@ -67,7 +67,9 @@ impl Indexes {
 
     /// Lets go of what was not used since the last sweep.
     pub fn sweep(&self) {
-        self.lock().retain_mut(|slot| std::mem::take(&mut slot.used));
+        // An index is as large as its base: it is freed when the lock is free again.
+        let unused: Vec<Slot> = self.lock().extract_if(.., |slot| !std::mem::take(&mut slot.used)).collect();
+        drop(unused);
     }
 
     /// Bytes of all that are kept.

@@ -12,7 +12,7 @@ use std::{collections::BTreeMap, io, num::NonZeroUsize, path::PathBuf};
 
 use medes_dedup::{
     delta::DeltaCodec,
-    encode::PageClass,
+    encode::{EncodedPage, PageClass},
     image::{BuildImageError, DedupImage, ImageBuilder, OpenImageError, PageClasses},
     key::DomainKey,
     page::{PageIndex, SnapshotId, ZERO_PAGE},
@@ -133,15 +133,15 @@ pub async fn shrink(
         })?;
         let bytes = build(&image, &dump, &Words { place, pages, worded }, &key)?;
         watch.step("encode");
-        let shrunk = sealed(&bytes, &key)?;
+        let (shrunk, opened) = sealed(&bytes, &key)?;
         let is_worth_it = shrunk.stored_bytes + shrunk.stored_bytes / GAIN_PART < image.stored_bytes();
         watch.step("seal");
-        Ok::<_, ShrinkError>(is_worth_it.then(|| Shrunk { phases: watch.phases(), ..shrunk }))
+        Ok::<_, ShrinkError>(is_worth_it.then_some((shrunk, opened, watch)))
     });
-    let made = made.await?;
-    if let Some(shrunk) = &made {
-        prove(roads, tenant, shrunk.image.clone(), &origin.places).await?;
-    }
+    let Some((shrunk, opened, mut watch)) = made.await? else { return Ok(None) };
+    prove(roads, tenant, opened, &origin.places).await?;
+    watch.step("prove");
+    let made = Some(Shrunk { phases: watch.phases(), ..shrunk });
     tracing::debug!(%sandbox, ?made, "made smaller");
     Ok(made)
 }
@@ -150,11 +150,9 @@ pub async fn shrink(
 async fn prove(
     roads: &Roads,
     tenant: &TenantName,
-    image: MappedFile,
+    image: DedupImage<MappedFile>,
     places: &BTreeMap<SnapshotId, SnapshotPlace>,
 ) -> Result<(), ShrinkError> {
-    let key = roads.engine()?.key(tenant);
-    let image = blocking(move || DedupImage::open(image, &key)).await?;
     let bases = restore::read_bases(roads, tenant, &image, places).await?;
     blocking(move || {
         let (mut codec, mut page) = (DeltaCodec::new(), ZERO_PAGE);
@@ -168,9 +166,8 @@ async fn prove(
 fn fates(image: &DedupImage<MappedFile>, dump: &Dump, base: SnapshotId) -> Result<Vec<Fate>, ShrinkError> {
     let main = dump.processes().map_err(NotAligned::from)?.first().map(|(file, _)| dump.pages_of(*file).0);
     let main = main.unwrap_or_default();
-    let of_base = |page: Option<SnapshotId>| page == Some(base);
-    let fate = |(at, page): (usize, medes_dedup::encode::EncodedPage<'_>)| {
-        let words = page.is_words() && of_base(page.base().map(|base| base.snapshot));
+    let fate = |(at, page): (usize, EncodedPage<'_>)| {
+        let words = page.is_words() && page.base().is_some_and(|page| page.snapshot == base);
         let again = words || page.class() == PageClass::Whole;
         if again && main.contains(&at) { Fate::Fresh } else { Fate::Taken(at) }
     };
@@ -197,14 +194,15 @@ fn build(
     Ok(builder.finish()?)
 }
 
-fn sealed(bytes: &[u8], key: &DomainKey) -> Result<Shrunk, ShrinkError> {
+fn sealed(bytes: &[u8], key: &DomainKey) -> Result<(Shrunk, DedupImage<MappedFile>), ShrinkError> {
     let image = seal(bytes).map_err(ShrinkError::Seal)?;
     let opened = DedupImage::open(image.clone(), key)?;
-    Ok(Shrunk {
+    let shrunk = Shrunk {
         stored_bytes: opened.stored_bytes(),
         bases: opened.bases().to_vec(),
         classes: opened.classes(),
         phases: Vec::new(),
         image,
-    })
+    };
+    Ok((shrunk, opened))
 }

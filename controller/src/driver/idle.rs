@@ -282,9 +282,13 @@ pub(super) struct Moment<'a> {
 }
 
 impl View for Moment<'_> {
+    fn now(&self) -> Duration {
+        self.now.since_origin()
+    }
+
     fn cluster(&self) -> ClusterView {
         let reachable = self.driver.nodes.iter().filter(|(_, node)| node.connection.is_some());
-        let mut view = ClusterView { now: self.now.since_origin(), ..ClusterView::default() };
+        let mut view = ClusterView::default();
         for (name, node) in reachable {
             view.nodes += 1;
             view.cap_bytes = view.cap_bytes.saturating_add(self.driver.cap(name).unwrap_or(0));

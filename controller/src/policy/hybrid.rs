@@ -88,7 +88,7 @@ impl Policy for Hybrid {
             // It has not served yet, or another sandbox of the function does.
             return keep(RETRY);
         };
-        let idle = view.cluster().now.saturating_sub(end);
+        let idle = view.now().saturating_sub(end);
         let purge = |because, prewarm| Review {
             verdict: Verdict::Purge,
             because,

@@ -156,7 +156,7 @@ impl Policy for Marginal {
     }
 
     fn review(&self, view: &dyn View, function: &FunctionView<'_>, sandbox: &SandboxView) -> Review {
-        let terms = self.terms(view.cluster().now, function, sandbox);
+        let terms = self.terms(view.now(), function, sandbox);
         let wish = terms.better(sandbox.life, sandbox.price);
         // The longer it has been idle the slower its prospects change.
         let again = (sandbox.idle / 4).clamp(AGAIN.0, AGAIN.1);
@@ -179,8 +179,8 @@ impl Policy for Marginal {
                 keep("the idle period is not over", self.idle - sandbox.idle)
             }
             Some(Verdict::Dedup) if !sandbox.quiet => keep("its agent still sees work in it", AGAIN.0),
-            Some(Verdict::Dedup) if sandbox.dump_blocked.is_some() => {
-                keep("a dump of it failed, and is not tried again yet", sandbox.dump_blocked.unwrap_or(RETRY))
+            Some(Verdict::Dedup) if let Some(blocked) = sandbox.dump_blocked => {
+                keep("a dump of it failed, and is not tried again yet", blocked)
             }
             Some(Verdict::Dedup) if sandbox.gain.ahead >= sandbox.gain.slots => {
                 keep("its node takes others first, which bring more memory for the same work", RETRY)
@@ -199,12 +199,13 @@ impl Policy for Marginal {
     fn worth(&self, view: &dyn View, function: &FunctionName, sandbox: &SandboxView) -> f64 {
         // What belongs to no function any more serves nobody.
         let Some(function) = view.function(function) else { return f64::NEG_INFINITY };
-        let terms = self.terms(view.cluster().now, &function, sandbox);
-        let (saved, held) = match sandbox.life {
-            IdleLife::Warm => (terms.cold, terms.warm),
-            IdleLife::Dedup => (terms.cold - terms.restore, terms.stored),
+        let terms = self.terms(view.now(), &function, sandbox);
+        let [warm, dedup] = terms.worths(0.0);
+        let (worth, held) = match sandbox.life {
+            IdleLife::Warm => (warm, terms.warm),
+            IdleLife::Dedup => (dedup, terms.stored),
         };
-        terms.demand * saved / held.max(1e-3)
+        worth / held.max(1e-3)
     }
 
     fn limits(&self) -> Vec<(&'static str, u64)> {

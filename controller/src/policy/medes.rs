@@ -148,15 +148,14 @@ impl Terms {
 impl Medes {
     fn wish(&self, view: &dyn View, function: &FunctionView<'_>, sandbox: &SandboxView) -> Wish {
         let cluster = view.cluster();
-        let terms = Terms::of(function, cluster.now);
+        let terms = Terms::of(function, view.now());
         match self.objective {
             Objective::Latency { alpha } => terms.for_latency(alpha),
             Objective::Memory { .. } if cluster.cap_bytes == 0 => {
                 (Verdict::Keep, "the cluster's memory has no bound")
             }
             Objective::Memory { share } => {
-                let rate =
-                    |function: &FunctionView<'_>| function.arrivals.rate_max(cluster.now, RATE_MINUTES);
+                let rate = |function: &FunctionView<'_>| function.arrivals.rate_max(view.now(), RATE_MINUTES);
                 let rates: f64 = view.functions().iter().map(rate).sum();
                 let part = if rates > 0.0 { terms.rate / rates } else { 0.0 };
                 let warm = function.warm_bytes.unwrap_or(sandbox.private_bytes) as f64;

@@ -67,7 +67,9 @@ pub const PRICE_HALF_LIFE: Duration = Duration::from_secs(300);
 
 /// Everything a policy may know. The driver has it; so does the simulator.
 pub trait View {
-    /// The cluster as a whole.
+    /// Time since the origin of the arrival histories.
+    fn now(&self) -> Duration;
+    /// The cluster as a whole. Looks at every node.
     fn cluster(&self) -> ClusterView;
     /// One function.
     fn function(&self, name: &FunctionName) -> Option<FunctionView<'_>>;
@@ -84,8 +86,6 @@ pub struct ClusterView {
     pub cap_bytes: u64,
     /// What they use.
     pub used_bytes: u64,
-    /// Time since the origin of the arrival histories.
-    pub now: Duration,
 }
 
 /// One function: its sandboxes, its traffic, what its starts cost. Averages are `None` until first seen.

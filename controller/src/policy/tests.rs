@@ -3,11 +3,16 @@
 use super::*;
 
 struct Cluster<'a> {
+    now: Duration,
     view: ClusterView,
     function: FunctionView<'a>,
 }
 
 impl View for Cluster<'_> {
+    fn now(&self) -> Duration {
+        self.now
+    }
+
     fn cluster(&self) -> ClusterView {
         self.view
     }
@@ -68,8 +73,8 @@ fn with<T>(
         gain: Gain { ahead: 1, among: 2, slots: 2, ..Gain::default() },
     };
     change(&mut function, &mut sandbox);
-    let view = ClusterView { nodes: 1, cap_bytes: 1_000 << 20, used_bytes: 0, now };
-    let cluster = Cluster { view, function: function.clone() };
+    let view = ClusterView { nodes: 1, cap_bytes: 1_000 << 20, used_bytes: 0 };
+    let cluster = Cluster { now, view, function: function.clone() };
     ask(&cluster, &function, &sandbox)
 }
 
