@@ -34,6 +34,14 @@ struct Register {
     ioctls: u64,
 }
 
+/// `struct uffdio_writeprotect`.
+#[repr(C)]
+struct WriteProtect {
+    start: u64,
+    len: u64,
+    mode: u64,
+}
+
 /// `struct uffdio_copy`.
 #[repr(C)]
 struct Copy {
@@ -76,6 +84,7 @@ nix::ioctl_readwrite!(uffdio_register, 0xAA, 0x00, Register);
 nix::ioctl_read!(uffdio_unregister, 0xAA, 0x01, Span);
 nix::ioctl_read!(uffdio_wake, 0xAA, 0x02, Span);
 nix::ioctl_readwrite!(uffdio_copy, 0xAA, 0x03, Copy);
+nix::ioctl_readwrite!(uffdio_writeprotect, 0xAA, 0x06, WriteProtect);
 nix::ioctl_readwrite!(pagemap_scan, b'f', 16, ScanArg);
 
 const API: u64 = 0xAA;
@@ -102,6 +111,8 @@ pub(crate) const MISSING: u64 = 1;
 pub(crate) const PROTECT: u64 = 1 << 1;
 
 const COPY_PROTECTED: u64 = 1 << 1;
+/// `UFFDIO_WRITEPROTECT_MODE_WP`.
+const PROTECTED: u64 = 1;
 const PAGE: u64 = 4096;
 
 /// A userfaultfd of another process. What it was registered for ends when the last copy of it is closed: missing pages
@@ -203,11 +214,29 @@ impl Uffd {
         Copied { pages, stopped: result.err().map(|errno| errno as i32) }
     }
 
+    /// Marks pages of a range, whether they are there or not. The mark of a missing page moves with it, and goes when it is
+    /// given up, unmapped, or copied.
+    pub(crate) fn mark(&self, range: &Range<u64>) -> io::Result<()> {
+        let mut protect = WriteProtect { start: range.start, len: range.end - range.start, mode: PROTECTED };
+        // SAFETY: the descriptor is open, and the kernel reads exactly this struct.
+        unsafe { uffdio_writeprotect(self.file.as_raw_fd(), &raw mut protect) }?;
+        Ok(())
+    }
+
     /// Whether the memory it is for is gone: the process has ended, or is another program.
     pub(crate) fn is_orphaned(&self) -> bool {
-        // Nothing is ever mapped at this address, so that a living process says ENOENT.
+        self.copy_nowhere() == Some(libc::ESRCH)
+    }
+
+    /// Whether a change of its mappings is under way, or not read yet. If not, everything that has changed was read.
+    pub(crate) fn is_changing(&self) -> bool {
+        self.copy_nowhere() == Some(libc::EAGAIN)
+    }
+
+    /// Why a page is not copied to where nothing is ever mapped: ENOENT, unless there is a reason that comes first.
+    fn copy_nowhere(&self) -> Option<i32> {
         const NOWHERE: u64 = (1 << 47) - 2 * PAGE;
-        self.copy(NOWHERE, &[0; PAGE as usize], false).stopped == Some(libc::ESRCH)
+        self.copy(NOWHERE, &[0; PAGE as usize], false).stopped
     }
 
     /// What the kernel has to tell; nothing if it has nothing.
@@ -256,7 +285,8 @@ const PROTECTABLE: u64 = 1;
 pub(crate) const WRITTEN: u64 = 1 << 1;
 const FILE: u64 = 1 << 2;
 const PRESENT: u64 = 1 << 3;
-const SWAPPED: u64 = 1 << 4;
+/// Not there, but not nothing either: on a disk, or marked.
+pub(crate) const SWAPPED: u64 = 1 << 4;
 /// The one page of zeros that all processes share.
 pub(crate) const ZERO_PAGE: u64 = 1 << 5;
 /// Ranges fetched by one call.
@@ -280,8 +310,8 @@ pub(crate) fn take_written(
     scan(pagemap, span, &query, |range, _categories| each(range))
 }
 
-/// Private pages within `span` that are there, in order, each range with its categories ([`WRITTEN`], [`ZERO_PAGE`]).
-/// Changes nothing.
+/// Private pages within `span` that are there, or marked, in order, each range with its categories ([`WRITTEN`], [`ZERO_PAGE`],
+/// [`SWAPPED`]). Changes nothing.
 pub(crate) fn present(
     pagemap: &File,
     span: Range<u64>,
@@ -291,11 +321,26 @@ pub(crate) fn present(
         category_inverted: FILE,
         category_mask: FILE,
         category_anyof_mask: PRESENT | SWAPPED,
-        return_mask: WRITTEN | ZERO_PAGE,
+        return_mask: WRITTEN | ZERO_PAGE | SWAPPED,
         ..ScanArg::default()
     };
     scan(pagemap, span, &query, |range, categories| {
         each(range, categories);
+        true
+    })
+}
+
+/// Pages within `span` that are missing and marked ([`Uffd::mark`]), in order. A page that was swapped out and not written before
+/// looks the same.
+pub(crate) fn marked(pagemap: &File, span: Range<u64>, mut each: impl FnMut(Range<u64>)) -> io::Result<()> {
+    let query = ScanArg {
+        category_inverted: FILE | WRITTEN,
+        category_mask: FILE | WRITTEN | SWAPPED,
+        return_mask: SWAPPED,
+        ..ScanArg::default()
+    };
+    scan(pagemap, span, &query, |range, _categories| {
+        each(range);
         true
     })
 }
@@ -379,6 +424,7 @@ mod tests {
     #[test]
     fn the_structs_have_the_sizes_of_the_kernel() {
         assert_eq!((size_of::<Api>(), size_of::<Register>(), size_of::<Span>()), (24, 32, 16));
+        assert_eq!(size_of::<WriteProtect>(), 24);
         assert_eq!((size_of::<ScanArg>(), size_of::<Region>(), size_of::<Copy>()), (96, 24, 40));
     }
 

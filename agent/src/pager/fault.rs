@@ -32,6 +32,12 @@ pub enum FaultError {
     /// The kernel would not say what the sandbox waits for.
     #[error("read what the sandbox waits for")]
     Read(#[source] io::Error),
+    /// Memory was moved and given up at the same places in an order that cannot be told any more.
+    #[error("which of its pages are where is not clear any more")]
+    Unclear,
+    /// What it did to its mappings could not be taken note of in time.
+    #[error(transparent)]
+    Unsettled(#[from] super::space::Unsettled),
     /// The kernel says something of which nobody knows what it means for the pages.
     #[error("the kernel tells of event {event:#x}, which is unknown")]
     Unknown {

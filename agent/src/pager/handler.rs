@@ -38,6 +38,8 @@ const SWEEP: Duration = Duration::from_millis(SWEEP_MS as u64);
 const SWEEP_MS: u8 = 250;
 /// Messages of so many spaces are fetched at once.
 const EVENTS: usize = 16;
+/// How long to let a process go on with what it does to its mappings: it may need this processor.
+const PAUSE: Duration = Duration::from_micros(20);
 /// Number of the event that only wakes a thread.
 const WAKE: u64 = u64::MAX;
 
@@ -284,6 +286,7 @@ impl Service {
                 Err(error) => space.lost.end(error),
             }
             if space.is_waiting() {
+                thread::sleep(PAUSE);
                 self.serve(number);
             }
         }

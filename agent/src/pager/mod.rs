@@ -11,6 +11,7 @@
 //! Two promises. A page is either there, or comes back as it was, or the sandbox ends: never another page. And what the
 //! program does with its memory meanwhile (madvise, munmap, mremap, fork) means what it always means.
 
+mod changes;
 mod deadline;
 mod fault;
 mod handler;
@@ -28,5 +29,5 @@ pub use fault::FaultError;
 pub use handler::{Guard, Pager};
 pub use park::{Paged, ParkReport, Parked, ReleaseError, park};
 pub use recipes::{Recipes, StorePagesError};
-pub use space::Counts;
+pub use space::{Counts, Unsettled};
 pub use stopped::ParkError;

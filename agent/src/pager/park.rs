@@ -182,6 +182,10 @@ impl Paged {
         blocking(move || {
             let mut hands = Hands::new();
             for space in spaces {
+                if let Err(error) = space.wait_settled() {
+                    lost.end_quietly();
+                    return Err(FaultError::from(error).into());
+                }
                 for one in pager.children(&space).into_iter().chain([space]) {
                     if let Err(error) = one.fill(&mut hands) {
                         lost.end_quietly();

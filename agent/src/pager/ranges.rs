@@ -12,6 +12,22 @@ pub(super) fn is_in(ranges: &[Range<u64>], page: u64) -> bool {
     ranges.get(at).is_some_and(|range| range.contains(&page))
 }
 
+/// Ranges in order, neighbours as one.
+pub(super) fn joined(mut ranges: impl Iterator<Item = Range<u64>>) -> impl Iterator<Item = Range<u64>> {
+    let mut open = ranges.next();
+    std::iter::from_fn(move || {
+        let mut range = open.take()?;
+        for next in ranges.by_ref() {
+            if next.start != range.end {
+                open = Some(next);
+                break;
+            }
+            range.end = next.end;
+        }
+        Some(range)
+    })
+}
+
 /// Ranges of addresses without these pages; both in order.
 pub(super) fn without(ranges: &[Range<u64>], pages: &[u64]) -> Vec<Range<u64>> {
     let mut left = Vec::new();
@@ -38,6 +54,13 @@ mod tests {
 
     use super::*;
     use crate::pager::space::pages;
+
+    #[test]
+    fn neighbours_are_joined() {
+        let all: Vec<Range<u64>> = joined([1..3, 3..4, 6..7, 7..9, 12..13].into_iter()).collect();
+        assert_eq!(all, [1..4, 6..9, 12..13]);
+        assert_eq!(joined(std::iter::empty::<Range<u64>>()).count(), 0);
+    }
 
     proptest! {
         #[test]

@@ -3,19 +3,23 @@
 //! One lock is held from the reading of a message to the end of what it means, so that nobody acts on a table that the
 //! kernel has already told is out of date.
 
+use std::fs::File;
+use std::io;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use medes_dedup::delta::DeltaCodec;
 use medes_dedup::page::{PAGE_BYTES, Page, ZERO_PAGE};
 use nix::unistd::Pid;
 
+use super::changes::{self, Change, Unclear};
 use super::deadline::{DEADLINE, UnderWay};
 use super::fault::{FaultError, Lost};
+use super::ranges::is_in;
 use super::store::Store;
 use super::working_set::{Hot, WorkingSet};
-use crate::uffd::{Message, Uffd};
+use crate::uffd::{self, Message, Uffd};
 
 /// Pages copied at once.
 const BATCH: usize = 64;
@@ -25,6 +29,16 @@ const AROUND: usize = 8;
 const ZEROS_MAX: usize = 32;
 /// Pages that were missed and are remembered.
 const MISSED_MAX: usize = 1 << 17;
+/// Changes of mappings told of while there was always another one under way.
+const CHANGES_MAX: usize = 1 << 12;
+
+/// How often who waits for what was told to be done looks whether it is.
+const SETTLE_LOOK: Duration = Duration::from_micros(200);
+
+/// The mappings of a process that stands still are still said to change.
+#[derive(Debug, thiserror::Error)]
+#[error("its mappings do not come to rest")]
+pub struct Unsettled;
 
 /// What a thread that serves faults works with.
 pub(super) struct Hands {
@@ -85,6 +99,8 @@ pub(super) struct State {
     /// What is being given back, last page first.
     push: Vec<Hot>,
     waiting: Vec<Waiting>,
+    /// What was told and is not in the store yet: something else may have happened before it.
+    changes: Vec<Change>,
     /// The page behind the last one of zeros it was given, and how many it was given.
     zeros: (u64, usize),
     /// What was done.
@@ -116,35 +132,95 @@ impl Space {
     /// Reads what the kernel has to tell and does it. Children that were forked are given to `born`.
     pub(super) fn serve(&self, hands: &mut Hands, born: &mut Vec<(Uffd, State)>) -> Result<(), FaultError> {
         let mut state = self.lock();
-        for waiting in std::mem::take(&mut state.waiting) {
-            if waiting.since.elapsed() > DEADLINE {
-                return Err(FaultError::Late { page: waiting.page });
-            }
-            self.fault(&mut state, hands, waiting)?;
-        }
         loop {
             let messages = self.uffd.read().map_err(FaultError::Read)?;
-            if messages.is_empty() {
-                return Ok(());
-            }
+            let is_all = messages.is_empty();
             for message in messages {
-                match message {
-                    Message::Fault { address, write } => {
-                        let page = address / PAGE_BYTES as u64;
-                        self.fault(&mut state, hands, Waiting { page, write, since: Instant::now() })?;
+                state.hear(message)?;
+            }
+            if self.settle(&mut state, born)? {
+                for waiting in std::mem::take(&mut state.waiting) {
+                    if waiting.since.elapsed() > DEADLINE {
+                        return Err(FaultError::Late { page: waiting.page });
                     }
-                    Message::Fork(uffd) => born.push((uffd, state.child())),
-                    Message::Remap { from, to, bytes } => state.moved(from, to, bytes),
-                    Message::Removed(range) | Message::Unmapped(range) => state.forget(&pages(&range)),
-                    Message::Unknown(event) => return Err(FaultError::Unknown { event }),
+                    self.fault(&mut state, hands, waiting)?;
                 }
+            }
+            if is_all {
+                return Ok(());
             }
         }
     }
 
-    /// Whether a fault waits for the process to be done with its mappings.
+    /// Does what was told, once the kernel has no more changes under way; whether that is so.
+    fn settle(&self, state: &mut State, born: &mut Vec<(Uffd, State)>) -> Result<bool, FaultError> {
+        if state.changes.is_empty() {
+            return Ok(true);
+        }
+        let late = state.waiting.iter().find(|waiting| waiting.since.elapsed() > DEADLINE);
+        if let Some(Waiting { page, .. }) = late {
+            return Err(FaultError::Late { page: *page });
+        }
+        if self.uffd.is_changing() {
+            return if state.changes.len() < CHANGES_MAX { Ok(false) } else { Err(FaultError::Unclear) };
+        }
+        let places = changes::in_question(&state.changes);
+        let (mut told, mut marks) = (Vec::new(), Vec::new());
+        if places.is_empty() {
+            told = std::mem::take(&mut state.changes);
+        } else {
+            marks = self.marks(&places)?;
+            // Nothing has changed while it was looked at, or it is looked again.
+            if self.uffd.is_changing() {
+                return Ok(false);
+            }
+            let order = changes::order(&state.changes, state.store.table(), &marks)
+                .map_err(|Unclear| FaultError::Unclear)?;
+            let mut heard: Vec<_> = std::mem::take(&mut state.changes).into_iter().map(Some).collect();
+            told.extend(order.into_iter().filter_map(|at| heard.get_mut(at)?.take()));
+        }
+        for change in told {
+            match change {
+                Change::Moved { from, to } => state.moved(&from, to),
+                Change::Removed(range) | Change::Unmapped(range) => state.forget(&pages(&range)),
+                Change::Forked(uffd) => born.push((uffd, state.child())),
+            }
+        }
+        places.iter().for_each(|place| state.believe(&pages(place), &marks));
+        Ok(true)
+    }
+
+    /// Pages of some places that are stored, as the page table has it.
+    fn marks(&self, places: &[Range<u64>]) -> Result<Vec<Range<u64>>, FaultError> {
+        let pid = self.pid.ok_or(FaultError::Unclear)?;
+        let mut marks = Vec::new();
+        let mut look = || -> io::Result<()> {
+            let pagemap = File::open(format!("/proc/{pid}/pagemap"))?;
+            for place in places {
+                uffd::marked(&pagemap, place.clone(), |range| marks.push(pages(&range)))?;
+            }
+            Ok(())
+        };
+        look().map_err(FaultError::Read)?;
+        Ok(marks)
+    }
+
+    /// Waits until everything that was told is done. For who has stopped the process, so that nothing more is told.
+    pub(super) fn wait_settled(&self) -> Result<(), Unsettled> {
+        let since = Instant::now();
+        while !self.lock().changes.is_empty() {
+            if since.elapsed() > DEADLINE {
+                return Err(Unsettled);
+            }
+            std::thread::sleep(SETTLE_LOOK);
+        }
+        Ok(())
+    }
+
+    /// Whether something waits for the process to be done with its mappings.
     pub(super) fn is_waiting(&self) -> bool {
-        !self.lock().waiting.is_empty()
+        let state = self.lock();
+        !state.waiting.is_empty() || !state.changes.is_empty()
     }
 
     fn fault(&self, state: &mut State, hands: &mut Hands, waiting: Waiting) -> Result<(), FaultError> {
@@ -227,6 +303,9 @@ impl Space {
     pub(super) fn push_some(&self, hands: &mut Hands) -> Result<bool, FaultError> {
         let mut state = self.lock();
         let Some(first) = state.push.last().copied() else { return Ok(false) };
+        if !state.changes.is_empty() {
+            return Ok(true);
+        }
         let _under_way = hands.under_way.begin(first.page, &self.lost);
         let count = state.push.iter().rev().zip(first.page..).take(BATCH);
         let count = count.take_while(|(hot, page)| hot.page == *page && hot.written == first.written).count();
@@ -299,12 +378,36 @@ impl State {
         self.push.retain(|hot| !pages.contains(&hot.page));
     }
 
-    fn moved(&mut self, from: u64, to: u64, bytes: u64) {
-        let page = PAGE_BYTES as u64;
-        self.store.moved(from / page, to / page, bytes / page);
-        let old = pages(&(from..from + bytes));
+    /// Takes note of what the kernel tells.
+    fn hear(&mut self, message: Message) -> Result<(), FaultError> {
+        match message {
+            Message::Fault { address, write } => {
+                let page = address / PAGE_BYTES as u64;
+                self.waiting.push(Waiting { page, write, since: Instant::now() });
+            }
+            Message::Fork(uffd) => self.changes.push(Change::Forked(uffd)),
+            Message::Remap { from, to, bytes } => {
+                self.changes.push(Change::Moved { from: from..from + bytes, to });
+            }
+            Message::Removed(range) => self.changes.push(Change::Removed(range)),
+            Message::Unmapped(range) => self.changes.push(Change::Unmapped(range)),
+            Message::Unknown(event) => return Err(FaultError::Unknown { event }),
+        }
+        Ok(())
+    }
+
+    fn moved(&mut self, from: &Range<u64>, to: u64) {
+        let old = pages(from);
+        self.store.moved(old.start, to / PAGE_BYTES as u64, old.end - old.start);
         self.working_set.forget(&old);
         self.push.retain(|hot| !old.contains(&hot.page));
+    }
+
+    /// Of these pages none is stored that is not marked, whatever was told.
+    fn believe(&mut self, place: &Range<u64>, marks: &[Range<u64>]) {
+        for page in place.clone().filter(|page| !is_in(marks, *page)) {
+            self.forget(&(page..page + 1));
+        }
     }
 
     /// How many pages to bring for one that is missed.

@@ -17,10 +17,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::fault::Lost;
 use super::handler::Pager;
-use super::ranges::{is_in, without};
+use super::ranges::{is_in, joined, without};
 use super::read::read;
 use super::recipes::{Saved, StorePagesError};
-use super::space::{Space, State, pages};
+use super::space::{Space, State, Unsettled, pages};
 use super::store::Store;
 use super::working_set::WorkingSet;
 use crate::inject::{ForWhat, InjectError, Operation, OperatorError, Stage, make_userfaultfd};
@@ -79,6 +79,9 @@ pub enum ParkError {
     /// Its memory was given up and could not be put under our hands again.
     #[error("its memory is lost")]
     Lost(#[source] io::Error),
+    /// What it did to its mappings before it stood still is not known yet.
+    #[error(transparent)]
+    Unsettled(#[from] Unsettled),
     /// It was wanted back.
     #[error("it was wanted back before it was parked")]
     Cancelled,
@@ -138,6 +141,7 @@ impl Stopped {
     ) -> Result<Self, ParkError> {
         let mut operation = pager.operators().begin()?;
         let pids = hold_all(&mut operation, cgroup)?;
+        known.iter().try_for_each(|space| space.wait_settled())?;
         if known.iter().flat_map(|space| pager.children(space)).any(|child| !child.uffd.is_orphaned()) {
             return Err(ParkError::Forked);
         }
@@ -358,9 +362,8 @@ impl Process {
         let (mut there, mut written) = (Vec::new(), Vec::new());
         for span in &self.registered {
             let mut any = false;
-            let each = |range: Range<u64>, categories: u64| {
+            let mut each = |range: Range<u64>, categories: u64| {
                 any = true;
-                let range = pages(&range);
                 if categories & uffd::ZERO_PAGE != 0 {
                     zeros.extend(range);
                     return;
@@ -373,8 +376,17 @@ impl Process {
                     numbers.extend(range.filter(|page| state.store.find(*page).is_none()));
                 }
             };
-            uffd::present(&self.pagemap, span.clone(), each)
-                .map_err(|source| ParkError::Look { pid: self.pid, source })?;
+            uffd::present(&self.pagemap, span.clone(), |range, categories| {
+                let range = pages(&range);
+                if categories & (uffd::SWAPPED | uffd::WRITTEN) != uffd::SWAPPED {
+                    return each(range, categories);
+                }
+                // Those that are stored are only marked, or not written since and on a disk.
+                for page in range.filter(|page| state.store.find(*page).is_none()) {
+                    each(page..page + 1, categories);
+                }
+            })
+            .map_err(|source| ParkError::Look { pid: self.pid, source })?;
             if any {
                 self.present.push(span.clone());
             }
@@ -433,7 +445,21 @@ impl Process {
             }
         }
         zapped?;
-        self.mend()
+        self.mend()?;
+        self.mark();
+        Ok(())
+    }
+
+    /// Marks what is stored in the page table, so that it can be told whose a page is when the kernel's messages do not.
+    fn mark(&self) {
+        let state = self.space.lock();
+        for range in joined(state.store.table().ranges()) {
+            let range = range.start * PAGE..range.end * PAGE;
+            if let Err(error) = self.space.uffd.mark(&range) {
+                // Nothing depends on it, unless the messages come in a wrong order: then the sandbox is ended.
+                tracing::debug!(pid = %self.pid, ?range, %error, "stored pages are not marked");
+            }
+        }
     }
 
     fn zap(&self, operation: &mut Operation) -> Result<(), ParkError> {

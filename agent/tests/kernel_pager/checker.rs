@@ -10,7 +10,7 @@ use crate::memory::{Region, deep};
 use crate::program::{Numbers, answer};
 use crate::runner::Test;
 
-pub(crate) const PROGRAMS: &[Test] = &[("memory_checker", memory_checker)];
+pub(crate) const PROGRAMS: &[Test] = &[("memory_checker", memory_checker), ("memory_mover", memory_mover)];
 
 const THREADS: u64 = 4;
 const REGIONS: usize = 6;
@@ -19,10 +19,19 @@ const PAGES: u64 = 256;
 static ROUNDS: AtomicU64 = AtomicU64::new(0);
 static WRONG: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
-/// Life of the program. `/` answers with the rounds made and what was found wrong.
+/// Life of a program that mostly uses its memory. `/` answers with the rounds made and what was found wrong.
 fn memory_checker() {
+    check_with(5);
+}
+
+/// Life of one that keeps moving it: what one thread gives up is at once where another one's goes.
+fn memory_mover() {
+    check_with(40);
+}
+
+fn check_with(changes: u64) {
     for seed in 0..THREADS {
-        std::thread::spawn(move || check(seed));
+        std::thread::spawn(move || check(seed, changes));
     }
     answer(|_path| {
         let wrong = WRONG.lock().unwrap();
@@ -30,7 +39,8 @@ fn memory_checker() {
     });
 }
 
-fn check(seed: u64) {
+/// `changes`: in so many of a hundred rounds it changes its mappings.
+fn check(seed: u64, changes: u64) {
     let mut numbers = Numbers(seed);
     let mut regions: Vec<Region> = (0..REGIONS).map(|_| Region::new(PAGES)).collect();
     loop {
@@ -38,7 +48,8 @@ fn check(seed: u64) {
         let region = &mut regions[at];
         let page = numbers.below(region.pages());
         let pages = 1 + numbers.below((region.pages() - page).min(16));
-        match numbers.below(100) {
+        let changes_mappings = numbers.below(100) < changes;
+        match if changes_mappings { numbers.below(5) } else { 5 + numbers.below(95) } {
             0 => region.give_up(page, pages, MmapAdvise::MADV_DONTNEED),
             1 => {
                 let size = 1 + numbers.below(2 * PAGES);

@@ -19,6 +19,10 @@ pub(crate) const TESTS: &[Test] = &[
         "a_program_that_checks_its_memory_finds_nothing_wrong",
         a_program_that_checks_its_memory_finds_nothing_wrong,
     ),
+    (
+        "a_program_that_keeps_moving_its_memory_finds_nothing_wrong",
+        a_program_that_keeps_moving_its_memory_finds_nothing_wrong,
+    ),
     ("twenty_times_there_and_back_changes_no_byte", twenty_times_there_and_back_changes_no_byte),
     ("everything_comes_back_at_once_when_it_is_released", everything_comes_back_at_once_when_it_is_released),
 ];
@@ -139,10 +143,18 @@ async fn findings(guest: &Guest) -> (u64, String) {
 }
 
 fn a_program_that_checks_its_memory_finds_nothing_wrong() {
+    there_and_back("memory_checker");
+}
+
+fn a_program_that_keeps_moving_its_memory_finds_nothing_wrong() {
+    there_and_back("memory_mover");
+}
+
+fn there_and_back(checker: &str) {
     let seconds = std::env::var("MEDES_TEST_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(15);
     let seed = std::env::var("MEDES_TEST_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
     at_desk(async |mut desk| {
-        let mut guest = desk.start("s1", &program("memory_checker")).await;
+        let mut guest = desk.start("s1", &program(checker)).await;
         let mut numbers = Numbers(seed);
         let until = Instant::now() + Duration::from_secs(seconds);
         let (mut cycles, mut last) = (0, 0);
