@@ -16,6 +16,7 @@ mod deadline;
 mod fault;
 mod handler;
 mod park;
+mod process;
 mod ranges;
 mod read;
 mod recipes;

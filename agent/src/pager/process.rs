@@ -1,0 +1,276 @@
+//! One process of a sandbox that stands still: what of its memory is there, copied out, then zapped.
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use medes_dedup::delta::DeltaCodec;
+use medes_dedup::page::{PAGE_BYTES, ZERO_PAGE};
+use nix::unistd::Pid;
+use tokio_util::sync::CancellationToken;
+
+use super::ranges::{is_in, joined, without};
+use super::read::read;
+use super::recipes::Saved;
+use super::space::{Space, State, pages};
+use super::stopped::ParkError;
+use super::store::Store;
+use super::working_set::WorkingSet;
+use crate::inject::{Operation, Stage};
+use crate::maps;
+use crate::uffd::{self, MISSING, PROTECT};
+
+/// Pages copied between two looks whether it is wanted back: a millisecond or two.
+const COPIED_AT_ONCE: usize = 512;
+/// For what is told to the kernel through memory of the process.
+pub(super) const SCRATCH_BYTES: u64 = 64 << 10;
+/// Ranges given to the kernel at once.
+const VECTORS_MAX: usize = 1024;
+const MADV_DONTNEED: u64 = libc::MADV_DONTNEED as u64;
+/// `PIDFD_SELF_THREAD_GROUP`: the calling process, for calls that take a descriptor of one.
+const SELF: u64 = (-10001_i64).cast_unsigned();
+const PAGE: u64 = PAGE_BYTES as u64;
+
+/// A process that stands still.
+#[derive(Debug)]
+pub(super) struct Process {
+    pub(super) pid: Pid,
+    pub(super) space: Arc<Space>,
+    /// It had no userfaultfd before: nothing of it is missing.
+    pub(super) is_new: bool,
+    pub(super) scratch: u64,
+    memory: File,
+    pagemap: File,
+    /// What is registered, in order.
+    pub(super) registered: Vec<Range<u64>>,
+    /// What of it has pages that are there.
+    present: Vec<Range<u64>>,
+    pub(super) saved: Saved,
+    /// Pages that stay, in order.
+    pub(super) stay: Vec<u64>,
+    /// What the next request will touch, as it is known now.
+    working_set: WorkingSet,
+}
+
+/// How many pages are stored and not there.
+fn away(state: &State, there: &[Range<u64>]) -> u64 {
+    state.store.table().places().filter(|(page, _)| !is_in(there, *page)).count() as u64
+}
+
+/// Open files of a process.
+#[derive(Debug)]
+pub(super) struct Files {
+    memory: File,
+    pagemap: File,
+}
+
+impl Process {
+    /// What is needed to look at a process and to write to it.
+    pub(super) fn open(pid: Pid) -> Result<Files, ParkError> {
+        let open = |name: &str, write| {
+            let file = File::options().read(true).write(write).open(format!("/proc/{pid}/{name}"));
+            file.map_err(|source| ParkError::Look { pid, source })
+        };
+        Ok(Files { memory: open("mem", true)?, pagemap: open("pagemap", false)? })
+    }
+
+    /// One that stands still. `scratch`: where [`SCRATCH_BYTES`] of it are ours.
+    pub(super) fn new(pid: Pid, space: Arc<Space>, is_new: bool, files: Files, scratch: u64) -> Self {
+        let Files { memory, pagemap } = files;
+        let (saved, working_set) = (Saved::default(), WorkingSet::default());
+        let (registered, present, stay) = (Vec::new(), Vec::new(), Vec::new());
+        Self { pid, space, is_new, scratch, memory, pagemap, registered, present, saved, stay, working_set }
+    }
+
+    fn failed(&self, source: io::Error) -> ParkError {
+        ParkError::Look { pid: self.pid, source }
+    }
+
+    /// Registers everything that can be; how many pages cannot.
+    pub(super) fn register(&mut self) -> Result<u64, ParkError> {
+        let maps = maps::read(self.pid).map_err(|error| self.failed(error))?;
+        let locked = maps::locked(self.pid).map_err(|error| self.failed(error))?;
+        if maps::has_pinned(self.pid).map_err(|error| self.failed(error))? {
+            return Err(ParkError::Pinned { pid: self.pid });
+        }
+        let mut left_out = 0;
+        for area in maps::areas(&maps).filter(maps::Area::is_anonymous) {
+            let range = area.range();
+            if locked.contains(&range) {
+                left_out += (range.end - range.start) / PAGE;
+                continue;
+            }
+            match self.space.uffd.register(&range, MISSING | PROTECT) {
+                Ok(()) => match self.registered.last_mut() {
+                    Some(last) if last.end == range.start => last.end = range.end,
+                    _ => self.registered.push(range),
+                },
+                Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
+                    return Err(ParkError::Watched { pid: self.pid });
+                }
+                Err(error) => {
+                    tracing::debug!(pid = %self.pid, ?range, %error, "stays resident");
+                    left_out += (range.end - range.start) / PAGE;
+                }
+            }
+        }
+        self.saved.maps = maps;
+        Ok(left_out)
+    }
+
+    /// Finds which pages are there, which of them stay, and which are to be stored.
+    pub(super) fn look(&mut self, resident_percent: u32) -> Result<(), ParkError> {
+        let state = self.space.lock();
+        let (mut numbers, mut zeros) = (Vec::new(), Vec::new());
+        let (mut there, mut written) = (Vec::new(), Vec::new());
+        for span in &self.registered {
+            let mut any = false;
+            let mut each = |range: Range<u64>, categories: u64| {
+                any = true;
+                if categories & uffd::ZERO_PAGE != 0 {
+                    zeros.extend(range);
+                    return;
+                }
+                there.push(range.clone());
+                if categories & uffd::WRITTEN != 0 {
+                    numbers.extend(range.clone());
+                    written.push(range);
+                } else {
+                    numbers.extend(range.filter(|page| state.store.find(*page).is_none()));
+                }
+            };
+            uffd::present(&self.pagemap, span.clone(), |range, categories| {
+                let range = pages(&range);
+                if categories & (uffd::SWAPPED | uffd::WRITTEN) != uffd::SWAPPED {
+                    return each(range, categories);
+                }
+                // Those that are stored are only marked, or not written since and on a disk.
+                for page in range.filter(|page| state.store.find(*page).is_none()) {
+                    each(page..page + 1, categories);
+                }
+            })
+            .map_err(|source| ParkError::Look { pid: self.pid, source })?;
+            if any {
+                self.present.push(span.clone());
+            }
+        }
+        self.working_set = state.working_set.clone();
+        // Before the first time everything was written.
+        if !self.is_new {
+            self.working_set.learn(state.missed.clone(), |page| is_in(&written, page));
+        }
+        let all = there.iter().map(|range| range.end - range.start).sum::<u64>() + away(&state, &there);
+        let most = usize::try_from(all * u64::from(resident_percent.min(100)) / 100).unwrap_or(usize::MAX);
+        let stay = self.working_set.stay(most, |page| is_in(&there, page)).to_vec();
+        numbers.retain(|page| stay.binary_search(page).is_err());
+        self.stay.clone_from(&stay);
+        // It stands still: what it is stored as does not change until it is stored anew.
+        let maps = std::mem::take(&mut self.saved.maps);
+        self.saved = Saved { numbers, zeros, stay, maps, before: state.store.clone(), bytes: Vec::new() };
+        Ok(())
+    }
+
+    /// Copies these pages out, some at a time: it may be wanted back meanwhile.
+    pub(super) fn copy(&mut self, cancelled: &CancellationToken) -> Result<(), ParkError> {
+        self.saved.bytes = vec![0; self.saved.numbers.len() * PAGE_BYTES];
+        let parts = self.saved.bytes.chunks_mut(COPIED_AT_ONCE * PAGE_BYTES);
+        for (pages, out) in self.saved.numbers.chunks(COPIED_AT_ONCE).zip(parts) {
+            if cancelled.is_cancelled() {
+                return Err(ParkError::Cancelled);
+            }
+            read(self.pid, &self.memory, pages, out)
+                .map_err(|source| ParkError::Look { pid: self.pid, source })?;
+        }
+        self.saved.leave_out_zeros();
+        Ok(())
+    }
+
+    /// From now on the process's memory is what is stored.
+    pub(super) fn commit(&mut self, stored: Option<Store>) {
+        let mut state = self.space.lock();
+        if let Some(stored) = stored {
+            state.store = stored;
+        }
+        state.missed.clear();
+        state.working_set = std::mem::take(&mut self.working_set);
+    }
+
+    /// Zaps everything that is there. While nothing is registered nobody runs, so no event has to be waited for and
+    /// nobody can see the zeros; when the process runs again everything is registered.
+    pub(super) fn give_up(&self, operation: &mut Operation) -> Result<(), ParkError> {
+        let uffd = &self.space.uffd;
+        let unregistered = self.registered.iter().try_for_each(|range| uffd.unregister(range));
+        let zapped = unregistered.map_err(|error| self.failed(error)).and_then(|()| self.zap(operation));
+        for range in &self.registered {
+            if let Err(error) = uffd.register(range, MISSING | PROTECT) {
+                tracing::warn!(pid = %self.pid, ?range, %error, "not registered again: written back");
+                self.write_back(std::slice::from_ref(range))?;
+            }
+        }
+        zapped?;
+        self.mend()?;
+        self.mark();
+        Ok(())
+    }
+
+    /// Marks what is stored in the page table, so that it can be told whose a page is when the kernel's messages do not.
+    fn mark(&self) {
+        let state = self.space.lock();
+        for range in joined(state.store.table().ranges()) {
+            let range = range.start * PAGE..range.end * PAGE;
+            if let Err(error) = self.space.uffd.mark(&range) {
+                // Nothing depends on it, unless the messages come in a wrong order: then the sandbox is ended.
+                tracing::debug!(pid = %self.pid, ?range, %error, "stored pages are not marked");
+            }
+        }
+    }
+
+    fn zap(&self, operation: &mut Operation) -> Result<(), ParkError> {
+        for some in without(&self.present, &self.stay).chunks(VECTORS_MAX) {
+            let vectors: Vec<u8> = some
+                .iter()
+                .flat_map(|range| [range.start, range.end - range.start])
+                .flat_map(u64::to_ne_bytes)
+                .collect();
+            self.memory.write_all_at(&vectors, self.scratch).map_err(|error| self.failed(error))?;
+            let arguments = [SELF, self.scratch, some.len() as u64, MADV_DONTNEED, 0];
+            let done = operation.try_call(self.pid, libc::SYS_process_madvise, &arguments, Stage::Call)?;
+            let bytes: u64 = some.iter().map(|range| range.end - range.start).sum();
+            if u64::try_from(done) == Ok(bytes) {
+                continue;
+            }
+            // An older kernel, or a range that will not: one by one. What stays is there, and as it is stored.
+            for range in some {
+                let arguments = [range.start, range.end - range.start, MADV_DONTNEED];
+                operation.try_call(self.pid, libc::SYS_madvise, &arguments, Stage::Call)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Pages that are there although they were zapped: what the kernel writes by itself on the way back to the program
+    /// (cpu numbers, near the thread's own memory) came upon a page of zeros before it was registered again.
+    fn mend(&self) -> Result<(), ParkError> {
+        let mut there = Vec::new();
+        for span in &self.present {
+            uffd::present(&self.pagemap, span.clone(), |range, _| there.push(range))
+                .map_err(|error| self.failed(error))?;
+        }
+        self.write_back(&there)
+    }
+
+    /// Writes stored pages to their places.
+    fn write_back(&self, ranges: &[Range<u64>]) -> Result<(), ParkError> {
+        let state = self.space.lock();
+        let (mut codec, mut bytes) = (DeltaCodec::new(), Box::new([ZERO_PAGE]));
+        for page in ranges.iter().flat_map(pages) {
+            let Some((place, _)) = state.store.find(page) else { continue };
+            let lost = |error| ParkError::Lost(io::Error::other(error));
+            state.store.rebuild(&mut codec, place, &mut bytes[..]).map_err(lost)?;
+            self.memory.write_all_at(bytes.as_flattened(), page * PAGE).map_err(ParkError::Lost)?;
+        }
+        Ok(())
+    }
+}
