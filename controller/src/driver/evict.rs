@@ -8,7 +8,7 @@ use medes_proto::{
 use super::{
     Action, Driver, PurgeReason,
     idle::Moment,
-    state::{Kind, Life},
+    state::{Kind, Life, Sandbox},
 };
 use crate::now::Now;
 
@@ -94,16 +94,27 @@ impl Driver {
         }
     }
 
-    fn victims(&self, now: Now, node: &NodeId, need: u64, spare: Option<SandboxId>) -> Option<Vec<Victim>> {
+    /// How many bytes have to go for `need` more to fit. `None`: none may be added at all.
+    fn excess(&self, node: &NodeId, need: u64) -> Option<u64> {
         if !self.is_reachable(node) {
             return None;
         }
-        let Some(cap) = self.cap(node) else { return Some(Vec::new()) };
-        let mut over = self
-            .projected(node)
-            .saturating_add(need)
-            .saturating_sub(cap)
-            .saturating_sub(self.on_its_way_out(node));
+        let Some(cap) = self.cap(node) else { return Some(0) };
+        let wanted = self.projected(node).saturating_add(need);
+        Some(wanted.saturating_sub(cap).saturating_sub(self.on_its_way_out(node)))
+    }
+
+    /// Whether room can be made at all.
+    fn can_make_room(&self, node: &NodeId, need: u64) -> bool {
+        let idle = |excess| excess == 0 || self.idle_on(node).map(Sandbox::held_bytes).sum::<u64>() >= excess;
+        self.excess(node, need).is_some_and(idle)
+    }
+
+    fn victims(&self, now: Now, node: &NodeId, need: u64, spare: Option<SandboxId>) -> Option<Vec<Victim>> {
+        let mut over = self.excess(node, need)?;
+        if over == 0 {
+            return Some(Vec::new());
+        }
         let mut victims = Vec::new();
         for victim in self.idle_by_worth(now, node).into_iter().filter(|victim| Some(victim.id) != spare) {
             if over == 0 {
@@ -119,14 +130,18 @@ impl Driver {
         self.sandboxes.get(&id).map_or(0, |sandbox| sandbox.held_bytes())
     }
 
+    /// The idle sandboxes of a node that hold memory.
+    fn idle_on(&self, node: &NodeId) -> impl Iterator<Item = &Sandbox> {
+        let all = self.nodes.get(node).into_iter().flat_map(|node| &node.sandboxes);
+        all.filter_map(|id| self.sandboxes.get(id))
+            .filter(|sandbox| sandbox.is_idle() && sandbox.held_bytes() > 0)
+    }
+
     /// The idle sandboxes of a node in the order in which they go.
     fn idle_by_worth(&self, now: Now, node: &NodeId) -> Vec<Victim> {
-        let moment = Moment { driver: self, now };
-        let all = self.nodes.get(node).into_iter().flat_map(|node| &node.sandboxes);
-        let idle = all
-            .filter_map(|id| self.sandboxes.get(id))
-            .filter(|sandbox| sandbox.is_idle() && sandbox.held_bytes() > 0);
-        let mut victims: Vec<_> = idle
+        let moment = Moment::of(self, now);
+        let mut victims: Vec<_> = self
+            .idle_on(node)
             .filter_map(|sandbox| {
                 let view = sandbox.view(now)?;
                 let worth = self.policy.worth(&moment, &sandbox.function, &view);
@@ -144,7 +159,7 @@ impl Driver {
         let possible = self
             .nodes
             .keys()
-            .filter(|name| self.may_start_on(now, name) && self.victims(now, name, need, None).is_some())
+            .filter(|name| self.may_start_on(now, name) && self.can_make_room(name, need))
             .min_by_key(|name| self.projected(name).saturating_sub(self.on_its_way_out(name)))
             .cloned();
         if let Some(node) = possible {

@@ -1,6 +1,6 @@
 //! Reviews: what the policy says about idle sandboxes, and the view it sees.
 
-use std::time::Duration;
+use std::{cell::RefCell, collections::BTreeMap, time::Duration};
 
 use medes_proto::{
     ids::{FunctionName, SandboxId},
@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     now::Now,
-    policy::{ClusterView, FunctionView, IdleLife, Review, SandboxView, Verdict, View},
+    policy::{ClusterView, FunctionView, Gain, IdleLife, Review, SandboxView, Verdict, View},
 };
 
 /// A pause that an agent saw may look shorter from here by the time a message takes.
@@ -93,7 +93,7 @@ impl Driver {
         let Some(function) = self.sandboxes.get(&id).and_then(|s| self.function_view(&s.function)) else {
             return self.touch(now, id, out);
         };
-        let review = self.policy.review(&Moment { driver: self, now }, &function, &view);
+        let review = self.policy.review(&Moment::of(self, now), &function, &view);
         let mut review = self.review_parked(id, &view, review);
         let room = self.sandboxes.get(&id).is_some_and(|s| self.has_room(&s.node, s.report.private_bytes));
         // A base costs what the sandbox holds, once more; so does a restore.
@@ -101,8 +101,12 @@ impl Driver {
             review.rejected.insert(0, (review.verdict, "its node has no room for that"));
             (review.verdict, review.because) = (Verdict::Keep, "its node has no room for more");
         }
-        let choice = self.review_choice(&review, &function, &view);
-        self.tell_review(id, &review, choice, out);
+        let kept = (review.verdict == Verdict::Keep).then_some(review.because);
+        // What has been said is not said again.
+        if kept.is_none() || self.sandboxes.get(&id).is_some_and(|sandbox| sandbox.kept != kept) {
+            let choice = self.review_choice(&review, &function, &view);
+            self.tell_review(id, kept, choice, out);
+        }
         match review.verdict {
             Verdict::Keep => {}
             Verdict::Dedup if self.parks(id) => drop(self.park(now, id, out)),
@@ -153,13 +157,17 @@ impl Driver {
     }
 
     /// A verdict is told; that a sandbox is kept, only when the reason is another than before.
-    fn tell_review(&mut self, id: SandboxId, review: &Review, choice: Choice, out: &mut Vec<Action>) {
+    fn tell_review(
+        &mut self,
+        id: SandboxId,
+        kept: Option<&'static str>,
+        choice: Choice,
+        out: &mut Vec<Action>,
+    ) {
         let Some(sandbox) = self.sandboxes.get_mut(&id) else { return };
-        let kept = (review.verdict == Verdict::Keep).then_some(review.because);
-        let again = std::mem::replace(&mut sandbox.kept, kept);
+        sandbox.kept = kept;
         match kept {
             None => self.decide(id, What::Review(choice), out),
-            Some(_) if again == kept => {}
             Some(_) => drop(self.tell_of(id, What::Review(choice), out)),
         }
     }
@@ -222,22 +230,20 @@ impl Driver {
     fn sandbox_view(&self, now: Now, id: SandboxId) -> Option<SandboxView> {
         let sandbox = self.sandboxes.get(&id)?;
         let price = self.nodes.get(&sandbox.node).map_or(0.0, |node| node.price.at(now));
-        Some(SandboxView { gain: self.ranked(sandbox), price, ..sandbox.view(now)? })
+        Some(SandboxView { price, ..sandbox.view(now)? })
     }
 
     pub(super) fn function_view(&self, name: &FunctionName) -> Option<FunctionView<'_>> {
         let (name, function) = self.functions.get_key_value(name)?;
-        let count =
-            |test: &dyn Fn(&Sandbox) -> bool| self.of_function(name).filter(|sandbox| test(sandbox)).count();
-        let snapshots = |life| self.bases_of(name).filter(move |(_, snapshot)| snapshot.life == life);
-        Some(FunctionView {
+        let mut view = FunctionView {
             name,
-            warm: count(&|s| matches!(s.life, Life::Warm | Life::MakingBase)),
-            running: count(&|s| !s.open.is_empty()),
-            dedup: count(&|s| s.life.is_put_away() || s.life == Life::Deduping),
-            starting: count(&|s| matches!(s.life, Life::Starting | Life::Restoring)),
-            bases: snapshots(SnapshotLife::Live).count(),
-            bases_coming: snapshots(SnapshotLife::Making).count(),
+            warm: 0,
+            running: 0,
+            dedup: 0,
+            starting: 0,
+            bases: 0,
+            bases_coming: 0,
+            uses: 0,
             queued: function.queue.len(),
             arrivals: &function.arrivals,
             warm_bytes: function.warm_bytes.bytes(),
@@ -248,8 +254,25 @@ impl Driver {
             execution: function.execution.time(),
             idle_times: &function.idle_times,
             reuses: &function.reuses,
-            uses: self.of_function(name).map(|sandbox| sandbox.uses).sum(),
-        })
+        };
+        for sandbox in self.of_function(name) {
+            view.running += usize::from(!sandbox.open.is_empty());
+            view.uses += sandbox.uses;
+            match sandbox.life {
+                Life::Warm | Life::MakingBase => view.warm += 1,
+                Life::Starting | Life::Restoring => view.starting += 1,
+                Life::Dedup | Life::Parked | Life::Deduping => view.dedup += 1,
+                Life::Purging => {}
+            }
+        }
+        for (_, snapshot) in self.bases_of(name) {
+            match snapshot.life {
+                SnapshotLife::Live => view.bases += 1,
+                SnapshotLife::Making => view.bases_coming += 1,
+                SnapshotLife::Hidden { .. } | SnapshotLife::Dropping => {}
+            }
+        }
+        Some(view)
     }
 }
 
@@ -270,15 +293,22 @@ impl Sandbox {
             clock: self.clock,
             price: 0.0,
             heat: self.report.heat,
-            gain: Default::default(),
         })
     }
 }
 
 /// The driver at one moment, as a policy sees it.
 pub(super) struct Moment<'a> {
-    pub(super) driver: &'a Driver,
-    pub(super) now: Now,
+    driver: &'a Driver,
+    now: Now,
+    /// Functions that were looked at: a policy asks again for each of their sandboxes.
+    seen: RefCell<BTreeMap<&'a FunctionName, FunctionView<'a>>>,
+}
+
+impl<'a> Moment<'a> {
+    pub(super) fn of(driver: &'a Driver, now: Now) -> Self {
+        Self { driver, now, seen: RefCell::default() }
+    }
 }
 
 impl View for Moment<'_> {
@@ -298,7 +328,16 @@ impl View for Moment<'_> {
     }
 
     fn function(&self, name: &FunctionName) -> Option<FunctionView<'_>> {
-        self.driver.function_view(name)
+        if let Some(seen) = self.seen.borrow().get(name) {
+            return Some(seen.clone());
+        }
+        let view = self.driver.function_view(name)?;
+        self.seen.borrow_mut().insert(view.name, view.clone());
+        Some(view)
+    }
+
+    fn gain(&self, sandbox: SandboxId) -> Gain {
+        self.driver.sandboxes.get(&sandbox).map_or_else(Gain::default, |sandbox| self.driver.ranked(sandbox))
     }
 
     fn functions(&self) -> Vec<FunctionView<'_>> {

@@ -142,11 +142,12 @@ impl Driver {
         choice.fact("private_bytes", sandbox.private_bytes);
         choice.fact("stored_bytes", sandbox.stored_bytes);
         choice.fact("is_base_source", u64::from(sandbox.is_base_source));
-        if sandbox.life == IdleLife::Warm {
-            choice.fact("won_bytes", sandbox.gain.won_bytes);
-            choice.fact("work_pages", sandbox.gain.work_pages);
-            choice.fact("bring_more", count(sandbox.gain.ahead));
-            choice.fact("ranked_among", count(sandbox.gain.among));
+        if let Some(warm) = self.sandboxes.get(&sandbox.id).filter(|_| sandbox.life == IdleLife::Warm) {
+            let gain = self.ranked(warm);
+            choice.fact("won_bytes", gain.won_bytes);
+            choice.fact("work_pages", gain.work_pages);
+            choice.fact("bring_more", count(gain.ahead));
+            choice.fact("ranked_among", count(gain.among));
             choice.fact("windows", sandbox.heat.windows.into());
             choice.fact("hot_pages", sandbox.heat.hot_pages);
             choice.fact("written_pages", sandbox.heat.written_pages);

@@ -43,7 +43,7 @@ pub struct Fixed(pub FixedSettings);
 
 impl FixedSettings {
     /// What the periods say of a warm sandbox by themselves: `Err`. Else how long it may still be kept.
-    pub(super) fn before_storing(&self, sandbox: &SandboxView) -> Result<Duration, Review> {
+    pub(super) fn before_storing(&self, view: &dyn View, sandbox: &SandboxView) -> Result<Duration, Review> {
         let keep_left = self.keep_alive.saturating_sub(sandbox.idle);
         if keep_left.is_zero() {
             return Err(Review {
@@ -70,11 +70,11 @@ impl FixedSettings {
                 let because = "a dump of it failed, and is not tried again yet";
                 Err(keep(because, blocked.max(RETRY), keep_left))
             }
-            None if sandbox.gain.ahead >= sandbox.gain.slots => {
+            None => {
+                let gain = view.gain(sandbox.id);
                 let because = "its node takes others first, which bring more memory for the same work";
-                Err(keep(because, NEXT, keep_left))
+                if gain.ahead < gain.slots { Ok(keep_left) } else { Err(keep(because, NEXT, keep_left)) }
             }
-            None => Ok(keep_left),
         }
     }
 
@@ -131,10 +131,10 @@ impl Policy for Fixed {
         self.0.first_review(life)
     }
 
-    fn review(&self, _view: &dyn View, function: &FunctionView<'_>, sandbox: &SandboxView) -> Review {
+    fn review(&self, view: &dyn View, function: &FunctionView<'_>, sandbox: &SandboxView) -> Review {
         match sandbox.life {
             IdleLife::Dedup => self.0.in_dedup(sandbox),
-            IdleLife::Warm => match self.0.before_storing(sandbox) {
+            IdleLife::Warm => match self.0.before_storing(view, sandbox) {
                 Ok(keep_left) => store(function, self.0.dedups_per_base, keep_left),
                 Err(review) => review,
             },
@@ -149,7 +149,10 @@ impl Policy for Fixed {
 #[cfg(test)]
 mod tests {
     use super::{
-        super::{Gain, tests::of},
+        super::{
+            Gain,
+            tests::{among, of},
+        },
         *,
     };
 
@@ -195,7 +198,8 @@ mod tests {
 
     #[test]
     fn who_brings_more_memory_for_the_work_goes_first() {
-        let waits = verdict(|_, s| (s.gain.ahead, s.gain.slots) = (2, 2));
+        let ranked = Gain { ahead: 2, among: 3, slots: 2, ..Gain::default() };
+        let waits = among(&Fixed(FixedSettings::default()), ranked, |_, _| {});
         assert_eq!((waits.verdict, waits.again), (Verdict::Keep, NEXT));
         assert_eq!(waits.rejected[0], (Verdict::Dedup, waits.because));
         let gain = |won_bytes, work_pages| Gain { won_bytes, work_pages, ..Gain::default() };

@@ -3,6 +3,7 @@
 //! An idle time is from the end of a request to the beginning of the next one (Shahrad et al., "Serverless in the Wild",
 //! ATC'20, section 4.2): 240 bins of a minute, longer ones only counted.
 
+use std::cell::Cell;
 use std::time::Duration;
 
 /// Bins of a minute: four hours.
@@ -14,6 +15,9 @@ const BIN: Duration = Duration::from_secs(60);
 /// more, and so on. The idle times of functions are spread over all orders of magnitude.
 const PRIOR_WEIGHT: f64 = 1.0;
 const PRIOR_SECONDS: f64 = 60.0;
+
+/// Demand is told apart by so much time of idling, in seconds: within it nothing is learnt that would change an order.
+const STEP_SECONDS: u64 = 15;
 
 /// Weight of the newest in the average of the idle times.
 const WEIGHT: f64 = 0.25;
@@ -31,11 +35,31 @@ pub struct IdleTimes {
     average: Option<f64>,
     /// Of the last request, if none has begun since.
     last_end: Option<Duration>,
+    known: Demands,
+}
+
+/// Demands that were asked for since the last change, each at its step's place.
+#[derive(Debug, Clone, Default)]
+struct Demands([Cell<Option<(u64, f64)>>; 16]);
+
+impl PartialEq for Demands {
+    /// What was asked for makes no difference.
+    fn eq(&self, _other: &Self) -> bool {
+        true
+    }
 }
 
 impl Default for IdleTimes {
     fn default() -> Self {
-        Self { bins: Box::new([0; BINS]), sum: 0, squares: 0, beyond: 0, average: None, last_end: None }
+        Self {
+            bins: Box::new([0; BINS]),
+            sum: 0,
+            squares: 0,
+            beyond: 0,
+            average: None,
+            last_end: None,
+            known: Demands::default(),
+        }
     }
 }
 
@@ -43,6 +67,7 @@ impl IdleTimes {
     /// A request begins.
     pub fn begin(&mut self, at: Duration) {
         let Some(end) = self.last_end.take() else { return };
+        self.known = Demands::default();
         let idle = at.saturating_sub(end);
         let seconds = idle.as_secs_f64();
         self.average = Some(self.average.map_or(seconds, |old| old + WEIGHT * (seconds - old)));
@@ -110,7 +135,22 @@ impl IdleTimes {
     /// How often something that has been idle for `idle` may be expected to be used, in uses per second of waiting: the best
     /// that any time to wait has to offer (the Gittins index of the next use). Without a past it falls as one over the time.
     pub fn demand(&self, idle: Duration) -> f64 {
-        let (idle, bin) = (idle.as_secs_f64(), BIN.as_secs_f64());
+        let step = idle.as_secs() / STEP_SECONDS;
+        let place = usize::try_from(step).unwrap_or(0) % self.known.0.len();
+        let Some(known) = self.known.0.get(place) else { return 0.0 };
+        match known.get() {
+            Some((of, demand)) if of == step => demand,
+            _ => {
+                let demand = self.demand_after((step * STEP_SECONDS) as f64);
+                known.set(Some((step, demand)));
+                demand
+            }
+        }
+    }
+
+    /// The same after exactly so many seconds.
+    fn demand_after(&self, idle: f64) -> f64 {
+        let bin = BIN.as_secs_f64();
         let first = (idle / bin) as usize;
         let behind: u64 =
             self.bins.get(first..).unwrap_or_default().iter().map(|count| u64::from(*count)).sum();

@@ -182,7 +182,10 @@ impl Policy for Marginal {
             Some(Verdict::Dedup) if let Some(blocked) = sandbox.dump_blocked => {
                 keep("a dump of it failed, and is not tried again yet", blocked)
             }
-            Some(Verdict::Dedup) if sandbox.gain.ahead >= sandbox.gain.slots => {
+            Some(Verdict::Dedup)
+                if let gain = view.gain(sandbox.id)
+                    && gain.ahead >= gain.slots =>
+            {
                 keep("its node takes others first, which bring more memory for the same work", RETRY)
             }
             Some(Verdict::Dedup) if Self::base_pays(function, sandbox) => {
@@ -226,7 +229,7 @@ mod tests {
     fn change(f: &mut FunctionView<'_>, s: &mut SandboxView) {
         (s.private_bytes, s.stored_bytes, f.dedup_bytes) = (100 << 20, 10 << 20, Some(10 << 20));
         (f.cold_start, f.restore) = (Some(Duration::from_secs(1)), Some(Duration::from_millis(100)));
-        (s.idle, s.gain) = (Duration::from_secs(540), Gain { slots: 1, ..Gain::default() });
+        s.idle = Duration::from_secs(540);
     }
 
     /// Idle for nine minutes, and nothing known: one use in 600 s is expected.
@@ -310,11 +313,9 @@ mod tests {
 
     #[test]
     fn a_sandbox_that_works_or_cannot_be_dumped_stays() {
-        for change_more in [
-            (|s: &mut SandboxView| s.quiet = false) as fn(&mut SandboxView),
-            |s| s.dump_blocked = Some(Duration::from_secs(9)),
-            |s| s.gain.slots = 0,
-        ] {
+        for change_more in [(|s: &mut SandboxView| s.quiet = false) as fn(&mut SandboxView), |s| {
+            s.dump_blocked = Some(Duration::from_secs(9));
+        }] {
             let review = of(&OURS, |f, s| {
                 change(f, s);
                 s.price = 1e-5;
@@ -322,6 +323,12 @@ mod tests {
             });
             assert_eq!(review.verdict, Verdict::Keep);
         }
+        let dear = |f: &mut FunctionView<'_>, s: &mut SandboxView| {
+            change(f, s);
+            s.price = 1e-5;
+        };
+        assert_eq!(among(&OURS, Gain { slots: 1, ..Gain::default() }, dear).verdict, Verdict::Dedup);
+        assert_eq!(among(&OURS, Gain::default(), dear).verdict, Verdict::Keep);
     }
 
     #[test]

@@ -183,7 +183,7 @@ impl Policy for Medes {
         if sandbox.life == IdleLife::Dedup {
             return self.periods.in_dedup(sandbox);
         }
-        let keep_left = match self.periods.before_storing(sandbox) {
+        let keep_left = match self.periods.before_storing(view, sandbox) {
             Ok(keep_left) => keep_left,
             Err(review) => return review,
         };

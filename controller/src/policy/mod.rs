@@ -73,6 +73,8 @@ pub trait View {
     fn cluster(&self) -> ClusterView;
     /// One function.
     fn function(&self, name: &FunctionName) -> Option<FunctionView<'_>>;
+    /// What the dedup of a warm sandbox brings, and which others bring more. Looks at all sandboxes of its node.
+    fn gain(&self, sandbox: SandboxId) -> Gain;
     /// All functions, by name. For policies that share out memory among them.
     fn functions(&self) -> Vec<FunctionView<'_>>;
 }
@@ -165,8 +167,6 @@ pub struct SandboxView {
     pub price: f64,
     /// What was seen of its writes.
     pub heat: WriteHeat,
-    /// What its dedup brings, and which others bring more.
-    pub gain: Gain,
 }
 
 /// What the dedup of a warm sandbox brings, held against that of the others of its node that are idle and quiet.

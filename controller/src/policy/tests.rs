@@ -6,6 +6,7 @@ struct Cluster<'a> {
     now: Duration,
     view: ClusterView,
     function: FunctionView<'a>,
+    gain: Gain,
 }
 
 impl View for Cluster<'_> {
@@ -21,6 +22,10 @@ impl View for Cluster<'_> {
         (self.function.name == name).then(|| self.function.clone())
     }
 
+    fn gain(&self, _sandbox: SandboxId) -> Gain {
+        self.gain
+    }
+
     fn functions(&self) -> Vec<FunctionView<'_>> {
         vec![self.function.clone()]
     }
@@ -29,8 +34,11 @@ impl View for Cluster<'_> {
 /// The clock of most tests.
 const NOW: Duration = Duration::from_secs(1_000_000);
 
+/// Of two idle sandboxes of a node that may both be taken, the one that brings less.
+const SECOND: Gain = Gain { won_bytes: 0, work_pages: 0, ahead: 1, among: 2, slots: 2 };
+
 fn with<T>(
-    now: Duration,
+    (now, gain): (Duration, Gain),
     (arrivals, idle_times): (&Arrivals, &IdleTimes),
     change: impl FnOnce(&mut FunctionView<'_>, &mut SandboxView),
     ask: impl FnOnce(&dyn View, &FunctionView<'_>, &SandboxView) -> T,
@@ -70,11 +78,10 @@ fn with<T>(
         clock: 0.0,
         price: 0.0,
         heat: Default::default(),
-        gain: Gain { ahead: 1, among: 2, slots: 2, ..Gain::default() },
     };
     change(&mut function, &mut sandbox);
     let view = ClusterView { nodes: 1, cap_bytes: 1_000 << 20, used_bytes: 0 };
-    let cluster = Cluster { now, view, function: function.clone() };
+    let cluster = Cluster { now, view, function: function.clone(), gain };
     ask(&cluster, &function, &sandbox)
 }
 
@@ -93,7 +100,18 @@ pub(super) fn at(
     idle_times: &IdleTimes,
     change: impl FnOnce(&mut FunctionView<'_>, &mut SandboxView),
 ) -> Review {
-    with(now, (&Arrivals::default(), idle_times), change, |view, function, sandbox| {
+    with((now, SECOND), (&Arrivals::default(), idle_times), change, |view, function, sandbox| {
+        policy.review(view, function, sandbox)
+    })
+}
+
+/// Of one that is held against others of its node.
+pub(super) fn among(
+    policy: &dyn Policy,
+    gain: Gain,
+    change: impl FnOnce(&mut FunctionView<'_>, &mut SandboxView),
+) -> Review {
+    with((NOW, gain), (&Arrivals::default(), &IdleTimes::default()), change, |view, function, sandbox| {
         policy.review(view, function, sandbox)
     })
 }
@@ -106,7 +124,7 @@ pub(super) fn busy(
 ) -> Review {
     let mut arrivals = Arrivals::default();
     (0..requests).for_each(|_| arrivals.count(NOW));
-    with(NOW, (&arrivals, &IdleTimes::default()), change, |view, function, sandbox| {
+    with((NOW, SECOND), (&arrivals, &IdleTimes::default()), change, |view, function, sandbox| {
         policy.review(view, function, sandbox)
     })
 }
@@ -116,7 +134,7 @@ pub(super) fn worth_of(
     policy: &dyn Policy,
     change: impl FnOnce(&mut FunctionView<'_>, &mut SandboxView),
 ) -> f64 {
-    with(NOW, (&Arrivals::default(), &IdleTimes::default()), change, |view, function, sandbox| {
+    with((NOW, SECOND), (&Arrivals::default(), &IdleTimes::default()), change, |view, function, sandbox| {
         policy.worth(view, function.name, sandbox)
     })
 }
