@@ -21,6 +21,7 @@ use medes_dedup::{
     page::{BasePage, Page, SnapshotId, ZERO_PAGE},
     words::Facts,
 };
+use medes_identity::security::Security;
 use medes_proto::{
     ids::{NodeId, TenantName},
     registry::SnapshotPlace,
@@ -129,6 +130,13 @@ impl Bases {
         let (replicas, indexes) = (Replicas::new(replica_bytes, deadline), Indexes::new(index_bytes));
         let (cache, peers) = (PageCache::new(page_bytes), Peers::new(deadline));
         Self { node, local: Arc::default(), replicas, indexes, cache, peers }
+    }
+
+    /// The same, for a node whose peers know it by a certificate.
+    #[must_use]
+    pub fn secured(mut self, security: Security) -> Self {
+        self.peers = self.peers.secured(security);
+        self
     }
 
     /// The node itself.

@@ -87,6 +87,12 @@ pub struct Config {
     /// Export spans (OpenTelemetry, OTLP over gRPC) to this collector, such as http://127.0.0.1:4317; default: nowhere
     #[arg(long, value_name = "URL")]
     pub spans: Option<String>,
+    /// Certificate of this node; its key (NAME-key.pem) and the cluster's ca.pem lie in the same folder
+    #[arg(long, env = "MEDES_IDENTITY", value_name = "NAME.pem")]
+    pub identity: Option<PathBuf>,
+    /// Serve others than this machine without certificates: whoever reaches the ports may do everything
+    #[arg(long, conflicts_with = "identity")]
+    pub plaintext: bool,
     /// Make this step fail, for tests
     #[arg(long, hide = true)]
     pub fault: Option<Step>,

@@ -1,8 +1,14 @@
 //! Puts a node together and runs it until it is told to stop.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use anyhow::{Context, Result};
+use medes_identity::{access::Service, guard::Guard, identity::Role, security::Security};
 use medes_metrics::spans::Exporter;
 use medes_proto::{limits::MESSAGE_BYTES_MAX, wire::node_server::NodeServer};
 use tokio::{
@@ -11,7 +17,7 @@ use tokio::{
     sync::mpsc,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::transport::{Channel, Endpoint, Server, server::TcpIncoming};
+use tonic::transport::{Channel, Endpoint, Server};
 
 use crate::{
     bases::{Bases, serve::PageServer},
@@ -44,6 +50,7 @@ pub async fn run(config: Config) -> Result<()> {
     config.heat().check().context("understand --heat-...")?;
     let stop = CancellationToken::new();
     let tasks = TaskTracker::new();
+    let security = security(&config, &tasks, &stop)?;
     let spans = config.spans.as_deref().map(|url| Exporter::start("medes-agent", url));
     let spans = spans.transpose().context("understand --spans")?.map(Arc::new);
     serve_metrics(&config, &tasks, &stop).await?;
@@ -62,9 +69,10 @@ pub async fn run(config: Config) -> Result<()> {
     let listener =
         TcpListener::bind(config.listen).await.with_context(|| format!("listen on {}", config.listen))?;
     let address = listener.local_addr().context("learn the port")?.to_string();
-    let channel = channel(&config.controller)?;
-    let bases = Arc::new(Bases::new(config.node.clone(), READ_DEADLINE, config.budgets()));
-    let pages = serve_pages(&config, &bases, &tasks, &stop).await?;
+    let channel = channel(&config.controller, &security)?;
+    let bases =
+        Arc::new(Bases::new(config.node.clone(), READ_DEADLINE, config.budgets()).secured(security.clone()));
+    let pages = serve_pages(&config, &bases, (&tasks, &stop), security.clone()).await?;
     let mut lacks = Vec::new();
     let watch = watch(&config, &mut lacks);
     let tracking = tracking(&config, &reaper, &mut lacks)?;
@@ -81,19 +89,18 @@ pub async fn run(config: Config) -> Result<()> {
         lacks,
         threads: config.threads(),
     };
-    let (bases_here, tasks_here) = (bases.clone(), tasks.clone());
     let tools = Tools {
         host: host.clone(),
         roads,
         pager,
-        bases: bases_here,
-        tasks: tasks_here,
+        bases: bases.clone(),
+        tasks: tasks.clone(),
         spans: spans.clone(),
     };
     let (node, handle, inbox) = Node::new(identity, Arc::new(tools), (watch, tracking));
     let (from_link, link_inbox) = mpsc::channel(LINK_MAX);
     tasks.spawn(link::run(channel, from_link, stop.clone()));
-    tasks.spawn(serve(NodeService::new(bases, pages.access(), handle), listener, stop.clone()));
+    tasks.spawn(serve(NodeService::new(bases, pages.access(), handle), (listener, security), stop.clone()));
     tasks.spawn(until_told(host.as_ref().clone(), stop.clone()));
     tracing::info!(node = %config.node, address, controller = config.controller, "agent is up");
     node.run(inbox, link_inbox, stop).await;
@@ -110,6 +117,17 @@ pub async fn run(config: Config) -> Result<()> {
     Ok(())
 }
 
+/// How this node speaks with others; its certificates are kept fresh until `stop`.
+fn security(config: &Config, tasks: &TaskTracker, stop: &CancellationToken) -> Result<Security> {
+    let identity = config.identity.as_deref();
+    let security = Security::choose(identity, config.plaintext, &[config.listen], SystemTime::now())?;
+    security.must_be(Role::Agent, Some(config.node.as_str()))?;
+    if let Security::Mutual(credentials) = &security {
+        tasks.spawn(credentials.clone().keep_fresh(stop.clone()));
+    }
+    Ok(security)
+}
+
 /// Serves metrics until `stop`, if they are wanted.
 async fn serve_metrics(config: &Config, tasks: &TaskTracker, stop: &CancellationToken) -> Result<()> {
     if let Some(address) = config.metrics {
@@ -121,13 +139,13 @@ async fn serve_metrics(config: &Config, tasks: &TaskTracker, stop: &Cancellation
 }
 
 /// Serves other nodes and the controller until `stop`.
-async fn serve(service: NodeService, listener: TcpListener, stop: CancellationToken) {
+async fn serve(service: NodeService, (listener, security): (TcpListener, Security), stop: CancellationToken) {
     let service = NodeServer::new(service)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-    let serving =
-        Server::builder().add_service(service).serve_with_incoming_shutdown(incoming, stop.cancelled_owned());
+    let incoming = security.incoming(listener, Service::Node);
+    let server = Server::builder().layer(Guard).add_service(service);
+    let serving = server.serve_with_incoming_shutdown(incoming, stop.cancelled_owned());
     if let Err(error) = serving.await {
         tracing::error!(error = &error as &dyn std::error::Error, "the Node service ended");
     }
@@ -162,21 +180,21 @@ fn tracking(config: &Config, reaper: &Reaper, lacks: &mut Vec<String>) -> Result
 async fn serve_pages(
     config: &Config,
     bases: &Bases,
-    tasks: &TaskTracker,
-    stop: &CancellationToken,
+    (tasks, stop): (&TaskTracker, &CancellationToken),
+    security: Security,
 ) -> Result<PageServer> {
     let listen = SocketAddr::new(config.listen.ip(), config.pages_port);
-    let started = PageServer::start(bases.local.clone(), listen, tasks, stop.clone()).await;
+    let started =
+        PageServer::start_secured(bases.local.clone(), (listen, security), tasks, stop.clone()).await;
     started.with_context(|| format!("listen on {listen} for readers of pages"))
 }
 
-fn channel(controller: &str) -> Result<Channel> {
+fn channel(controller: &str, security: &Security) -> Result<Channel> {
     let endpoint = Endpoint::from_shared(format!("http://{controller}"))
         .with_context(|| format!("understand the controller's address {controller:?}"))?;
-    Ok(endpoint
-        .connect_timeout(Duration::from_secs(5))
-        .http2_keep_alive_interval(Duration::from_secs(5))
-        .connect_lazy())
+    let endpoint =
+        endpoint.connect_timeout(Duration::from_secs(5)).http2_keep_alive_interval(Duration::from_secs(5));
+    Ok(security.channel_lazy(&endpoint, Service::Control, None))
 }
 
 /// Starts what parks sandboxes.

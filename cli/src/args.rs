@@ -1,8 +1,11 @@
 //! The command line as a whole: global options and the list of verbs. Each verb's own options are in its file.
 
+use std::path::PathBuf;
+
 use clap::{Parser, Subcommand};
 
 use crate::{
+    cert::CertArgs,
     client::Address,
     completions::CompletionsArgs,
     doctor::DoctorArgs,
@@ -42,6 +45,10 @@ pub(crate) struct Cli {
     /// The controller's address [default: that of a running `medes up`, else 127.0.0.1:7070]
     #[arg(long, global = true, env = "MEDES_CONTROLLER", value_name = "HOST:PORT")]
     pub(crate) controller: Option<Address>,
+
+    /// Your certificate; its key (NAME-key.pem) and the cluster's ca.pem lie in the same folder
+    #[arg(long, global = true, env = "MEDES_IDENTITY", value_name = "NAME.pem")]
+    pub(crate) identity: Option<PathBuf>,
 
     /// Print one JSON value instead of text
     #[arg(long, global = true)]
@@ -87,6 +94,8 @@ pub(crate) enum Verb {
     Explain(ExplainArgs),
     /// Show where a warm sandbox's memory is, as a heat map
     Heat(HeatArgs),
+    /// Make certificates for a cluster, replace them, list them
+    Cert(CertArgs),
     /// Say what this machine has and lacks to run sandboxes
     Doctor(DoctorArgs),
     /// Print a completion script for a shell
@@ -138,6 +147,9 @@ mod tests {
             "medes trace --record a --replay b",
             "medes explain html",
             "medes heat sb-1-1 --out map.gif",
+            "medes cert issue root node-1",
+            "medes cert issue agent Node",
+            "medes cert rotate",
         ];
         for line in lines {
             assert!(parse(line).is_err(), "{line}");

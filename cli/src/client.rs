@@ -1,7 +1,13 @@
 //! The connection to the controller. Every call has a deadline, and every way it can fail has its own error.
 
-use std::{fmt, str::FromStr, time::Duration};
+use std::{
+    fmt,
+    path::Path,
+    str::FromStr,
+    time::{Duration, SystemTime},
+};
 
+use medes_identity::{access::Service, security::Security};
 use medes_proto::{
     limits::MESSAGE_BYTES_MAX,
     trace::{Filter, Item},
@@ -60,18 +66,17 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    /// Connects to `named`, else to the controller of a running `medes up`, else to the usual address.
-    pub(crate) async fn connect(named: Option<Address>) -> Result<Self, CliError> {
+    /// Connects to `named`, else to the controller of a running `medes up`, else to the usual address. With a
+    /// certificate both ends must know each other; without one neither is asked.
+    pub(crate) async fn connect(named: Option<Address>, identity: Option<&Path>) -> Result<Self, CliError> {
+        let security = Security::choose(identity, false, &[], SystemTime::now())?;
         let address = named
             .or_else(|| place::find_active()?.control.parse().ok())
             .unwrap_or_else(|| Address(DEFAULT_ADDRESS.into()));
         let unreachable = |source| CliError::Unreachable { address: address.clone(), source };
-        let channel = Endpoint::from_shared(format!("http://{address}"))
-            .map_err(unreachable)?
-            .connect_timeout(CONNECT_WITHIN)
-            .connect()
-            .await
-            .map_err(unreachable)?;
+        let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(unreachable)?;
+        let endpoint = endpoint.connect_timeout(CONNECT_WITHIN);
+        let channel = security.channel(&endpoint, Service::Control, None).await.map_err(unreachable)?;
         let control = ControlClient::new(channel)
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);

@@ -2,6 +2,7 @@
 
 use std::{io, path::PathBuf, process::ExitCode, time::Duration};
 
+use medes_identity::{folder::FolderError, security::SecurityError};
 use medes_proto::{WireError, failure::Failure, units::Span};
 use serde::Serialize;
 use tonic::Code;
@@ -69,6 +70,10 @@ pub(crate) enum CliError {
     Doctor { source: io::Error },
     #[error("node {node} still has sandboxes ({sandboxes}) after {}", Span(*.within))]
     NotDrained { node: String, sandboxes: u32, within: Duration },
+    #[error(transparent)]
+    Security(#[from] SecurityError),
+    #[error(transparent)]
+    Cert(#[from] FolderError),
     #[error("`medes top` needs a terminal")]
     NoTerminal,
     #[error(transparent)]
@@ -125,6 +130,7 @@ impl CliError {
             Self::Recording(_) => "recording".into(),
             Self::NotDrained { .. } => "deadline".into(),
             Self::NoTerminal => "invalid".into(),
+            Self::Security(_) | Self::Cert(_) => "certificate".into(),
             Self::Runtime { .. } | Self::Doctor { .. } | Self::Up(_) => "local".into(),
         }
     }
@@ -135,6 +141,13 @@ impl CliError {
         match self {
             Self::Unreachable { .. } => {
                 Some("start one with `medes up`, or name another with --controller HOST:PORT")
+            }
+            Self::Disconnected { .. } => Some("it may want to see a certificate: --identity NAME.pem"),
+            Self::Refused { status, .. } if status.code() == Code::PermissionDenied => {
+                Some("`medes cert show` says what your certificate is for")
+            }
+            Self::Cert(FolderError::Exists(_)) => {
+                Some("`medes cert rotate NAME` replaces a certificate; an authority is replaced by nobody")
             }
             Self::Failed { failure, .. } => match failure.kind {
                 Kind::NotFound => Some("`medes function list` and `medes ps` show what there is"),

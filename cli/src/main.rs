@@ -1,9 +1,10 @@
 //! `medes`: what a person types. Parses the command line, runs one verb, turns the outcome into an exit code.
 //!
-//! Every verb but `up`, `doctor` and `completions` is one call to the controller's Control service.
+//! Every verb but `up`, `cert`, `doctor` and `completions` is one call to the controller's Control service.
 //! A verb prints a table or a sentence, or with `--json` one JSON value; it never prints half an answer.
 
 mod args;
+mod cert;
 mod client;
 mod completions;
 mod doctor;
@@ -70,11 +71,12 @@ fn main() -> ExitCode {
 }
 
 async fn run(cli: Cli, output: &Output) -> Result<Ended, CliError> {
-    let controller = cli.controller;
-    let connect = || Client::connect(controller.clone());
+    let (controller, identity) = (cli.controller, cli.identity);
+    let connect = || Client::connect(controller.clone(), identity.as_deref());
     match cli.verb {
         Verb::Up(args) => return up::run(args, output).await,
         Verb::Doctor(args) => return doctor::run(args, output).await,
+        Verb::Cert(args) => cert::run(args, output)?,
         Verb::Completions(args) => completions::run(&args, output)?,
         Verb::Function(verb) => function::run(verb, connect, output).await?,
         Verb::Invoke(args) => return invoke::run(args, connect, output).await,

@@ -287,7 +287,7 @@ async fn all_attached(
 ) -> Result<Option<Vec<String>>, CliError> {
     let bad_address = || family.first_line(CONTROLLER);
     let address: Address = listening.control.parse().map_err(|_text| bad_address())?;
-    let client = Client::connect(Some(address)).await?;
+    let client = Client::connect(Some(address), None).await?;
     let mut tick = tokio::time::interval(COUNT_EVERY);
     loop {
         tokio::select! {

@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use medes_identity::{access::Service, security::Security};
 use medes_proto::{
     WireError,
     failure::Failure,
@@ -23,8 +24,9 @@ const CONNECT_MAX: Duration = Duration::from_secs(2);
 const SLACK: Duration = Duration::from_secs(5);
 
 /// A pool of channels. A channel reconnects by itself and carries many requests at a time.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Agents {
+    security: Security,
     channels: Mutex<BTreeMap<String, Channel>>,
 }
 
@@ -64,6 +66,11 @@ pub enum InvokeError {
 }
 
 impl Agents {
+    /// None is connected yet.
+    pub fn new(security: Security) -> Self {
+        Self { security, channels: Mutex::default() }
+    }
+
     /// A connected channel. Cancel-safe.
     async fn channel(&self, address: &str) -> Result<Channel, InvokeError> {
         if let Some(channel) = self.known(address) {
@@ -78,7 +85,7 @@ impl Agents {
             .keep_alive_timeout(Duration::from_secs(5))
             .initial_stream_window_size(1 << 20)
             .initial_connection_window_size(8 << 20);
-        let channel = endpoint.connect().await.map_err(error)?;
+        let channel = self.security.channel(&endpoint, Service::Node, None).await.map_err(error)?;
         let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
         if channels.len() >= CHANNELS_MAX {
             channels.pop_first();

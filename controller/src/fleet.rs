@@ -11,6 +11,7 @@ use std::{
 
 use futures::{Stream, StreamExt, stream};
 use medes_dedup::key::DomainKey;
+use medes_identity::guard::speaks_as;
 use medes_proto::{
     fleet::{AgentMessage, ControllerMessage, EngineSettings, Hello, Welcome},
     wire::{self, fleet_server::Fleet},
@@ -67,10 +68,11 @@ impl Fleet for FleetService {
         &self,
         request: Request<Streaming<wire::AgentMessage>>,
     ) -> Result<Response<Commands>, Status> {
-        let mut messages = request.into_inner();
+        let (metadata, extensions, mut messages) = request.into_parts();
         let hello = tokio::time::timeout(HELLO_MAX, read_hello(&mut messages))
             .await
             .map_err(|_elapsed| Status::deadline_exceeded("no Hello within 10 s"))??;
+        speaks_as(&Request::from_parts(metadata, extensions, ()), &hello.node)?;
         let node = hello.node.clone();
         let connection = ConnectionId(self.connections.fetch_add(1, Ordering::Relaxed) + 1);
         let commands = self.driver.attach(connection, hello).await?;

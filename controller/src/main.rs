@@ -8,7 +8,7 @@ use std::{
     net::SocketAddr,
     path::PathBuf,
     process::ExitCode,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use anyhow::Context;
@@ -17,6 +17,7 @@ use medes_controller::{
     config::{Config, DEFAULTS},
     server::{Controller, Place, Sockets},
 };
+use medes_identity::{identity::Role, security::Security};
 use medes_metrics::list::Of;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -46,6 +47,12 @@ struct Arguments {
     /// Export spans (OpenTelemetry, OTLP over gRPC) to this collector, such as http://127.0.0.1:4317; default: nowhere.
     #[arg(long, value_name = "URL")]
     spans: Option<String>,
+    /// Certificate of this controller; its key (NAME-key.pem) and the cluster's ca.pem lie in the same folder.
+    #[arg(long, env = "MEDES_IDENTITY", value_name = "NAME.pem")]
+    identity: Option<PathBuf>,
+    /// Serve others than this machine without certificates: whoever reaches the port may do everything.
+    #[arg(long, conflicts_with = "identity")]
+    plaintext: bool,
     /// Print the default configuration and end.
     #[arg(long)]
     print_config: bool,
@@ -95,7 +102,11 @@ async fn run(arguments: Arguments, sockets: Sockets) -> anyhow::Result<bool> {
         None => None,
     };
     let (control, gateway, spans) = (arguments.control, arguments.gateway, arguments.spans);
-    let place = Place { state_dir, control, gateway, spans };
+    let here = sockets.control_address().unwrap_or(control);
+    let security =
+        Security::choose(arguments.identity.as_deref(), arguments.plaintext, &[here], SystemTime::now())?;
+    security.must_be(Role::Controller, None)?;
+    let place = Place { state_dir, control, gateway, spans, security };
     let controller = Controller::start_at(place, config, sockets).await?;
     let line = serde_json::json!({
         "control": controller.control.to_string(),

@@ -3,13 +3,13 @@
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use axum::serve::{Listener, ListenerExt};
+use medes_identity::{access::Service, guard::Guard, security::Security};
 use medes_proto::{
     limits,
     wire::{control_server::ControlServer, fleet_server::FleetServer, registry_server::RegistryServer},
 };
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::transport::server::TcpIncoming;
 
 use crate::{
     agents::Agents,
@@ -40,6 +40,8 @@ pub struct Place {
     pub gateway: SocketAddr,
     /// Collector of spans (OTLP over gRPC), if there is one.
     pub spans: Option<String>,
+    /// How it speaks with agents and tools.
+    pub security: Security,
 }
 
 /// Listening sockets that somebody else has opened and keeps. None by default.
@@ -49,6 +51,13 @@ pub struct Sockets {
     pub control: Option<std::net::TcpListener>,
     /// For callers.
     pub gateway: Option<std::net::TcpListener>,
+}
+
+impl Sockets {
+    /// Where agents and tools come in.
+    pub fn control_address(&self) -> Option<SocketAddr> {
+        self.control.as_ref().and_then(|socket| socket.local_addr().ok())
+    }
 }
 
 /// A controller that cannot start.
@@ -138,7 +147,7 @@ impl Controller {
         if let Some(endpoint) = &place.spans {
             spans::export(endpoint, &hub, &tracker, close.clone())?;
         }
-        let agents = Arc::new(Agents::default());
+        let agents = Arc::new(Agents::new(place.security.clone()));
         let invoker =
             Arc::new(Invoker::new(driver.clone(), Arc::clone(&agents), config.requests, tracker.clone()));
         let greeting = Greeting {
@@ -160,7 +169,7 @@ impl Controller {
             close: close.clone(),
         };
         let lookups = RegistryService::new(registry, places, driver.clone());
-        serve_grpc(control_listener, fleet, lookups, service, &tracker, close.clone());
+        serve_grpc((control_listener, place.security), fleet, lookups, service, &tracker, close.clone());
         let door_listener = Door { listener: gateway_listener, closed: door.clone() };
         serve_http(door_listener, invoker, &tracker, callers.clone());
         tracing::info!(%control, %gateway, incarnation, "controller listens");
@@ -243,7 +252,7 @@ impl Listener for Door {
 }
 
 fn serve_grpc(
-    listener: TcpListener,
+    (listener, security): (TcpListener, Security),
     fleet: FleetService,
     lookups: RegistryService,
     control: ControlService,
@@ -252,11 +261,11 @@ fn serve_grpc(
 ) {
     let most = limits::MESSAGE_BYTES_MAX;
     let router = tonic::transport::Server::builder()
-        .tcp_nodelay(true)
         .initial_stream_window_size(1 << 20)
         .initial_connection_window_size(8 << 20)
         .http2_keepalive_interval(Some(Duration::from_secs(10)))
         .http2_keepalive_timeout(Some(Duration::from_secs(10)))
+        .layer(Guard)
         .add_service(FleetServer::new(fleet).max_decoding_message_size(most).max_encoding_message_size(most))
         .add_service(
             RegistryServer::new(lookups).max_decoding_message_size(most).max_encoding_message_size(most),
@@ -264,9 +273,11 @@ fn serve_grpc(
         .add_service(
             ControlServer::new(control).max_decoding_message_size(most).max_encoding_message_size(most),
         );
+    if let Security::Mutual(credentials) = &security {
+        tracker.spawn(credentials.clone().keep_fresh(close.clone()));
+    }
     tracker.spawn(async move {
-        // Small answers must not wait for the caller's delayed acknowledgement (40 ms).
-        let streams = TcpIncoming::from(listener).with_nodelay(Some(true));
+        let streams = security.incoming(listener, Service::Control);
         if let Err(error) = router.serve_with_incoming_shutdown(streams, close.cancelled_owned()).await {
             tracing::error!(%error, "gRPC server ended");
         }

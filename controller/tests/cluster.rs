@@ -391,6 +391,7 @@ async fn ports_that_are_taken_are_named() {
         control: address,
         gateway: "127.0.0.1:0".parse().unwrap(),
         spans: None,
+        security: medes_identity::security::Security::Plaintext,
     };
     let config = medes_controller::config::Config::read("", &[]).unwrap();
     let error = Controller::start(place, config).await.unwrap_err();

@@ -51,6 +51,7 @@ fn controller(prefix: &str, controller: &Controller) -> Service {
     let mut args = vec!["--state-dir".to_owned(), format!("{prefix}/state/controller")];
     args.extend(["--control".into(), controller.control.to_string()]);
     args.extend(["--gateway".into(), controller.gateway.to_string()]);
+    args.push("--plaintext".into());
     if controller.config.is_some() {
         args.extend(["--config".into(), format!("{HERE}/etc/controller.toml")]);
     }
@@ -76,6 +77,7 @@ fn agent(prefix: &str, controller: &Controller, node: &Node, criu: bool) -> Serv
     args.extend(["--controller".into(), controller.control.to_string()]);
     args.extend(["--state-dir".into(), format!("{prefix}/state/agent")]);
     args.extend(["--listen".into(), node.listen.to_string()]);
+    args.push("--plaintext".into());
     if let Some(cap) = &node.memory_cap {
         args.extend(["--memory-cap".into(), cap.clone()]);
     }

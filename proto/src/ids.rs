@@ -160,6 +160,17 @@ name_type!(
     "tenant"
 );
 
+name_type!(
+    /// A cluster: everything that one certificate authority speaks for.
+    ClusterName,
+    "cluster"
+);
+name_type!(
+    /// Who a certificate is for, within its role: a node, a person, a program.
+    HolderName,
+    "holder"
+);
+
 /// A command of a controller to an agent; unique within one controller's life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct CommandId(pub u64);

@@ -4,6 +4,7 @@ use std::{fmt, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use futures::future::BoxFuture;
 use medes_dedup::page::{BasePage, Page, SnapshotId};
+use medes_identity::security::HandshakeError;
 
 use super::{
     frame::{FrameError, Refusal, Verdict},
@@ -34,6 +35,15 @@ pub enum ReadPagesError {
         /// Why not.
         #[source]
         source: io::Error,
+    },
+    /// It is not who it should be, or does not know us.
+    #[error("prove who we are to {address}")]
+    Handshake {
+        /// Where.
+        address: SocketAddr,
+        /// What is wrong.
+        #[source]
+        source: Box<HandshakeError>,
     },
     /// It listens, but says something else than it should.
     #[error("{address} is no holder of pages")]

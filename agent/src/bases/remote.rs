@@ -9,6 +9,7 @@ use std::{
 };
 
 use medes_dedup::page::{BasePage, Page, SnapshotId};
+use medes_identity::{access::Service, security::Security};
 use medes_proto::{
     WireError,
     layout::SnapshotLayout,
@@ -86,6 +87,7 @@ pub enum ReadRemoteError {
 #[derive(Debug)]
 pub struct Peers {
     deadline: Duration,
+    security: Security,
     peers: Mutex<BTreeMap<String, Arc<Peer>>>,
     buffers: Arc<Buffers>,
     tasks: TaskTracker,
@@ -108,7 +110,14 @@ struct Peer {
 impl Peers {
     /// No read takes longer than `deadline`.
     pub fn new(deadline: Duration) -> Self {
-        Self { deadline, peers: Mutex::default(), buffers: Arc::default(), tasks: TaskTracker::new() }
+        let (buffers, tasks) = (Arc::default(), TaskTracker::new());
+        Self { deadline, security: Security::Plaintext, peers: Mutex::default(), buffers, tasks }
+    }
+
+    /// The same, for a node whose peers know it by a certificate.
+    #[must_use]
+    pub fn secured(self, security: Security) -> Self {
+        Self { security, ..self }
     }
 
     /// Reads page `wanted[i]`, which that node holds, into `into[i]`. On an error, what is in `into` means nothing.
@@ -168,6 +177,7 @@ impl Peers {
         let (place, token) = peer.access().await?;
         let patience = self.deadline / PATIENCE_PART;
         let tcp = TcpPages::new((place, token), patience, self.buffers.clone(), self.tasks.clone());
+        let tcp = tcp.secured(self.security.clone());
         Ok(pages.insert(Arc::new(tcp)).clone())
     }
 
@@ -182,7 +192,8 @@ impl Peers {
         if peers.len() >= PEERS_MAX {
             peers.clear();
         }
-        let (channel, address) = (endpoint.connect_lazy(), address.to_owned());
+        let channel = self.security.channel_lazy(&endpoint, Service::Node, None);
+        let address = address.to_owned();
         let peer = Arc::new(Peer { address: address.clone(), channel, pages: tokio::sync::Mutex::default() });
         peers.insert(address, peer.clone());
         Ok(peer)

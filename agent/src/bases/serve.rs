@@ -1,8 +1,9 @@
 //! The page service of a node: other nodes read its snapshots over long connections, see [`frame`](super::frame).
 //!
 //! A connection is one task that reads a request, answers it, and reads the next: what a reader pipelines waits in the
-//! socket. A plain socket takes pages out of the sealed memory file itself; any other way ([`Copying`], where TLS will
-//! be) gets them written. A reader that does not take its answers is let go.
+//! socket. A plain socket takes pages out of the sealed memory file itself; any other way ([`Copying`]: TLS, since the
+//! kernel's own is not used yet) gets them written. With certificates only agents get in, and the token is asked for all
+//! the same: it says that the reader means this life of the holder. A reader that does not take its answers is let go.
 
 use std::{
     fs::File,
@@ -18,6 +19,10 @@ use std::{
 };
 
 use medes_dedup::page::{PAGE_BYTES, PageIndex};
+use medes_identity::{
+    access::Service,
+    security::{HandshakeError, Security},
+};
 use medes_proto::node::PageAccess;
 use nix::sys::{
     sendfile::sendfile64,
@@ -57,6 +62,9 @@ pub enum ServeError {
     /// The reader does not keep the rules.
     #[error("understand a reader")]
     Frame(#[from] FrameError),
+    /// The reader is not who it should be, or does not know us.
+    #[error("let a reader in")]
+    Handshake(#[from] HandshakeError),
     /// The reader stopped taking or sending.
     #[error("the reader stood still for {PATIENCE:?}")]
     Stuck,
@@ -78,10 +86,20 @@ struct Shelf {
 }
 
 impl PageServer {
-    /// Listens, and serves until `stop`. Connections are tasks of `tasks`.
+    /// Listens, and serves whoever has the token until `stop`. Connections are tasks of `tasks`.
     pub async fn start(
         bases: Arc<LocalBases>,
         listen: SocketAddr,
+        tasks: &TaskTracker,
+        stop: CancellationToken,
+    ) -> io::Result<Self> {
+        Self::start_secured(bases, (listen, Security::Plaintext), tasks, stop).await
+    }
+
+    /// The same, for those whom the cluster's authority knows as agents.
+    pub async fn start_secured(
+        bases: Arc<LocalBases>,
+        (listen, security): (SocketAddr, Security),
         tasks: &TaskTracker,
         stop: CancellationToken,
     ) -> io::Result<Self> {
@@ -90,7 +108,7 @@ impl PageServer {
         let mut token = Token::default();
         File::open("/dev/urandom")?.read_exact(&mut token)?;
         let shelf = Arc::new(Shelf { bases, pages_sent: AtomicU64::new(0) });
-        tasks.spawn(accept(listener, shelf.clone(), token, (tasks.clone(), stop)));
+        tasks.spawn(accept((listener, security), shelf.clone(), token, (tasks.clone(), stop)));
         Ok(Self { token, address, shelf })
     }
 
@@ -113,7 +131,7 @@ impl PageServer {
 }
 
 async fn accept(
-    listener: TcpListener,
+    (listener, security): (TcpListener, Security),
     shelf: Arc<Shelf>,
     token: Token,
     (tasks, stop): (TaskTracker, CancellationToken),
@@ -134,14 +152,16 @@ async fn accept(
             }
         };
         let place = room.clone().try_acquire_owned();
-        let (shelf, stop) = (shelf.clone(), stop.clone());
+        let (shelf, stop, security) = (shelf.clone(), stop.clone(), security.clone());
         tasks.spawn(async move {
             let full = place.is_err();
             let served = tokio::select! {
-                served = serve_socket(stream, &shelf, &token, full) => served,
+                served = serve_socket((stream, security), &shelf, &token, full) => served,
                 () = stop.cancelled() => Ok(()),
             };
-            if let Err(error) = served {
+            if let Err(ServeError::Handshake(error)) = served {
+                tracing::warn!(error = &error as &dyn std::error::Error, "refused a reader of pages");
+            } else if let Err(error) = served {
                 tracing::debug!(error = &error as &dyn std::error::Error, "a reader of pages is gone");
             }
             drop(place);
@@ -149,9 +169,19 @@ async fn accept(
     }
 }
 
-async fn serve_socket(stream: TcpStream, shelf: &Shelf, token: &Token, full: bool) -> Result<(), ServeError> {
+async fn serve_socket(
+    (stream, security): (TcpStream, Security),
+    shelf: &Shelf,
+    token: &Token,
+    full: bool,
+) -> Result<(), ServeError> {
     // An answer's head must not wait for the next answer.
     stream.set_nodelay(true)?;
+    if let Security::Mutual(_) = security {
+        let connection = security.accept(stream, Service::Pages).await?;
+        let (mut reader, writer) = tokio::io::split(connection);
+        return serve(&mut reader, &mut Copying(writer), shelf, token, full).await;
+    }
     let (mut reader, writer) = stream.into_split();
     serve(&mut reader, &mut Plain(writer), shelf, token, full).await
 }

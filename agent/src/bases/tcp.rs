@@ -17,6 +17,10 @@ use std::{
 
 use futures::{StreamExt, future::BoxFuture, stream};
 use medes_dedup::page::{BasePage, Page};
+use medes_identity::{
+    access::Service,
+    security::{self, Security},
+};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::TcpStream,
@@ -134,6 +138,7 @@ impl Connection {
 pub struct TcpPages {
     address: SocketAddr,
     token: Token,
+    security: Security,
     /// An answer, or a connection, that takes longer does not come.
     patience: Duration,
     slots: [tokio::sync::Mutex<Option<Connection>>; CONNECTIONS],
@@ -153,12 +158,19 @@ impl TcpPages {
         Self {
             address,
             token,
+            security: Security::Plaintext,
             patience,
             slots: Default::default(),
             next: AtomicUsize::new(0),
             buffers,
             tasks,
         }
+    }
+
+    /// The same, from a holder that we know, and that knows us, by a certificate.
+    #[must_use]
+    pub fn secured(self, security: Security) -> Self {
+        Self { security, ..self }
     }
 
     /// One request, on one of the connections.
@@ -196,15 +208,22 @@ impl TcpPages {
         }
         let address = self.address;
         let connect = |source| ReadPagesError::Connect { address, source };
+        let (patience, buffers) = (self.patience, self.buffers.clone());
         let opened = async {
             let mut stream = TcpStream::connect(address).await.map_err(connect)?;
             stream.set_nodelay(true).map_err(connect)?;
+            let Security::Mutual(credentials) = &self.security else {
+                greet(&mut stream, address, &self.token).await?;
+                return Ok(open(stream.into_split(), patience, buffers, &self.tasks));
+            };
+            let stream = security::connect(credentials, stream, Service::Pages, None).await;
+            let mut stream =
+                stream.map_err(|source| ReadPagesError::Handshake { address, source: Box::new(source) })?;
             greet(&mut stream, address, &self.token).await?;
-            Ok(stream)
+            Ok(open(tokio::io::split(stream), patience, buffers, &self.tasks))
         };
-        let opened = timeout(self.patience, opened).await;
-        let stream = opened.unwrap_or_else(|_elapsed| Err(connect(io::ErrorKind::TimedOut.into())))?;
-        let connection = open(stream.into_split(), self.patience, self.buffers.clone(), &self.tasks);
+        let opened = timeout(patience, opened).await;
+        let connection = opened.unwrap_or_else(|_elapsed| Err(connect(io::ErrorKind::TimedOut.into())))?;
         *slot = Some(connection.clone());
         Ok((connection, false))
     }
@@ -275,6 +294,7 @@ async fn greet(
 ) -> Result<(), ReadPagesError> {
     let connect = |source| ReadPagesError::Connect { address, source };
     stream.write_all(&frame::greeting(token)).await.map_err(connect)?;
+    stream.flush().await.map_err(connect)?;
     let mut welcome = [0; WELCOME_BYTES];
     stream.read_exact(&mut welcome).await.map_err(connect)?;
     match frame::parse_welcome(&welcome) {
@@ -329,7 +349,12 @@ async fn write_requests(
         if under_way.send(job).await.is_err() {
             break;
         }
-        if let Err(error) = writer.write_all(&frame).await {
+        let written = async {
+            writer.write_all(&frame).await?;
+            // What TLS has taken is not yet on its way.
+            writer.flush().await
+        };
+        if let Err(error) = written.await {
             return error.into();
         }
     }

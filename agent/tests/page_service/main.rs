@@ -7,4 +7,5 @@ mod holder;
 mod honest;
 mod hostile;
 mod killed;
+mod secured;
 mod support;

@@ -20,6 +20,7 @@ use medes_controller::{
     config::Config,
     server::{Controller, Place},
 };
+use medes_identity::security::Security;
 use medes_proto::{
     failure::{Failure, FailureKind},
     fleet::{
@@ -82,7 +83,8 @@ impl Cluster {
         let changes: Vec<String> = quick.iter().chain(changes).map(|&text| text.into()).collect();
         let config = Config::read("", &changes).unwrap();
         let gateway = "127.0.0.1:0".parse().unwrap();
-        let place = Place { state_dir: folder.into(), control, gateway, spans };
+        let security = Security::Plaintext;
+        let place = Place { state_dir: folder.into(), control, gateway, spans, security };
         let controller = Controller::start(place, config).await.unwrap();
         let channel = Channel::from_shared(format!("http://{}", controller.control)).unwrap();
         Self { control: ControlClient::new(channel.connect().await.unwrap()), controller }

@@ -1,0 +1,75 @@
+//! The page service between agents that know each other by certificates.
+
+use std::{net::SocketAddr, path::Path, sync::Arc, time::SystemTime};
+
+use medes_agent::bases::{
+    ReadPagesError,
+    serve::PageServer,
+    tcp::{ConnectionError, TcpPages},
+};
+use medes_identity::{authority::LIFETIME, folder::Folder, identity::Role, security::Security};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::support::{PATIENCE, any_port, assert_right, bases, place, read, reader_of};
+
+fn folder(path: &Path) -> Folder {
+    let folder = Folder::new(path.to_owned());
+    folder.init(&"main".parse().expect("works"), SystemTime::now()).expect("works");
+    folder
+}
+
+fn issue(path: &Path, folder: &Folder, role: Role, name: &str) -> Security {
+    folder.issue(role, &name.parse().expect("works"), LIFETIME, SystemTime::now()).expect("works");
+    let file = path.join(format!("{name}.pem"));
+    Security::choose(Some(&file), false, &[], SystemTime::now()).expect("works")
+}
+
+async fn holder(security: Security) -> PageServer {
+    let (bases, tasks) = (bases(&[(1, 3_000)]), TaskTracker::new());
+    let place = (any_port(), security);
+    PageServer::start_secured(bases, place, &tasks, CancellationToken::new()).await.expect("works")
+}
+
+fn reader(holder: &PageServer, security: Security) -> TcpPages {
+    let place: (SocketAddr, _) = (holder.address(), holder.access().token);
+    TcpPages::new(place, PATIENCE, Arc::default(), TaskTracker::new()).secured(security)
+}
+
+#[tokio::test]
+async fn agents_read_each_others_pages() {
+    let dir = tempfile::tempdir().expect("works");
+    let certs = folder(dir.path());
+    let holder = holder(issue(dir.path(), &certs, Role::Agent, "node-1")).await;
+    let reader = reader(&holder, issue(dir.path(), &certs, Role::Agent, "node-2"));
+    // Scattered pages, and long runs that would go out of the memory file on a plain connection.
+    let scattered: Vec<_> = (0..3_000).step_by(7).map(|page| place(1, page)).collect();
+    let all: Vec<_> = (0..3_000).map(|page| place(1, page)).collect();
+    for wanted in [scattered, all] {
+        assert_right(&wanted, &read(&reader, &wanted).await.expect("works"));
+    }
+}
+
+#[tokio::test]
+async fn whoever_is_no_agent_of_this_cluster_reads_nothing() {
+    let [dir, other] = [(); 2].map(|()| tempfile::tempdir().expect("works"));
+    let (certs, others) = (folder(dir.path()), folder(other.path()));
+    let holder = holder(issue(dir.path(), &certs, Role::Agent, "node-1")).await;
+    let operator = issue(dir.path(), &certs, Role::Operator, "anna");
+    let controller = issue(dir.path(), &certs, Role::Controller, "controller");
+    let stranger = issue(other.path(), &others, Role::Agent, "node-2");
+    for security in [operator, controller, stranger] {
+        let error = read(&reader(&holder, security), &[place(1, 1)]).await.expect_err("no agent of ours");
+        // The holder's verdict comes when the reader believes to be through.
+        let refused = match &error {
+            ReadPagesError::Handshake { .. } | ReadPagesError::Connect { .. } => true,
+            ReadPagesError::Connection { source, .. } => matches!(**source, ConnectionError::Io(_)),
+            _ => false,
+        };
+        assert!(refused, "{error:?}");
+    }
+    // The right token, and no certificate.
+    assert!(read(&reader_of(&holder), &[place(1, 1)]).await.is_err());
+    assert_eq!(holder.pages_sent(), 0);
+    let agent = issue(dir.path(), &certs, Role::Agent, "node-2");
+    assert!(read(&reader(&holder, agent), &[place(1, 1)]).await.is_ok());
+}
