@@ -38,6 +38,8 @@ pub(crate) struct Cluster {
     gateway: String,
     /// Tells this cluster's nodes and processes from all others on this machine.
     mark: String,
+    /// Everybody shows a certificate, out of `certs` in its folder.
+    secured: bool,
     dir: TempDir,
 }
 
@@ -75,29 +77,67 @@ pub(crate) fn can_run(test: &str) -> bool {
 impl Cluster {
     /// A controller with this configuration, and nodes with these names and further arguments.
     pub(crate) fn start(config: &str, nodes: &[(&str, &[&str])]) -> Self {
+        let mut cluster = Self::new(config);
+        cluster.start_all(nodes);
+        cluster
+    }
+
+    /// The same, where everybody shows a certificate; `medes` that of the operator anna.
+    pub(crate) fn start_secured(config: &str, nodes: &[(&str, &[&str])]) -> Self {
+        let mut cluster = Self::new(config);
+        cluster.cert(&["init", "--cluster", "e2e"]);
+        let names: Vec<_> = nodes.iter().map(|(name, _)| cluster.node(name)).collect();
+        let agents = names.iter().map(|name| ("agent", &**name));
+        for (role, name) in [("controller", "controller"), ("operator", "anna")].into_iter().chain(agents) {
+            cluster.cert(&["issue", role, name]);
+        }
+        cluster.secured = true;
+        cluster.start_all(nodes);
+        cluster
+    }
+
+    fn new(config: &str) -> Self {
         let dir = TempDir::with_prefix("medes-e2e-").unwrap();
         fs::write(dir.path().join("controller.toml"), config).unwrap();
-        let mut cluster = Self {
+        Self {
             agents: BTreeMap::new(),
             controller: None,
             control: "127.0.0.1:0".into(),
             gateway: "127.0.0.1:0".into(),
             mark: mark(),
+            secured: false,
             dir,
-        };
-        cluster.start_controller();
-        for (name, args) in nodes {
-            cluster.start_agent(name, args);
         }
-        cluster.all_attached();
-        cluster
+    }
+
+    fn start_all(&mut self, nodes: &[(&str, &[&str])]) {
+        self.start_controller();
+        for (name, args) in nodes {
+            self.start_agent(name, args);
+        }
+        self.all_attached();
+    }
+
+    /// `medes cert` in this cluster's folder of certificates.
+    #[track_caller]
+    pub(crate) fn cert(&self, args: &[&str]) -> Value {
+        let dir = self.file("certs");
+        let (code, value) = self.medes_as(None, &[&["cert", "--dir", &dir], args].concat());
+        assert_eq!(code, 0, "{args:?}: {value}");
+        value
+    }
+
+    /// The certificate of somebody here.
+    fn identity(&self, name: &str) -> [String; 2] {
+        ["--identity".into(), self.file(&format!("certs/{name}.pem"))]
     }
 
     /// Again at the addresses it had, if it had any.
     pub(crate) fn start_controller(&mut self) {
         let [config, state, log] =
             ["controller.toml", "controller", "controller.log"].map(|name| self.file(name));
-        let args = [
+        let identity = self.secured.then(|| self.identity("controller"));
+        let mut args = vec![
             "--control",
             &self.control,
             "--gateway",
@@ -107,6 +147,7 @@ impl Cluster {
             "--config",
             &config,
         ];
+        args.extend(identity.iter().flatten().map(String::as_str));
         let mut controller =
             Program::start(&path_of("medes-controller"), &args, Path::new(&log), Stdio::piped());
         let line = controller.first_line();
@@ -123,6 +164,8 @@ impl Cluster {
         if let Some(criu) = &criu {
             all.extend(["--criu", criu]);
         }
+        let identity = self.secured.then(|| self.identity(&node));
+        all.extend(identity.iter().flatten().map(String::as_str));
         all.extend(args);
         let agent = Program::start(&path_of("medes-agent"), &all, Path::new(&log), Stdio::null());
         self.agents.insert(name.into(), agent);
@@ -198,8 +241,15 @@ impl Cluster {
 
     /// `medes --json` with these arguments: exit code and what it printed.
     pub(crate) fn medes(&self, args: &[&str]) -> (i32, Value) {
+        self.medes_as(self.secured.then_some("anna"), args)
+    }
+
+    /// The same, with somebody else's certificate, or none.
+    pub(crate) fn medes_as(&self, who: Option<&str>, args: &[&str]) -> (i32, Value) {
         let output = Command::new(env!("CARGO_BIN_EXE_medes"))
+            .env_remove("MEDES_IDENTITY")
             .args(args)
+            .args(who.map(|name| self.identity(name)).iter().flatten())
             .args(["--json", "--controller", &self.control])
             .output()
             .unwrap();

@@ -8,6 +8,7 @@
 mod cluster;
 mod dedup;
 mod http;
+mod identity;
 mod input;
 mod park;
 mod policy;
