@@ -17,6 +17,7 @@ use crate::{
     node::NodeVerb,
     operate::{BaseArgs, DigestArgs, PurgeArgs, StartArgs},
     ps::PsArgs,
+    token::TokenVerb,
     trace::TraceArgs,
     up::UpArgs,
 };
@@ -94,6 +95,9 @@ pub(crate) enum Verb {
     Explain(ExplainArgs),
     /// Show where a warm sandbox's memory is, as a heat map
     Heat(HeatArgs),
+    /// Make, list and revoke tokens of callers of the HTTP gateway
+    #[command(subcommand)]
+    Token(TokenVerb),
     /// Make certificates for a cluster, replace them, list them
     Cert(CertArgs),
     /// Say what this machine has and lacks to run sandboxes

@@ -21,6 +21,7 @@ mod operate;
 mod output;
 mod place;
 mod ps;
+mod token;
 mod top;
 mod trace;
 mod up;
@@ -91,6 +92,7 @@ async fn run(cli: Cli, output: &Output) -> Result<Ended, CliError> {
         Verb::Logs(args) => logs::run(&args, &connect().await?, output).await?,
         Verb::Trace(args) if args.replay.is_some() => trace::replay(&args, output)?,
         Verb::Trace(args) => return trace::run(args, &connect().await?, output).await,
+        Verb::Token(verb) => token::run(verb, &connect().await?, output).await?,
         Verb::Heat(args) => heat::run(&args, &connect().await?, output).await?,
         Verb::Top => Box::pin(top::run(&connect().await?, output)).await?,
         Verb::Explain(args) => explain::run(&args, &connect().await?, output).await?,

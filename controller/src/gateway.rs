@@ -23,6 +23,7 @@ use medes_proto::{
 use crate::{
     driver::Refusal,
     invoke::{Answered, Call, Invoker},
+    tokens::{Admitted, Denied, Tokens},
 };
 
 /// From a caller: how long it waits, in milliseconds.
@@ -56,19 +57,26 @@ const HOP_BY_HOP: [&str; 11] = [
     "upgrade",
 ];
 
+/// What every request needs.
+#[derive(Debug, Clone)]
+pub(crate) struct Gateway {
+    pub(crate) invoker: Arc<Invoker>,
+    pub(crate) tokens: Arc<Tokens>,
+}
+
 /// The gateway's routes.
-pub(crate) fn router(invoker: Arc<Invoker>) -> Router {
+pub(crate) fn router(gateway: Gateway) -> Router {
     Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .route("/invoke/{function}", any(invoke))
         .route("/invoke/{function}/", any(invoke))
         .route("/invoke/{function}/{*path}", any(invoke))
-        .with_state(invoker)
+        .with_state(gateway)
 }
 
 /// Whether a request that came now would find a node. Alive without being ready is normal for a moment after a start.
-async fn ready(State(invoker): State<Arc<Invoker>>) -> Response {
+async fn ready(State(Gateway { invoker, .. }): State<Gateway>) -> Response {
     match invoker.nodes_open().await {
         Ok(0) => (StatusCode::SERVICE_UNAVAILABLE, "no node takes work\n").into_response(),
         Ok(_) => "ready\n".into_response(),
@@ -77,14 +85,21 @@ async fn ready(State(invoker): State<Arc<Invoker>>) -> Response {
 }
 
 async fn invoke(
-    State(invoker): State<Arc<Invoker>>,
+    State(Gateway { invoker, tokens }): State<Gateway>,
     Path(path): Path<std::collections::HashMap<String, String>>,
-    request: Request,
+    mut request: Request,
 ) -> Response {
     // A name that cannot be a function's is the name of no function.
     let Some(Ok(function)) = path.get("function").map(|name| name.parse::<FunctionName>()) else {
         return refuse(Refusal::UnknownFunction);
     };
+    let shown = request.headers().get(header::AUTHORIZATION).map(HeaderValue::as_bytes);
+    match tokens.admit(shown, &function) {
+        Ok(Admitted::Unasked) => {}
+        // It was for us, and could be used again by whoever sees it.
+        Ok(Admitted::ByToken) => drop(request.headers_mut().remove(header::AUTHORIZATION)),
+        Err(why) => return deny(why),
+    }
     let call = match read_call(&invoker, function, request).await {
         Ok(call) => call,
         Err(response) => return response,
@@ -93,6 +108,19 @@ async fn invoke(
         Ok(answered) => answer(answered),
         Err(why) => refuse(why),
     }
+}
+
+fn deny(why: Denied) -> Response {
+    let (status, kind) = match why {
+        Denied::Missing | Denied::Unknown => (StatusCode::UNAUTHORIZED, "unauthenticated"),
+        Denied::OtherFunction => (StatusCode::FORBIDDEN, "permission_denied"),
+    };
+    metrics::counter!("medes_requests_total", "outcome" => "denied").increment(1);
+    let mut response = error(status, kind, &why.to_string());
+    if status == StatusCode::UNAUTHORIZED {
+        response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
+    response
 }
 
 /// Everything about a request that can be wrong before it is any function's business.

@@ -8,7 +8,7 @@
 //! ```
 //!
 //! The driver is the one owner of state and has no I/O; everything that has a socket, a file or a clock is around
-//! it. Wire types end in `fleet`, `control`, `registry_service` and `agents`.
+//! it. Wire types end in `fleet`, `control`, `registry_service`, `token_service` and `agents`.
 #![forbid(unsafe_code)]
 
 pub mod agents;
@@ -28,4 +28,6 @@ pub mod shell;
 mod spans;
 pub mod store;
 mod tell;
+mod token_service;
+pub mod tokens;
 mod trace;

@@ -102,9 +102,9 @@ async fn run(arguments: Arguments, sockets: Sockets) -> anyhow::Result<bool> {
         None => None,
     };
     let (control, gateway, spans) = (arguments.control, arguments.gateway, arguments.spans);
-    let here = sockets.control_address().unwrap_or(control);
+    let here = sockets.addresses(control, gateway);
     let security =
-        Security::choose(arguments.identity.as_deref(), arguments.plaintext, &[here], SystemTime::now())?;
+        Security::choose(arguments.identity.as_deref(), arguments.plaintext, &here, SystemTime::now())?;
     security.must_be(Role::Controller, None)?;
     let place = Place { state_dir, control, gateway, spans, security };
     let controller = Controller::start_at(place, config, sockets).await?;

@@ -3,10 +3,14 @@
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use axum::serve::{Listener, ListenerExt};
+use medes_dedup::key::DomainKey;
 use medes_identity::{access::Service, guard::Guard, security::Security};
 use medes_proto::{
     limits,
-    wire::{control_server::ControlServer, fleet_server::FleetServer, registry_server::RegistryServer},
+    wire::{
+        control_server::ControlServer, fleet_server::FleetServer, registry_server::RegistryServer,
+        tokens_server::TokensServer,
+    },
 };
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -17,7 +21,7 @@ use crate::{
     control::ControlService,
     driver::{Driver, Event, Settings},
     fleet::{FleetService, Greeting},
-    gateway,
+    gateway::{self, Gateway},
     invoke::Invoker,
     now::Now,
     places::Places,
@@ -26,6 +30,8 @@ use crate::{
     shell::{self, Handle, Shell},
     spans::{self, StartSpansError},
     store::{OpenStoreError, Store},
+    token_service::TokenService,
+    tokens::Tokens,
     trace::Hub,
 };
 
@@ -44,6 +50,14 @@ pub struct Place {
     pub security: Security,
 }
 
+impl Place {
+    /// Whether callers are let through while there is no token: where everything is plain, or nobody from elsewhere
+    /// comes to `gateway`.
+    fn is_open(&self, gateway: SocketAddr) -> bool {
+        matches!(self.security, Security::Plaintext) || gateway.ip().is_loopback()
+    }
+}
+
 /// Listening sockets that somebody else has opened and keeps. None by default.
 #[derive(Debug, Default)]
 pub struct Sockets {
@@ -54,9 +68,11 @@ pub struct Sockets {
 }
 
 impl Sockets {
-    /// Where agents and tools come in.
-    pub fn control_address(&self) -> Option<SocketAddr> {
-        self.control.as_ref().and_then(|socket| socket.local_addr().ok())
+    /// Where others come in: at these sockets, and at the addresses where there is none.
+    pub fn addresses(&self, control: SocketAddr, gateway: SocketAddr) -> [SocketAddr; 2] {
+        [(&self.control, control), (&self.gateway, gateway)].map(|(socket, else_at)| {
+            socket.as_ref().and_then(|socket| socket.local_addr().ok()).unwrap_or(else_at)
+        })
     }
 }
 
@@ -150,17 +166,14 @@ impl Controller {
         let agents = Arc::new(Agents::new(place.security.clone()));
         let invoker =
             Arc::new(Invoker::new(driver.clone(), Arc::clone(&agents), config.requests, tracker.clone()));
-        let greeting = Greeting {
-            incarnation: u64::from(incarnation),
-            heartbeat: config.heartbeat,
-            idle: config.policy.periods.idle,
-            domain_key: opened.domain_key,
-            engine: config.engine,
-        };
+        let greeting = greeting(incarnation, opened.domain_key, &config);
         let fleet = FleetService::new(driver.clone(), greeting, tracker.clone(), close.clone());
+        let store = Arc::new(opened.store);
+        let tokens = Arc::new(Tokens::new(place.is_open(gateway), opened.tokens));
+        let token_service = TokenService::new(&tokens, &store);
         let service = ControlService {
             driver: driver.clone(),
-            store: Arc::new(opened.store),
+            store,
             registry: Arc::clone(&registry),
             agents,
             invoker: Arc::clone(&invoker),
@@ -169,9 +182,10 @@ impl Controller {
             close: close.clone(),
         };
         let lookups = RegistryService::new(registry, places, driver.clone());
-        serve_grpc((control_listener, place.security), fleet, lookups, service, &tracker, close.clone());
+        let services = (fleet, lookups, service, token_service);
+        serve_grpc((control_listener, place.security), services, &tracker, close.clone());
         let door_listener = Door { listener: gateway_listener, closed: door.clone() };
-        serve_http(door_listener, invoker, &tracker, callers.clone());
+        serve_http(door_listener, Gateway { invoker, tokens }, &tracker, callers.clone());
         tracing::info!(%control, %gateway, incarnation, "controller listens");
         Ok(Self {
             control,
@@ -217,6 +231,17 @@ impl Controller {
     }
 }
 
+/// What every agent is told first.
+fn greeting(incarnation: u32, domain_key: DomainKey, config: &Config) -> Greeting {
+    Greeting {
+        incarnation: u64::from(incarnation),
+        heartbeat: config.heartbeat,
+        idle: config.policy.periods.idle,
+        domain_key,
+        engine: config.engine,
+    }
+}
+
 async fn listen(
     address: SocketAddr,
     inherited: Option<std::net::TcpListener>,
@@ -253,9 +278,7 @@ impl Listener for Door {
 
 fn serve_grpc(
     (listener, security): (TcpListener, Security),
-    fleet: FleetService,
-    lookups: RegistryService,
-    control: ControlService,
+    (fleet, lookups, control, tokens): (FleetService, RegistryService, ControlService, TokenService),
     tracker: &TaskTracker,
     close: CancellationToken,
 ) {
@@ -272,7 +295,8 @@ fn serve_grpc(
         )
         .add_service(
             ControlServer::new(control).max_decoding_message_size(most).max_encoding_message_size(most),
-        );
+        )
+        .add_service(TokensServer::new(tokens));
     if let Security::Mutual(credentials) = &security {
         tracker.spawn(credentials.clone().keep_fresh(close.clone()));
     }
@@ -284,14 +308,14 @@ fn serve_grpc(
     });
 }
 
-fn serve_http(door: Door, invoker: Arc<Invoker>, tracker: &TaskTracker, callers: CancellationToken) {
+fn serve_http(door: Door, gateway: Gateway, tracker: &TaskTracker, callers: CancellationToken) {
     let listener = door.tap_io(|stream| {
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "a caller's connection stays slow");
         }
     });
     let server =
-        axum::serve(listener, gateway::router(invoker)).with_graceful_shutdown(callers.cancelled_owned());
+        axum::serve(listener, gateway::router(gateway)).with_graceful_shutdown(callers.cancelled_owned());
     tracker.spawn(async move {
         if let Err(error) = server.await {
             tracing::error!(%error, "gateway ended");

@@ -1,18 +1,21 @@
-//! What survives a restart: functions, the count of starts, the domain key. One redb file, readable by its owner only.
+//! What survives a restart: functions, tokens, the count of starts, the domain key. One redb file, readable by its owner only.
 //!
 //! Calls block (they end with an fsync): call them off the async threads.
 
 use std::{
+    collections::BTreeSet,
     fs::{File, OpenOptions},
     io::{self, Read},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
+    time::{Duration, SystemTime},
 };
 
+use crate::tokens::Token;
 use medes_dedup::key::DomainKey;
 use medes_proto::{
     function::{FunctionFileError, FunctionSpec},
-    ids::{FunctionName, NodeId},
+    ids::{FunctionName, NodeId, TokenName},
     standing::Standing,
 };
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, backends::FileBackend};
@@ -23,6 +26,8 @@ const FUNCTIONS: TableDefinition<'_, &str, (u64, &str)> = TableDefinition::new("
 const REMOVED: TableDefinition<'_, &str, u64> = TableDefinition::new("removed");
 /// Node to the word of its standing; nodes that are open are not in it.
 const STANDINGS: TableDefinition<'_, &str, &str> = TableDefinition::new("standings");
+/// Token to the hash of its secret, the functions it is for, separated by spaces (none: all), and when it was made.
+const TOKENS: TableDefinition<'_, &str, (&[u8; 32], &str, u64)> = TableDefinition::new("tokens");
 const NUMBERS: TableDefinition<'_, &str, u64> = TableDefinition::new("numbers");
 const SECRETS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("secrets");
 
@@ -48,6 +53,8 @@ pub struct Opened {
     pub functions: Vec<(FunctionSpec, u64)>,
     /// Nodes that people keep work away from.
     pub standings: Vec<(NodeId, Standing)>,
+    /// Tokens of the gateway.
+    pub tokens: Vec<(TokenName, Token)>,
 }
 
 /// The store cannot be opened.
@@ -140,8 +147,8 @@ impl Store {
         let domain_key: [u8; DOMAIN_KEY_BYTES] =
             key[..].try_into().map_err(|_length| OpenStoreError::Damaged { what: "domain key" })?;
         let domain_key = DomainKey::from_bytes(domain_key);
-        let (functions, standings) = (store.functions()?, store.standings()?);
-        Ok(Opened { store, incarnation, domain_key, functions, standings })
+        let (functions, standings, tokens) = (store.functions()?, store.standings()?, store.tokens()?);
+        Ok(Opened { store, incarnation, domain_key, functions, standings, tokens })
     }
 
     fn count_start(&self) -> Result<(u32, Vec<u8>), OpenStoreError> {
@@ -170,6 +177,7 @@ impl Store {
             write.open_table(FUNCTIONS).map_err(StoreError::from)?;
             write.open_table(REMOVED).map_err(StoreError::from)?;
             write.open_table(STANDINGS).map_err(StoreError::from)?;
+            write.open_table(TOKENS).map_err(StoreError::from)?;
             (starts, key)
         };
         // Durable before any number of this incarnation is given out.
@@ -204,6 +212,46 @@ impl Store {
             standings.push((node, Standing::of_word(word.value()).ok_or_else(damaged)?));
         }
         Ok(standings)
+    }
+
+    fn tokens(&self) -> Result<Vec<(TokenName, Token)>, OpenStoreError> {
+        let damaged = || OpenStoreError::Damaged { what: "list of tokens" };
+        let read = self.database.begin_read().map_err(StoreError::from)?;
+        let table = read.open_table(TOKENS).map_err(StoreError::from)?;
+        let mut tokens = Vec::new();
+        for row in table.iter().map_err(StoreError::from)? {
+            let (name, kept) = row.map_err(StoreError::from)?;
+            let (hash, functions, created) = kept.value();
+            let functions: Result<BTreeSet<FunctionName>, _> =
+                functions.split_whitespace().map(str::parse).collect();
+            let functions = functions.ok().ok_or_else(damaged)?;
+            let token = Token {
+                hash: blake3::Hash::from_bytes(*hash),
+                functions: Some(functions).filter(|functions| !functions.is_empty()),
+                created: SystemTime::UNIX_EPOCH + Duration::from_secs(created),
+            };
+            tokens.push((name.value().parse().ok().ok_or_else(damaged)?, token));
+        }
+        Ok(tokens)
+    }
+
+    /// Keeps a token, in place of one of the same name.
+    pub fn add_token(&self, name: &TokenName, token: &Token) -> Result<(), StoreError> {
+        let functions: Vec<&str> = token.functions.iter().flatten().map(FunctionName::as_str).collect();
+        let created = token.created.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        let write = self.database.begin_write()?;
+        let kept = (token.hash.as_bytes(), &*functions.join(" "), created);
+        write.open_table(TOKENS)?.insert(name.as_str(), kept)?;
+        write.commit()?;
+        Ok(())
+    }
+
+    /// Forgets a token. `false` if it was not there.
+    pub fn revoke_token(&self, name: &TokenName) -> Result<bool, StoreError> {
+        let write = self.database.begin_write()?;
+        let found = write.open_table(TOKENS)?.remove(name.as_str())?.is_some();
+        write.commit()?;
+        Ok(found)
     }
 
     /// Keeps what a node is given to do.
@@ -319,6 +367,30 @@ mod tests {
         first.store.set_standing(&b, Standing::Open).unwrap();
         drop(first);
         assert_eq!(Store::open(folder.path()).unwrap().standings, [(a, Standing::Draining)]);
+    }
+
+    #[test]
+    fn tokens_survive_a_restart_and_their_secrets_are_not_in_the_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = Store::open(folder.path()).unwrap();
+        assert!(first.tokens.is_empty());
+        let created = SystemTime::UNIX_EPOCH + Duration::from_secs(5);
+        let made = ["all", "some", "gone"].map(|name| {
+            let name: TokenName = name.parse().unwrap();
+            let (text, hash) = crate::tokens::make(&name).unwrap();
+            let functions = (name.as_str() == "some").then(|| ["f", "g"].map(|f| f.parse().unwrap()).into());
+            let token = Token { hash, functions, created };
+            first.store.add_token(&name, &token).unwrap();
+            (name, token, text)
+        });
+        assert!(first.store.revoke_token(&made[2].0).unwrap());
+        assert!(!first.store.revoke_token(&made[2].0).unwrap());
+        drop(first);
+        let kept = made.iter().take(2).map(|(name, token, _)| (name.clone(), token.clone()));
+        assert_eq!(Store::open(folder.path()).unwrap().tokens, kept.collect::<Vec<_>>());
+        let file = std::fs::read(folder.path().join("controller.redb")).unwrap();
+        let secret = made[0].2.rsplit_once('_').unwrap().1;
+        assert!(!file.windows(secret.len()).any(|bytes| bytes == secret.as_bytes()));
     }
 
     #[test]

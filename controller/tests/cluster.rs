@@ -13,7 +13,7 @@ use medes_proto::{
     limits,
     sandbox::SandboxState,
     trace::{Event, Explanation, Item, TraceKind},
-    wire::{self, control_client::ControlClient},
+    wire::{self, control_client::ControlClient, tokens_client::TokensClient},
 };
 use opentelemetry_proto::tonic::collector::trace::v1::{
     ExportTraceServiceRequest, ExportTraceServiceResponse,
@@ -568,4 +568,54 @@ async fn spans_reach_a_collector_and_say_nothing_of_the_machine() {
     let steps: Vec<_> =
         spans.iter().filter(|span| span.parent_span_id == request.span_id).map(|it| &it.name[..]).collect();
     assert_eq!(steps, ["queue", "cold"]);
+}
+
+#[tokio::test]
+async fn with_tokens_a_caller_shows_one_that_is_for_its_function() {
+    let (folder, mut cluster, _agent) = one_node(&[]).await;
+    cluster.apply("name = 'g'\ncommand = ['x']").await;
+    let call = async |cluster: &Cluster, path: &str, token: &str| {
+        let request = hyper::Request::post(path).header("authorization", format!("Bearer {token}"));
+        cluster.send(request.body(Full::default()).unwrap()).await
+    };
+    // While there is none, what is shown is the function's.
+    let open = call(&cluster, "/invoke/f", "mine").await;
+    assert_eq!((open.status, open.header("x-saw-authorization")), (201, "Bearer mine"));
+
+    let channel = tonic::transport::Channel::from_shared(format!("http://{}", cluster.controller.control));
+    let tokens = TokensClient::new(channel.unwrap().connect().await.unwrap());
+    let create = async |name: &str, functions: &[&str]| {
+        let functions = functions.iter().map(|&name| name.into()).collect();
+        let reply = tokens.clone().create(wire::CreateTokenRequest { name: name.into(), functions }).await;
+        reply.map(|reply| reply.into_inner().token).map_err(|status| status.code())
+    };
+    let [all, only_g] = [create("all", &[]).await.unwrap(), create("only-g", &["g"]).await.unwrap()];
+    assert_eq!(create("all", &[]).await, Err(tonic::Code::AlreadyExists));
+    assert_eq!(create("All", &[]).await, Err(tonic::Code::InvalidArgument));
+    assert_eq!(create("one", &["No"]).await, Err(tonic::Code::InvalidArgument));
+
+    let denied = cluster.call("/invoke/f").await;
+    assert_eq!((denied.status, denied.header("www-authenticate")), (401, "Bearer"));
+    assert_eq!(call(&cluster, "/invoke/f", "mine").await.status, 401);
+    let admitted = call(&cluster, "/invoke/f", &all).await;
+    assert_eq!(admitted.status, 201);
+    assert!(!admitted.headers.contains_key("x-saw-authorization"), "a function does not see tokens");
+    assert_eq!(call(&cluster, "/invoke/f", &only_g).await.status, 403);
+    assert_eq!(call(&cluster, "/invoke/g", &only_g).await.status, 201);
+    // Health is nobody's secret.
+    let health = cluster.send(hyper::Request::get("/healthz").body(Full::default()).unwrap()).await;
+    assert_eq!(health.status, 200);
+
+    let revoke = async |name: &str| {
+        tokens.clone().revoke(wire::RevokeTokenRequest { name: name.into() }).await.map(drop)
+    };
+    revoke("all").await.unwrap();
+    assert_eq!(revoke("all").await.unwrap_err().code(), tonic::Code::NotFound);
+    assert_eq!(call(&cluster, "/invoke/f", &all).await.status, 401);
+    cluster.controller.stop().await;
+
+    let cluster = Cluster::start(folder.path(), &[]).await;
+    let again = call(&cluster, "/invoke/f", &only_g).await;
+    assert_eq!((again.status, again.kind()), (403, "permission_denied".into()), "after a restart");
+    assert_eq!(call(&cluster, "/invoke/f", &all).await.status, 401);
 }

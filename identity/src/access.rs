@@ -5,7 +5,7 @@ use crate::identity::Role;
 /// A door of the cluster: who opens it, who may come in, and what is spoken there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Service {
-    /// The controller's gRPC port: Control, Fleet and Registry.
+    /// The controller's gRPC port: Control, Fleet, Registry and Tokens.
     Control,
     /// An agent's gRPC port: Node.
     Node,
@@ -72,6 +72,9 @@ const METHODS: &[(&str, &[Role])] = &[
     ("/medes.v1.Registry/Acquire", AGENTS),
     ("/medes.v1.Registry/Lookup", AGENTS),
     ("/medes.v1.Registry/Register", AGENTS),
+    ("/medes.v1.Tokens/Create", OPERATORS),
+    ("/medes.v1.Tokens/List", OPERATORS),
+    ("/medes.v1.Tokens/Revoke", OPERATORS),
 ];
 
 /// Whether a role may call the method at this path.
@@ -139,7 +142,7 @@ mod tests {
         let of = |role| METHODS.iter().filter(move |(path, _)| may_call(role, path)).map(|(path, _)| *path);
         assert_eq!(of(Role::Invoker).collect::<Vec<_>>(), ["/medes.v1.Control/InvokeFunction"]);
         assert!(of(Role::Agent).all(|path| !path.contains(".Control/")));
-        assert!(of(Role::Operator).all(|path| path.contains(".Control/")));
+        assert!(of(Role::Operator).all(|path| path.contains(".Control/") || path.contains(".Tokens/")));
         assert!(of(Role::Controller).all(|path| path.contains(".Node/")));
     }
 }

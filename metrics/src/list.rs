@@ -110,7 +110,13 @@ const CONTROLLER: [Metric; 20] = rows(
             "start",
             "a request from its arrival to its answer, by how its sandbox came to be ready",
         ),
-        (Counter, "medes_requests_total", "requests", "outcome", "requests by start kind, or refused"),
+        (
+            Counter,
+            "medes_requests_total",
+            "requests",
+            "outcome",
+            "requests by start kind, refused, or denied (no good token)",
+        ),
         (
             Histogram,
             "medes_start_seconds",

@@ -171,6 +171,12 @@ name_type!(
     "holder"
 );
 
+name_type!(
+    /// A bearer token, in lists; what it is nobody is told twice.
+    TokenName,
+    "token"
+);
+
 /// A command of a controller to an agent; unique within one controller's life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct CommandId(pub u64);

@@ -28,6 +28,10 @@ pub const IMAGE_BASES_MAX: usize = 64;
 pub const FAILURE_BYTES_MAX: usize = 4 << 10;
 /// Lines of output that go with a failure.
 pub const FAILURE_LINES_MAX: usize = 20;
+/// Tokens of the HTTP gateway.
+pub const TOKENS_MAX: usize = 4_096;
+/// Functions that one token names.
+pub const TOKEN_FUNCTIONS_MAX: usize = 256;
 /// Headers of one request or answer.
 pub const HEADERS_MAX: usize = 100;
 /// Phases one operation may report.

@@ -31,6 +31,29 @@ fn whoever_has_a_certificate_does_what_its_role_may_and_others_nothing() {
 }
 
 #[test]
+fn a_token_opens_the_gateway_until_it_is_revoked() {
+    if !can_run("a_token_opens_the_gateway_until_it_is_revoked") {
+        return;
+    }
+    let cluster = Cluster::start_secured(QUIET, &[("a", &[])]);
+    cluster.apply("f");
+    cluster.cert(&["issue", "invoker", "shop"]);
+    let (code, _) = cluster.medes_as(Some("shop"), &["token", "create", "mine"]);
+    assert_eq!(code, 1, "an invoker makes no tokens");
+    let made = cluster.ask(&["token", "create", "web", "--function", "f"]);
+    let shown = format!("Bearer {}", made["token"].as_str().unwrap());
+    let post = |headers: &[(&str, &str)]| cluster.post_with("f/count", headers, b"").unwrap();
+    assert_eq!(post(&[]).status, 401);
+    assert_eq!(post(&[("authorization", &shown)]).good()["count"], 1);
+    let listed = cluster.ask(&["token", "list"]);
+    assert_eq!((&listed[0]["name"], &listed[0]["functions"][0]), (&"web".into(), &"f".into()), "{listed}");
+    assert!(!listed.to_string().contains("medes_"), "{listed}");
+    cluster.ask(&["token", "revoke", "web"]);
+    cluster.ask(&["token", "create", "other"]);
+    assert_eq!(post(&[("authorization", &shown)]).status, 401);
+}
+
+#[test]
 fn a_sandbox_is_aligned_with_a_base_that_came_over_tls() {
     if !can_run("a_sandbox_is_aligned_with_a_base_that_came_over_tls") {
         return;
