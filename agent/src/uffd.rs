@@ -289,8 +289,9 @@ const PRESENT: u64 = 1 << 3;
 pub(crate) const SWAPPED: u64 = 1 << 4;
 /// The one page of zeros that all processes share.
 pub(crate) const ZERO_PAGE: u64 = 1 << 5;
-/// Ranges fetched by one call.
-const REGIONS: usize = 1024;
+/// Ranges fetched by one call. The kernel gathers 512 at a time; asked for more it says of a walk that it has ended that it ended
+/// where the first 512 were full, and what lies behind would be told twice.
+const REGIONS: usize = 512;
 
 /// Private pages within `span` that were written since they were last protected, in order; protects them again.
 /// False from `each` ends the scan.
@@ -367,12 +368,17 @@ fn scan(
         let found = unsafe { pagemap_scan(pagemap.as_raw_fd(), &raw mut arg) }?;
         let found = usize::try_from(found).unwrap_or(0).min(REGIONS);
         for region in &regions[..found] {
+            if region.start < start {
+                // Who has pages twice or in another order takes one for the other.
+                return Err(io::Error::from(io::ErrorKind::InvalidData));
+            }
+            start = region.end;
             if !each(region.start..region.end, region.categories) {
                 return Ok(());
             }
         }
-        if arg.walk_end <= start {
-            return Err(io::Error::from_raw_os_error(libc::EIO));
+        if arg.walk_end < start || (found == 0 && arg.walk_end == start) {
+            return Err(io::Error::from(io::ErrorKind::InvalidData));
         }
         start = arg.walk_end;
     }
@@ -419,6 +425,8 @@ pub(crate) fn fd_of(pid: Pid, fd: RawFd) -> io::Result<OwnedFd> {
 
 #[cfg(test)]
 mod tests {
+    use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous, munmap};
+
     use super::*;
 
     #[test]
@@ -426,6 +434,29 @@ mod tests {
         assert_eq!((size_of::<Api>(), size_of::<Register>(), size_of::<Span>()), (24, 32, 16));
         assert_eq!(size_of::<WriteProtect>(), 24);
         assert_eq!((size_of::<ScanArg>(), size_of::<Region>(), size_of::<Copy>()), (96, 24, 40));
+    }
+
+    #[test]
+    fn pages_in_many_ranges_are_told_once_and_in_order() {
+        const PAGES: usize = 4_000;
+        let length = std::num::NonZeroUsize::new(PAGES * 4096).unwrap();
+        let (rights, flags) = (ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_PRIVATE);
+        // SAFETY: new memory at an address of the kernel's choice.
+        let memory = unsafe { mmap_anonymous(None, length, rights, flags) }.unwrap();
+        // SAFETY: all of it; no huge pages, so that every page is there or not by itself.
+        unsafe { madvise(memory, length.get(), MmapAdvise::MADV_NOHUGEPAGE) }.unwrap();
+        for page in (0..PAGES).step_by(2) {
+            // SAFETY: within the mapping, which is writable and known to nobody else.
+            unsafe { memory.cast::<u8>().add(page * 4096).write_volatile(1) };
+        }
+        let first = memory.addr().get() as u64;
+        let pagemap = File::open("/proc/self/pagemap").unwrap();
+        let mut found = Vec::new();
+        present(&pagemap, first..first + length.get() as u64, |range, _| found.push(range)).unwrap();
+        // SAFETY: all of it, and nobody refers to it any more.
+        unsafe { munmap(memory, length.get()) }.unwrap();
+        let expected = (0..PAGES as u64).step_by(2).map(|page| first + page * PAGE);
+        assert_eq!(found, expected.map(|at| at..at + PAGE).collect::<Vec<_>>());
     }
 
     #[test]

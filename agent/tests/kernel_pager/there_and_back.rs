@@ -182,10 +182,12 @@ fn there_and_back(checker: &str) {
     });
 }
 
-/// A program that does nothing at all between requests.
+/// A program that does nothing at all between requests. Of some of its memory every other page is there.
 const QUIET: &str = "
-import os, socket
+import mmap, os, socket
 numbers = [str(i) * 20 for i in range(20000)]
+holes = mmap.mmap(-1, 16 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+for at in range(0, 16 << 20, 8192): holes[at:at + 8] = at.to_bytes(8, 'little')
 server = socket.create_server(('127.0.0.1', int(os.environ['PORT'])))
 while True:
     client, _ = server.accept()
