@@ -446,8 +446,10 @@ mod tests {
         // SAFETY: all of it; no huge pages, so that every page is there or not by itself.
         unsafe { madvise(memory, length.get(), MmapAdvise::MADV_NOHUGEPAGE) }.unwrap();
         for page in (0..PAGES).step_by(2) {
-            // SAFETY: within the mapping, which is writable and known to nobody else.
-            unsafe { memory.cast::<u8>().add(page * 4096).write_volatile(1) };
+            // SAFETY: within the mapping.
+            let place = unsafe { memory.cast::<u8>().add(page * 4096) };
+            // SAFETY: it is writable, and known to nobody else.
+            unsafe { place.write_volatile(1) };
         }
         let first = memory.addr().get() as u64;
         let pagemap = File::open("/proc/self/pagemap").unwrap();
