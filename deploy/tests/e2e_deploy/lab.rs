@@ -170,7 +170,7 @@ impl Lab {
         // What sshd wants of a machine, for this one alone: a user to fall back to, accounts that may log in, /run.
         let script = "mount --bind $DIR/host-$N/opt /opt && mount -t tmpfs none /run && mkdir -p -m 755 /run/sshd && \
             mount --bind $DIR/passwd /etc/passwd && mount --bind $DIR/shadow /etc/shadow && ip link set lo up && \
-            echo ready && read go && exec env LD_LIBRARY_PATH=$LIBRARIES timeout $MAX $SSHD -D -e -f $DIR/host-$N/sshd_config";
+            echo ready && read go && exec timeout $MAX setpriv --pdeathsig KILL env LD_LIBRARY_PATH=$LIBRARIES $SSHD -D -e -f $DIR/host-$N/sshd_config";
         let log = fs::File::create(folder.join("sshd.log")).unwrap();
         let mut host = Command::new("unshare")
             .args(["--net", "--mount", "--propagation", "private", "sh", "-c", script])
