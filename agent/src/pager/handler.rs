@@ -38,7 +38,7 @@ const SWEEP: Duration = Duration::from_millis(SWEEP_MS as u64);
 const SWEEP_MS: u8 = 250;
 /// Messages of so many spaces are fetched at once.
 const EVENTS: usize = 16;
-/// How long to let a process go on with what it does to its mappings: it may need this processor.
+/// How long to let processes go on with what they do to their mappings: they may need this processor.
 const PAUSE: Duration = Duration::from_micros(20);
 /// Number of the event that only wakes a thread.
 const WAKE: u64 = u64::MAX;
@@ -278,6 +278,7 @@ impl Service {
     fn work_on(&mut self) {
         self.busy.sort_unstable();
         self.busy.dedup();
+        let mut waiting = Vec::new();
         for number in std::mem::take(&mut self.busy) {
             let Some(space) = self.space(number) else { continue };
             match space.push_some(&mut self.hands) {
@@ -286,9 +287,12 @@ impl Service {
                 Err(error) => space.lost.end(error),
             }
             if space.is_waiting() {
-                thread::sleep(PAUSE);
-                self.serve(number);
+                waiting.push(number);
             }
+        }
+        if !waiting.is_empty() {
+            thread::sleep(PAUSE);
+            waiting.into_iter().for_each(|number| self.serve(number));
         }
     }
 

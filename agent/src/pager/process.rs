@@ -217,13 +217,14 @@ impl Process {
 
     /// Marks what is stored in the page table, so that it can be told whose a page is when the kernel's messages do not.
     fn mark(&self) {
-        let state = self.space.lock();
-        for range in joined(state.store.table().ranges()) {
-            let range = range.start * PAGE..range.end * PAGE;
-            if let Err(error) = self.space.uffd.mark(&range) {
-                // Nothing depends on it, unless the messages come in a wrong order: then the sandbox is ended.
-                tracing::debug!(pid = %self.pid, ?range, %error, "stored pages are not marked");
-            }
+        let mut state = self.space.lock();
+        let marked = joined(state.store.table().ranges())
+            .map(|range| range.start * PAGE..range.end * PAGE)
+            .try_for_each(|range| self.space.uffd.mark(&range));
+        state.is_marked = marked.is_ok();
+        if let Err(error) = marked {
+            // Nothing depends on it, unless the messages come in a wrong order: then the sandbox is ended.
+            tracing::debug!(pid = %self.pid, %error, "stored pages are not marked");
         }
     }
 

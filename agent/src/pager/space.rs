@@ -101,6 +101,8 @@ pub(super) struct State {
     waiting: Vec<Waiting>,
     /// What was told and is not in the store yet: something else may have happened before it.
     changes: Vec<Change>,
+    /// Whether everything that was stored was marked in the page table.
+    pub(super) is_marked: bool,
     /// The page behind the last one of zeros it was given, and how many it was given.
     zeros: (u64, usize),
     /// What was done.
@@ -138,11 +140,11 @@ impl Space {
             for message in messages {
                 state.hear(message)?;
             }
+            if let Some(late) = state.waiting.iter().find(|waiting| waiting.since.elapsed() > DEADLINE) {
+                return Err(FaultError::Late { page: late.page });
+            }
             if self.settle(&mut state, born)? {
                 for waiting in std::mem::take(&mut state.waiting) {
-                    if waiting.since.elapsed() > DEADLINE {
-                        return Err(FaultError::Late { page: waiting.page });
-                    }
                     self.fault(&mut state, hands, waiting)?;
                 }
             }
@@ -157,10 +159,6 @@ impl Space {
         if state.changes.is_empty() {
             return Ok(true);
         }
-        let late = state.waiting.iter().find(|waiting| waiting.since.elapsed() > DEADLINE);
-        if let Some(Waiting { page, .. }) = late {
-            return Err(FaultError::Late { page: *page });
-        }
         if self.uffd.is_changing() {
             return if state.changes.len() < CHANGES_MAX { Ok(false) } else { Err(FaultError::Unclear) };
         }
@@ -169,6 +167,9 @@ impl Space {
         if places.is_empty() {
             told = std::mem::take(&mut state.changes);
         } else {
+            if !state.is_marked {
+                return Err(FaultError::Unclear);
+            }
             marks = self.marks(&places)?;
             // Nothing has changed while it was looked at, or it is looked again.
             if self.uffd.is_changing() {

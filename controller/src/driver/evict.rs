@@ -111,11 +111,24 @@ impl Driver {
     }
 
     fn victims(&self, now: Now, node: &NodeId, need: u64, spare: Option<SandboxId>) -> Option<Vec<Victim>> {
-        let mut over = self.excess(node, need)?;
-        if over == 0 {
-            return Some(Vec::new());
-        }
+        let over = self.excess(node, need)?;
+        let (victims, left) = self.worth_least(now, node, over, spare);
+        (left == 0).then_some(victims)
+    }
+
+    /// Idle sandboxes of a node that hold so many bytes together, those that are worth least; and how many bytes are still left
+    /// after all of them.
+    fn worth_least(
+        &self,
+        now: Now,
+        node: &NodeId,
+        mut over: u64,
+        spare: Option<SandboxId>,
+    ) -> (Vec<Victim>, u64) {
         let mut victims = Vec::new();
+        if over == 0 {
+            return (victims, 0);
+        }
         for victim in self.idle_by_worth(now, node).into_iter().filter(|victim| Some(victim.id) != spare) {
             if over == 0 {
                 break;
@@ -123,7 +136,7 @@ impl Driver {
             over = over.saturating_sub(self.held_bytes(victim.id));
             victims.push(victim);
         }
-        (over == 0).then_some(victims)
+        (victims, over)
     }
 
     fn held_bytes(&self, id: SandboxId) -> u64 {
@@ -173,15 +186,8 @@ impl Driver {
         else {
             return;
         };
-        let mut over = used.saturating_sub(cap).saturating_sub(self.on_its_way_out(node));
-        let mut victims = Vec::new();
-        for victim in self.idle_by_worth(now, node) {
-            if over == 0 {
-                break;
-            }
-            over = over.saturating_sub(self.held_bytes(victim.id));
-            victims.push(victim);
-        }
+        let over = used.saturating_sub(cap).saturating_sub(self.on_its_way_out(node));
+        let (victims, _left) = self.worth_least(now, node, over, None);
         self.evict(now, node, 0, &victims, out);
     }
 
