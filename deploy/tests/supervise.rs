@@ -70,6 +70,12 @@ fn make_current(dir: &Path, name: &str) {
     fs::rename(dir.join("current.new"), dir.join("current")).unwrap();
 }
 
+/// Whether a process no longer runs, though nobody may have asked how it ended.
+fn is_over(process: i32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_none_or(|(_, state)| state.starts_with(['Z', 'X']))
+}
+
 impl Supervised {
     fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
@@ -131,6 +137,8 @@ fn a_program_that_dies_is_started_again_and_its_callers_wait_meanwhile() {
     let first = supervised.other_than(0);
     assert_eq!(supervised.answer(), "one");
     kill(Pid::from_raw(first), Signal::SIGKILL).unwrap();
+    // A call that the dying program still took ends with it: nothing that is told here waits for those.
+    until("the end of the program", || is_over(first).then_some(()));
     // Nobody may be there to take the call at first, but the door is never closed.
     assert_eq!(supervised.answer(), "one");
     let second = supervised.other_than(first);
