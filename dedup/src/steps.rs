@@ -26,11 +26,11 @@ struct Region {
     /// Number of the step behind the region's last.
     end: u32,
     shift: u32,
-    /// For each bucket, the last step that starts at or before the bucket's start; marked if another one starts in it.
+    /// For each bucket, the last step that starts at or before the bucket's start; marked if more than one other starts in it.
     buckets: Vec<u32>,
 }
 
-/// Marks a bucket in which a step starts, so that it takes a look at the steps.
+/// Marks a bucket in which several steps start, so that it takes a search among them.
 const SEVERAL: u32 = 1 << 31;
 
 impl Steps {
@@ -54,12 +54,24 @@ impl Steps {
     /// The last step that starts at or before this address.
     #[inline]
     pub(crate) fn find(&self, address: u64) -> Option<usize> {
-        if address.wrapping_sub(self.low) >= self.span {
-            return None;
-        }
-        match self.regions.iter().rev().find(|region| address >= region.start) {
-            Some(region) => Some(region.find(&self.starts, address)),
-            None => self.starts.partition_point(|start| *start <= address).checked_sub(1),
+        self.covers(address).then(|| self.find_covered(address))
+    }
+
+    /// Is the address on a step at all?
+    #[inline]
+    pub(crate) const fn covers(&self, address: u64) -> bool {
+        address.wrapping_sub(self.low) < self.span
+    }
+
+    /// The same as [`Self::find`] for an address that is covered; some step for any other.
+    ///
+    /// Counts where it could compare and branch: what a page points to has no order that a processor could foresee.
+    #[inline]
+    pub(crate) fn find_covered(&self, address: u64) -> usize {
+        let above = self.regions.iter().map(|region| usize::from(address >= region.start)).sum::<usize>();
+        match above.checked_sub(1).and_then(|at| self.regions.get(at)) {
+            Some(region) => region.find(&self.starts, address),
+            None => self.starts.partition_point(|start| *start <= address).saturating_sub(1),
         }
     }
 
@@ -92,7 +104,7 @@ impl Region {
             while step + 1 < starts.len() && starts[step + 1] - start <= bucket << shift {
                 step += 1;
             }
-            let several = starts.get(step + 1).is_some_and(|next| (next - start) >> shift <= bucket);
+            let several = starts.get(step + 2).is_some_and(|second| (second - start) >> shift <= bucket);
             buckets.push(first + step as u32 + if several { SEVERAL } else { 0 });
         }
         Self { start, end: first + starts.len() as u32, shift, buckets }
@@ -102,7 +114,10 @@ impl Region {
     fn find(&self, starts: &[u64], address: u64) -> usize {
         let bucket = ((address - self.start) >> self.shift) as usize;
         let from = match self.buckets.get(bucket) {
-            Some(step) if step & SEVERAL == 0 => return *step as usize,
+            Some(step) if step & SEVERAL == 0 => {
+                let step = *step as usize;
+                return step + usize::from(starts.get(step + 1).is_some_and(|next| *next <= address));
+            }
             Some(step) => (step & !SEVERAL) as usize,
             // Behind the last step's start.
             None => return self.end as usize - 1,

@@ -10,7 +10,7 @@ use medes_dedup::{
     fingerprint::{ChunkHash, Fingerprinter, Sampling},
     image::{DedupImage, ImageBuilder},
     key::DomainKey,
-    page::{BasePage, Page, PageIndex, SnapshotId, ZERO_PAGE},
+    page::{BasePage, PAGE_BYTES, Page, PageIndex, SnapshotId},
     paper,
     rebuild::BasePages,
     words::{Aligner, BaseIndex, Facts, Memory},
@@ -278,7 +278,8 @@ pub(super) fn store_hinted(target: &Dump, base: &Base<'_>, how: Hinted) -> Resul
 
 /// Rebuilds every page and compares it with the original; seconds of rebuilding alone.
 pub(super) fn prove(stored: &Stored, target: &Dump, base: &Base<'_>) -> Result<f64> {
-    let mut out = vec![ZERO_PAGE; target.pages().len()];
+    // Memory that is there already: what the kernel takes to hand it out is not the engine's.
+    let mut out = vec![[0xff; PAGE_BYTES]; target.pages().len()];
     let mut reader = Reader::open(stored.file())?;
     let (rebuilt, seconds) = timed(|| reader.all(base, &mut out));
     rebuilt?;

@@ -70,9 +70,10 @@ impl Relation {
     /// Words of the base with their pointers as the target has them.
     #[inline]
     pub(super) fn translate(&self, from: &[[u8; WORD_BYTES]], out: &mut [[u8; WORD_BYTES]]) {
-        for (out, word) in out.iter_mut().zip(from) {
-            *out = self.translation.translate(u64::from_le_bytes(*word)).to_le_bytes();
-        }
+        let count = out.len().min(from.len());
+        let (out, from) = (&mut out[..count], &from[..count]);
+        out.copy_from_slice(from);
+        self.translation.translate_all(out);
     }
 
     /// Puts right those of the translated words, from `first` of the base on, that follow from the target's secret.

@@ -11,6 +11,7 @@
 
 use thiserror::Error;
 
+use super::token::WORD_BYTES;
 use super::varint::{read, unzigzag, write, zigzag};
 use crate::mapping::MAPPINGS_MAX;
 use crate::steps::Steps;
@@ -93,6 +94,25 @@ impl Translation {
         match self.steps.find(word).and_then(|step| self.shifts.get(step)) {
             Some(shift) => word.wrapping_add(*shift),
             None => word,
+        }
+    }
+
+    /// Translates many words where they are.
+    ///
+    /// Which words are pointers is found out first, without a branch: the processor foresees neither these nor where they point.
+    pub(super) fn translate_all(&self, words: &mut [[u8; WORD_BYTES]]) {
+        for part in words.chunks_mut(u64::BITS as usize) {
+            let bit = |(at, word): (usize, &[u8; WORD_BYTES])| {
+                u64::from(self.steps.covers(u64::from_le_bytes(*word))) << at
+            };
+            let mut pointers = part.iter().enumerate().map(bit).fold(0, |all, bit| all | bit);
+            while pointers != 0 {
+                let at = pointers.trailing_zeros() as usize;
+                pointers &= pointers - 1;
+                let word = u64::from_le_bytes(part[at]);
+                let shift = self.shifts.get(self.steps.find_covered(word)).copied().unwrap_or_default();
+                part[at] = word.wrapping_add(shift).to_le_bytes();
+            }
         }
     }
 
