@@ -42,8 +42,8 @@ const READ_DEADLINE: Duration = Duration::from_secs(20);
 const STOP_DEADLINE: Duration = Duration::from_secs(15);
 /// What the link may tell the node before the node has listened.
 const LINK_MAX: usize = 256;
-/// Threads that bring missing pages. Copying memory does not get faster with many.
-const PAGER_THREADS: usize = 2;
+/// Threads that bring missing pages: one for each processor, but not fewer and not more than these.
+const PAGER_THREADS: std::ops::RangeInclusive<usize> = 2..=8;
 
 /// Runs the agent; returns when SIGTERM or SIGINT came and everything is gone.
 pub async fn run(config: Config) -> Result<()> {
@@ -199,7 +199,9 @@ fn channel(controller: &str, security: &Security) -> Result<Channel> {
 
 /// Starts what parks sandboxes.
 fn pager(host: &Host, reaper: &Reaper) -> io::Result<Pager> {
-    Pager::start(PAGER_THREADS, host.guard(), (reaper.clone(), std::env::current_exe()?))
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = processors.clamp(*PAGER_THREADS.start(), *PAGER_THREADS.end());
+    Pager::start(threads, host.guard(), (reaper.clone(), std::env::current_exe()?))
 }
 
 /// Finds and tries CRIU, and starts the workers that wait for restores.

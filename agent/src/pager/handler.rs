@@ -19,7 +19,7 @@ use nix::unistd::Pid;
 
 use super::deadline;
 use super::fault::Lost;
-use super::space::{Hands, Space, State};
+use super::space::{Hands, Space, State, Turn};
 use crate::inject::Operators;
 use crate::reaper::Reaper;
 use crate::uffd::Uffd;
@@ -40,6 +40,8 @@ const SWEEP_MS: u8 = 250;
 const EVENTS: usize = 16;
 /// How long to let processes go on with what they do to their mappings: they may need this processor.
 const PAUSE: Duration = Duration::from_micros(20);
+/// From so many pages on all threads give back, not only the one that serves the process.
+const SHARED_FROM: usize = 128;
 /// Number of the event that only wakes a thread.
 const WAKE: u64 = u64::MAX;
 
@@ -79,6 +81,7 @@ struct Server {
 #[derive(Debug, Default)]
 struct Orders {
     push: Vec<u64>,
+    help: Vec<Arc<Space>>,
     release: Vec<u64>,
     closing: bool,
 }
@@ -143,9 +146,14 @@ impl Pager {
     }
 
     /// Gives the working set of a process back.
-    pub(super) fn push(&self, space: &Space) {
-        space.begin_push();
-        self.server(space.id).tell(|orders| orders.push.push(space.id));
+    pub(super) fn push(&self, space: &Arc<Space>) {
+        let pages = space.begin_push();
+        let server = self.server(space.id);
+        server.tell(|orders| orders.push.push(space.id));
+        if pages >= SHARED_FROM {
+            let others = self.shared.servers.iter().filter(|other| !Arc::ptr_eq(other, server));
+            others.for_each(|other| other.tell(|orders| orders.help.push(space.clone())));
+        }
     }
 
     /// Ends the service: nothing is missing any more.
@@ -165,7 +173,7 @@ impl Pager {
         &self.shared.operators
     }
 
-    fn server(&self, number: u64) -> &Server {
+    fn server(&self, number: u64) -> &Arc<Server> {
         let at = usize::try_from(number >> FORK_BITS).unwrap_or(0) % self.shared.servers.len();
         &self.shared.servers[at]
     }
@@ -181,6 +189,8 @@ struct Service {
     guard: Arc<dyn Guard>,
     /// Those that have pages to be given back, or a fault that could not be served.
     busy: Vec<u64>,
+    /// Those that another thread serves, and that have many pages to be given back.
+    helped: Vec<Arc<Space>>,
     hands: Hands,
     swept: Instant,
     /// No more spaces are to come.
@@ -189,13 +199,15 @@ struct Service {
 
 impl Service {
     fn new(server: Arc<Server>, guard: Arc<dyn Guard>) -> Self {
-        Self { server, guard, busy: Vec::new(), hands: Hands::new(), swept: Instant::now(), closing: false }
+        let (busy, helped, hands) = (Vec::new(), Vec::new(), Hands::new());
+        Self { server, guard, busy, helped, hands, swept: Instant::now(), closing: false }
     }
 
     fn run(mut self) {
         let mut events = [EpollEvent::empty(); EVENTS];
         loop {
-            let patience = match (self.busy.is_empty(), self.server.spaces().is_empty() && !self.closing) {
+            let is_idle = self.busy.is_empty() && self.helped.is_empty();
+            let patience = match (is_idle, self.server.spaces().is_empty() && !self.closing) {
                 (false, _) => EpollTimeout::ZERO,
                 (true, false) => EpollTimeout::from(SWEEP_MS),
                 (true, true) => EpollTimeout::NONE,
@@ -229,12 +241,9 @@ impl Service {
     }
 
     fn take_orders(&mut self) {
-        let (push, release, closing) = {
-            let mut orders = self.server.lock();
-            let Orders { push, release, closing } = &mut *orders;
-            (std::mem::take(push), std::mem::take(release), *closing)
-        };
+        let Orders { push, help, release, closing } = std::mem::take(&mut *self.server.lock());
         self.busy.extend(push);
+        self.helped.extend(help);
         release.into_iter().for_each(|number| self.forget(number));
         self.closing |= closing;
     }
@@ -282,14 +291,22 @@ impl Service {
         for number in std::mem::take(&mut self.busy) {
             let Some(space) = self.space(number) else { continue };
             match space.push_some(&mut self.hands) {
-                Ok(true) => self.busy.push(number),
-                Ok(false) => {}
+                Ok(Turn::More | Turn::Waits) => self.busy.push(number),
+                Ok(Turn::Over) => {}
                 Err(error) => space.lost.end(error),
             }
             if space.is_waiting() {
                 waiting.push(number);
             }
         }
+        let hands = &mut self.hands;
+        self.helped.retain(|space| match space.push_some(hands) {
+            Ok(turn) => turn == Turn::More,
+            Err(error) => {
+                space.lost.end(error);
+                false
+            }
+        });
         if !waiting.is_empty() {
             thread::sleep(PAUSE);
             waiting.into_iter().for_each(|number| self.serve(number));

@@ -217,9 +217,9 @@ impl Paged {
         let mut stored = Stored::default();
         for space in &self.spaces {
             let state = space.lock();
-            stored.bytes += state.store.stored_bytes();
-            stored.pages += state.store.table().pages();
-            if let Some(image) = state.store.image() {
+            stored.bytes += state.store().stored_bytes();
+            stored.pages += state.store().table().pages();
+            if let Some(image) = state.store().image() {
                 stored.bases.extend(image.image().bases());
                 add(&mut stored.classes, image.image().classes());
             }

@@ -56,7 +56,7 @@ pub(super) struct Process {
 
 /// How many pages are stored and not there.
 fn away(state: &State, there: &[Range<u64>]) -> u64 {
-    state.store.table().places().filter(|(page, _)| !is_in(there, *page)).count() as u64
+    state.store().table().places().filter(|(page, _)| !is_in(there, *page)).count() as u64
 }
 
 /// Open files of a process.
@@ -138,7 +138,7 @@ impl Process {
                     numbers.extend(range.clone());
                     written.push(range);
                 } else {
-                    numbers.extend(range.filter(|page| state.store.find(*page).is_none()));
+                    numbers.extend(range.filter(|page| state.store().find(*page).is_none()));
                 }
             };
             uffd::present(&self.pagemap, span.clone(), |range, categories| {
@@ -147,7 +147,7 @@ impl Process {
                     return each(range, categories);
                 }
                 // Those that are stored are only marked, or not written since and on a disk.
-                for page in range.filter(|page| state.store.find(*page).is_none()) {
+                for page in range.filter(|page| state.store().find(*page).is_none()) {
                     each(page..page + 1, categories);
                 }
             })
@@ -168,7 +168,7 @@ impl Process {
         self.stay.clone_from(&stay);
         // It stands still: what it is stored as does not change until it is stored anew.
         let maps = std::mem::take(&mut self.saved.maps);
-        self.saved = Saved { numbers, zeros, stay, maps, before: state.store.clone(), bytes: Vec::new() };
+        self.saved = Saved { numbers, zeros, stay, maps, before: state.store().clone(), bytes: Vec::new() };
         Ok(())
     }
 
@@ -191,7 +191,7 @@ impl Process {
     pub(super) fn commit(&mut self, stored: Option<Store>) {
         let mut state = self.space.lock();
         if let Some(stored) = stored {
-            state.store = stored;
+            state.replace(stored);
         }
         state.missed.clear();
         state.working_set = std::mem::take(&mut self.working_set);
@@ -218,7 +218,7 @@ impl Process {
     /// Marks what is stored in the page table, so that it can be told whose a page is when the kernel's messages do not.
     fn mark(&self) {
         let mut state = self.space.lock();
-        let marked = joined(state.store.table().ranges())
+        let marked = joined(state.store().table().ranges())
             .map(|range| range.start * PAGE..range.end * PAGE)
             .try_for_each(|range| self.space.uffd.mark(&range));
         state.is_marked = marked.is_ok();
@@ -267,9 +267,9 @@ impl Process {
         let state = self.space.lock();
         let (mut codec, mut bytes) = (DeltaCodec::new(), Box::new([ZERO_PAGE]));
         for page in ranges.iter().flat_map(pages) {
-            let Some((place, _)) = state.store.find(page) else { continue };
+            let Some((place, _)) = state.store().find(page) else { continue };
             let lost = |error| ParkError::Lost(io::Error::other(error));
-            state.store.rebuild(&mut codec, place, &mut bytes[..]).map_err(lost)?;
+            state.store().rebuild(&mut codec, place, &mut bytes[..]).map_err(lost)?;
             self.memory.write_all_at(bytes.as_flattened(), page * PAGE).map_err(ParkError::Lost)?;
         }
         Ok(())

@@ -277,7 +277,7 @@ fn prove(
         let mut codec = DeltaCodec::new();
         let mut rebuilt = Box::new(ZERO_PAGE);
         proofs.iter().try_for_each(|(position, original)| {
-            parked.rebuild(&mut codec, *position, &mut rebuilt)?;
+            parked.rebuild(&mut codec, *position, std::slice::from_mut(&mut *rebuilt))?;
             let is_same = *rebuilt == **original;
             if is_same { Ok(()) } else { Err(StorePagesError::Differs { page: *position }) }
         })

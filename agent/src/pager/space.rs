@@ -17,12 +17,14 @@ use super::changes::{self, Change, Unclear};
 use super::deadline::{DEADLINE, UnderWay};
 use super::fault::{FaultError, Lost};
 use super::ranges::is_in;
-use super::store::Store;
+use super::store::{ParkedImage, Store};
 use super::working_set::{Hot, WorkingSet};
 use crate::uffd::{self, Message, Uffd};
 
-/// Pages copied at once.
+/// Pages copied at once where nobody waits.
 const BATCH: usize = 64;
+/// Pages given back at once: so few that who misses one meanwhile is soon served.
+const PUSHED: usize = 16;
 /// Pages brought with one that is missed while it is not known which ones will be.
 const AROUND: usize = 8;
 /// Most new pages of zeros given at once to who takes one after the other.
@@ -91,13 +93,16 @@ struct Waiting {
 #[derive(Debug, Default)]
 pub(super) struct State {
     /// What its pages are made from.
-    pub(super) store: Store,
+    store: Store,
     /// What it will touch.
     pub(super) working_set: WorkingSet,
     /// What it has missed since it was last parked.
     pub(super) missed: Vec<Hot>,
     /// What is being given back, last page first.
     push: Vec<Hot>,
+    /// Goes on whenever a page is stored as something else, was moved or forgotten, or the giving back begins or ends: who has
+    /// rebuilt pages without the lock sees by it whether they may still be put in their place.
+    change: u64,
     waiting: Vec<Waiting>,
     /// What was told and is not in the store yet: something else may have happened before it.
     changes: Vec<Change>,
@@ -246,7 +251,8 @@ impl Space {
         match copied? {
             Put::Busy => state.waiting.push(waiting),
             Put::Done { .. } if state.missed.len() < MISSED_MAX => {
-                state.missed.push(Hot { page, written: write });
+                let rank = state.rank_now();
+                state.missed.push(Hot { page, written: write, rank });
             }
             Put::Done { .. } | Put::Gone => {}
         }
@@ -292,51 +298,63 @@ impl Space {
         }
     }
 
-    /// Begins to give the working set back.
-    pub(super) fn begin_push(&self) {
+    /// Begins to give the working set back; how many pages it has.
+    pub(super) fn begin_push(&self) -> usize {
         let mut state = self.lock();
         let mut push = state.working_set.begin();
         push.reverse();
         state.push = push;
+        state.change += 1;
+        state.push.len()
     }
 
-    /// Gives back some pages of the working set; whether there are more.
-    pub(super) fn push_some(&self, hands: &mut Hands) -> Result<bool, FaultError> {
-        let mut state = self.lock();
-        let Some(first) = state.push.last().copied() else { return Ok(false) };
-        if !state.changes.is_empty() {
-            return Ok(true);
-        }
-        let _under_way = hands.under_way.begin(first.page, &self.lost);
-        let count = state.push.iter().rev().zip(first.page..).take(BATCH);
-        let count = count.take_while(|(hot, page)| hot.page == *page && hot.written == first.written).count();
-        let (count, put) = match state.store.find(first.page) {
-            None => (1, self.put(first.page, &hands.zeros[..1], false)?),
-            Some((place, run)) => {
-                let count = count.min(usize::try_from(run).unwrap_or(1));
-                let out = &mut hands.pages[..count];
-                state.store.rebuild(&mut hands.codec, place, out).map_err(FaultError::Rebuild)?;
-                (count, self.put(first.page, out, !first.written)?)
+    /// Gives back some pages of the working set. Several threads may do so: the lock is not held while pages are rebuilt.
+    pub(super) fn push_some(&self, hands: &mut Hands) -> Result<Turn, FaultError> {
+        let taken = {
+            let mut state = self.lock();
+            if !state.changes.is_empty() {
+                return Ok(Turn::Waits);
             }
+            state.take_some()
         };
-        let done = match put {
+        let Some(Batch { mut pages, from, change }) = taken else { return Ok(Turn::Over) };
+        let Some(first) = pages.last().copied() else { return Ok(Turn::Over) };
+        let _under_way = hands.under_way.begin(first.page, &self.lost);
+        let out = &mut hands.pages[..pages.len()];
+        let is_protected = from.is_some() && !first.written;
+        match from {
+            Some((image, place)) => {
+                image.rebuild(&mut hands.codec, place, out).map_err(FaultError::Rebuild)?;
+            }
+            None => out.fill(ZERO_PAGE),
+        }
+        let mut state = self.lock();
+        if state.change != change {
+            // This may not be what is missing any more. What still is will be missed.
+            return Ok(Turn::More);
+        }
+        if !state.changes.is_empty() {
+            state.push.append(&mut pages);
+            return Ok(Turn::Waits);
+        }
+        let done = match self.put(first.page, out, is_protected)? {
             Put::Busy => 0,
-            Put::Done { pages } => pages.min(count),
+            Put::Done { pages: done } => done.min(pages.len()),
             Put::Gone => {
-                state.push.clear();
-                0
+                state.stop_push();
+                return Ok(Turn::Over);
             }
         };
         state.counts.pushed += done as u64;
-        let left = state.push.len().saturating_sub(done);
-        state.push.truncate(left);
-        Ok(left > 0)
+        pages.truncate(pages.len() - done);
+        state.push.append(&mut pages);
+        Ok(if state.push.is_empty() { Turn::Over } else { Turn::More })
     }
 
     /// Gives back everything. Nothing of the process may run meanwhile.
     pub(super) fn fill(&self, hands: &mut Hands) -> Result<(), FaultError> {
         let mut state = self.lock();
-        state.push.clear();
+        state.stop_push();
         let ranges: Vec<Range<u64>> = state.store.table().ranges().collect();
         for range in ranges {
             let mut page = range.start;
@@ -356,6 +374,25 @@ impl Space {
     }
 }
 
+/// What a turn of giving back came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Turn {
+    /// There are more pages.
+    More,
+    /// There are more, once what the process does to its mappings is clear.
+    Waits,
+    /// All are given back, or taken by somebody else to be.
+    Over,
+}
+
+/// Some pages on their way back: neighbours, last page first, and where they are stored if they are.
+struct Batch {
+    pages: Vec<Hot>,
+    from: Option<(Arc<ParkedImage>, u32)>,
+    /// [`State::change`] when they were taken.
+    change: u64,
+}
+
 /// What became of pages that were put in their place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Put {
@@ -368,12 +405,43 @@ enum Put {
 }
 
 impl State {
+    /// What its pages are made from.
+    pub(super) const fn store(&self) -> &Store {
+        &self.store
+    }
+
     /// Numbers of pages of a child that has just been forked: the same.
     fn child(&self) -> Self {
         Self { store: self.store.clone(), working_set: self.working_set.clone(), ..Self::default() }
     }
 
+    /// Stores everything as something else from now on.
+    pub(super) fn replace(&mut self, store: Store) {
+        self.change += 1;
+        self.store = store;
+    }
+
+    /// Takes the next pages that are to be given back together.
+    fn take_some(&mut self) -> Option<Batch> {
+        let first = self.push.last().copied()?;
+        let neighbours = self.push.iter().rev().zip(first.page..).take(PUSHED);
+        let mut count =
+            neighbours.take_while(|(hot, page)| hot.page == *page && hot.written == first.written).count();
+        let found = self.store.find(first.page);
+        count = count.min(found.map_or(1, |(_, run)| usize::try_from(run).unwrap_or(1)));
+        let from = found.and_then(|(place, _)| Some((self.store.image()?.clone(), place)));
+        let pages = self.push.split_off(self.push.len() - count);
+        Some(Batch { pages, from, change: self.change })
+    }
+
+    /// The rank of a page that is missed now.
+    fn rank_now(&self) -> u32 {
+        let next = self.push.last().map(|next| next.rank);
+        next.unwrap_or_else(|| self.working_set.rank_behind(self.missed.len()))
+    }
+
     fn forget(&mut self, pages: &Range<u64>) {
+        self.change += 1;
         self.store.forget(pages);
         self.working_set.forget(pages);
         self.push.retain(|hot| !pages.contains(&hot.page));
@@ -399,6 +467,7 @@ impl State {
 
     fn moved(&mut self, from: &Range<u64>, to: u64) {
         let old = pages(from);
+        self.change += 1;
         self.store.moved(old.start, to / PAGE_BYTES as u64, old.end - old.start);
         self.working_set.forget(&old);
         self.push.retain(|hot| !old.contains(&hot.page));
@@ -427,6 +496,7 @@ impl State {
 
     /// Ends the giving back.
     pub(super) fn stop_push(&mut self) {
+        self.change += 1;
         self.push.clear();
     }
 }

@@ -42,14 +42,15 @@ impl ParkedImage {
         &self.held
     }
 
-    /// One page, proven by its hash.
+    /// The pages from a place on, each proven by its hash.
     pub(super) fn rebuild(
         &self,
         codec: &mut DeltaCodec,
-        page: u32,
-        out: &mut Page,
+        place: u32,
+        out: &mut [Page],
     ) -> Result<(), RebuildError> {
-        self.image.rebuild_from(codec, PageIndex(page), &self.bases, out)
+        let mut pages = (place..).map(PageIndex).zip(out);
+        pages.try_for_each(|(page, out)| self.image.rebuild_from(codec, page, &self.bases, out))
     }
 }
 
@@ -80,7 +81,7 @@ impl Store {
     ) -> Result<(), RebuildError> {
         // A table of an image that is gone is a defect; nobody may run with it.
         let image = self.image.as_ref().ok_or(RebuildError::NoPage { page: PageIndex(place), pages: 0 })?;
-        (place..).zip(out).try_for_each(|(page, out)| image.rebuild(codec, page, out))
+        image.rebuild(codec, place, out)
     }
 
     /// Contents that were given up, or are no longer mapped.

@@ -4,6 +4,10 @@
 //! part is not taken for granted each time: of the pages that were only read it is left out, and who misses them brings them back;
 //! those that were written are given back protected, and lose the mark unless they are written again.
 //!
+//! They are given back in the order in which they are needed, so that the program is served while it runs, not before. Which order
+//! that is shows in what is missed: the first time all of it is, one page after the other; later, a page that is missed
+//! was needed before those that were still to come, and goes in front of them from then on.
+//!
 //! The best of them need not be given back at all: within a budget they stay where they are while the rest is taken
 //! ([`WorkingSet::stay`]).
 
@@ -16,6 +20,8 @@ pub(super) struct Hot {
     pub(super) page: u64,
     /// Whether it is written: then it is given back unprotected, which spares the write a fault.
     pub(super) written: bool,
+    /// When it is needed, among the others. Those of one rank are given back in order of address, neighbours together.
+    pub(super) rank: u32,
 }
 
 /// Pages in order of address.
@@ -25,10 +31,14 @@ pub(super) struct WorkingSet {
     /// Those that stay while it is parked, in order.
     stay: Vec<u64>,
     round: u64,
+    /// The highest rank.
+    last: u32,
 }
 
 /// Most pages of a working set: 1 GiB.
 const PAGES_MAX: usize = 1 << 18;
+/// So many pages that are missed one after the other have one rank.
+const OF_A_RANK: usize = 32;
 /// One in so many pages is not taken for granted each time.
 const LEFT_OUT: u64 = 64;
 
@@ -59,21 +69,32 @@ impl WorkingSet {
         &self.stay
     }
 
-    /// What to give back now. Pages left out are forgotten unless they are missed.
+    /// The rank of a page that is missed behind all that were to be given back, and behind so many others.
+    pub(super) fn rank_behind(&self, missed: usize) -> u32 {
+        let behind = u32::try_from(missed / OF_A_RANK).unwrap_or(u32::MAX);
+        self.last.saturating_add(1).saturating_add(behind)
+    }
+
+    /// What to give back now, in the order in which it is needed. Pages left out are forgotten unless they are missed.
     pub(super) fn begin(&mut self) -> Vec<Hot> {
         self.round += 1;
         let turn = self.round % LEFT_OUT;
         self.pages.retain(|hot| hot.written || !is_turn(hot.page, turn));
         let away = self.pages.iter().filter(|hot| self.stay.binary_search(&hot.page).is_err());
-        away.map(|hot| Hot { written: hot.written && !is_turn(hot.page, turn), ..*hot }).collect()
+        let mut away: Vec<Hot> =
+            away.map(|hot| Hot { written: hot.written && !is_turn(hot.page, turn), ..*hot }).collect();
+        // Stable: of one rank they stay in order of address.
+        away.sort_by_key(|hot| hot.rank);
+        away
     }
 
     /// What was learnt since: pages that were missed, and which pages were written. Of those that stayed nobody knows.
     pub(super) fn learn(&mut self, mut missed: Vec<Hot>, is_written: impl Fn(u64) -> bool) {
         self.pages.append(&mut missed);
-        self.pages.sort_unstable_by_key(|hot| hot.page);
+        self.pages.sort_unstable_by_key(|hot| (hot.page, hot.rank));
         self.pages.dedup_by_key(|hot| hot.page);
         self.pages.truncate(PAGES_MAX);
+        self.last = self.pages.iter().map(|hot| hot.rank).max().unwrap_or_default();
         let judged = self.pages.iter_mut().filter(|hot| self.stay.binary_search(&hot.page).is_err());
         judged.for_each(|hot| hot.written = is_written(hot.page));
     }
@@ -95,7 +116,7 @@ mod tests {
     use super::*;
 
     fn hot(page: u64) -> Hot {
-        Hot { page, written: false }
+        Hot { page, written: false, rank: 0 }
     }
 
     #[test]
@@ -104,7 +125,7 @@ mod tests {
         set.learn((0..1000).rev().map(hot).collect(), |page| page < 10);
         assert_eq!(set.len(), 1000);
         let first = set.begin();
-        assert!(first.is_sorted_by_key(|hot| hot.page));
+        assert!(first.is_sorted_by_key(|hot| hot.page), "nothing tells which is needed first");
         assert!((950..1000).contains(&first.len()), "{}", first.len());
         for _ in 0..LEFT_OUT {
             set.begin();
@@ -145,6 +166,26 @@ mod tests {
         assert_eq!(set.pages.iter().filter(|hot| hot.written).count(), written);
         set.forget(&(0..150));
         assert_eq!(set.stay, [0; 0]);
+    }
+
+    #[test]
+    fn they_are_given_back_in_the_order_in_which_they_were_missed() {
+        let mut set = WorkingSet::default();
+        let missed: Vec<u64> = (0..512).map(|at| at * 37 % 512).collect();
+        let ranked = |(at, page): (usize, &u64)| Hot { rank: set.rank_behind(at), ..hot(*page) };
+        let first: Vec<Hot> = missed.iter().enumerate().map(ranked).collect();
+        set.learn(first, |_| true);
+        let given: Vec<u64> = set.begin().into_iter().map(|hot| hot.page).collect();
+        for (given, missed) in given.chunks(OF_A_RANK).zip(missed.chunks(OF_A_RANK)) {
+            assert!(given.is_sorted());
+            assert!(given.iter().all(|page| missed.contains(page)));
+        }
+        // The last one was missed while the first ones were still to come; one that nobody knew, when all had come.
+        let (late, new) = (missed[511], 1000);
+        set.learn(vec![Hot { rank: 1, ..hot(late) }, Hot { rank: set.rank_behind(0), ..hot(new) }], |_| true);
+        let given: Vec<u64> = set.begin().into_iter().map(|hot| hot.page).collect();
+        assert!(given[..OF_A_RANK + 1].contains(&late));
+        assert_eq!(given.last(), Some(&new));
     }
 
     #[test]
