@@ -287,9 +287,11 @@ impl Encoder {
     ) -> Form<usize> {
         let stored = form.map(|length| &self.best[..length]);
         let unpacked = unpack(&mut self.codec, &stored, bases, &mut self.rebuilt);
-        if unpacked.is_ok() && *self.rebuilt == *page {
-            return form;
-        }
+        if unpacked.is_ok() && *self.rebuilt == *page { form } else { self.distrust(page) }
+    }
+
+    /// Keeps the page as it is, since nothing else gives it back.
+    fn distrust(&mut self, page: &Page) -> Form<usize> {
         self.distrusted += 1;
         self.raw(page)
     }

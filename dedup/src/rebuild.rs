@@ -213,7 +213,7 @@ impl<B: AsRef<[u8]>> DedupImage<B> {
     }
 
     /// The bytes at a place; none if the memory under the image has changed since it was opened.
-    fn stored(&self, place: Place) -> &[u8] {
+    pub(crate) fn stored(&self, place: Place) -> &[u8] {
         let start = usize::try_from(place.offset).unwrap_or(usize::MAX);
         let range = start..start.saturating_add(place.bytes.into());
         self.arena().get(range).unwrap_or_default()

@@ -18,6 +18,7 @@ mod delta;
 mod entropy;
 mod facts;
 mod index;
+mod layout;
 mod learn;
 mod pieces;
 mod relation;
@@ -35,6 +36,7 @@ pub use delta::DecodeWordsError;
 pub(crate) use delta::{Known, PageOfWords, PageSource, WordEncoder, decode_pieces, pages_needed};
 pub use facts::Facts;
 pub use index::{BaseIndex, Memory, MemoryError};
+use layout::PagePieces;
 use learn::Learner;
 pub use relation::{RELATION_BYTES_MAX, ReadRelationError, Relation};
 use token::PAGE_WORDS;
@@ -56,26 +58,67 @@ pub struct Aligner<'a> {
     base: Cow<'a, BaseIndex>,
     base_pages: &'a [&'a Page],
     facts: &'a Facts,
-    /// What an earlier pass found, when this one compares words as that one predicts them.
-    before: Option<&'a Plan>,
+    /// How words are compared.
+    pass: Pass,
+    /// What was found before, by an earlier pass or for an earlier image: where to look first.
+    before: Option<&'a PagePieces>,
+    /// The relation that there is already and that has to do.
+    relation: Option<&'a Relation>,
     same: Vec<Option<PageIndex>>,
+}
+
+/// How words of the target and the base are compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pass {
+    /// Without their addresses.
+    First,
+    /// As they are, the base's as they are predicted.
+    Exact,
 }
 
 /// Some pages of a target, aligned: what one worker hands over.
 #[derive(Debug, Clone)]
 pub struct Part {
-    pieces: Vec<Piece>,
-    /// For each page, where its pieces end.
-    ends: Vec<usize>,
+    pieces: PagePieces,
     learner: Learner,
 }
 
 /// How every page of a target is made of the base.
 #[derive(Debug, Clone)]
 pub struct Plan {
-    pieces: Vec<Piece>,
-    ends: Vec<usize>,
+    pieces: PagePieces,
     relation: Relation,
+}
+
+/// What an earlier image of a target knows about its pages: see [`DedupImage::earlier`](crate::image::DedupImage::earlier).
+#[derive(Debug)]
+pub struct Earlier<'i> {
+    relation: &'i Relation,
+    pieces: PagePieces,
+}
+
+impl<'i> Earlier<'i> {
+    /// Nothing yet but how words of a base became words of the target.
+    pub(crate) fn new(relation: &'i Relation) -> Self {
+        Self { relation, pieces: PagePieces::default() }
+    }
+
+    /// One more page, which was stored as this code; `None` if it was stored another way. What cannot be read says nothing.
+    pub(crate) fn push(&mut self, code: Option<(PageIndex, &[u8])>) {
+        if let Some((named, bytes)) = code
+            && let Some(pieces) = delta::pieces_of(bytes, named, self.relation)
+        {
+            self.pieces.open_page().extend_from_slice(pieces.as_slice());
+        }
+        self.pieces.end_page();
+    }
+
+    /// One more page, which was the same as this one of the base.
+    pub(crate) fn push_same(&mut self, page: PageIndex) {
+        let from = Origin::Base(page.0 as i64 * PAGE_WORDS as i64);
+        self.pieces.open_page().push(Piece { blocks: align::PAGE_BLOCKS as u8, from });
+        self.pieces.end_page();
+    }
 }
 
 impl<'a> Aligner<'a> {
@@ -87,14 +130,24 @@ impl<'a> Aligner<'a> {
         facts: &'a Facts,
     ) -> Self {
         let same = align::same_places(&memory, base);
-        Self { memory, base: Cow::Borrowed(base), base_pages, facts, before: None, same }
+        let (pass, before, relation) = (Pass::First, None, None);
+        Self { memory, base: Cow::Borrowed(base), base_pages, facts, pass, before, relation, same }
+    }
+
+    /// For a target of which an earlier image exists, whose pages are taken over where they have not changed: an image has one
+    /// relation for each base, so this is made with that one. What is new in the target is predicted worse, never wrong.
+    ///
+    /// Pages that are still much like what they were are not aligned anew, which takes most of the time.
+    pub fn again(self, earlier: &'a Earlier<'_>) -> Self {
+        Self { before: Some(&earlier.pieces), relation: Some(earlier.relation), ..self }
     }
 
     /// A second look at the same target, for the level `small`: against what the plan predicts, pointers tell objects
     /// apart that look alike without them. Costs as much time as the first, and once more the index's memory.
     pub fn refine(&self, plan: &'a Plan) -> Self {
         let base = self.base.predicted(self.base_pages, self.facts, &plan.relation);
-        Self { base: Cow::Owned(base), before: Some(plan), same: self.same.clone(), ..*self }
+        let (base, before) = (Cow::Owned(base), Some(&plan.pieces));
+        Self { base, pass: Pass::Exact, before, same: self.same.clone(), ..*self }
     }
 
     /// The tables of the entropy coder, learned from a part of the pages.
@@ -103,10 +156,10 @@ impl<'a> Aligner<'a> {
         let mut encoder = WordEncoder::new();
         let known = Known { pages: self.base_pages, facts: self.facts, relation: &plan.relation };
         let pages = self.memory.pages();
-        let pass = usize::from(self.before.is_some());
+        let pass = usize::from(self.pass == Pass::Exact);
         let times = 1 + pages.len() / SAMPLE_PAGES[pass];
         for at in (0..pages.len()).step_by(times) {
-            encoder.count(pages[at], plan.pieces(at), &known, &mut counts);
+            encoder.count(pages[at], plan.pieces.of(at), &known, &mut counts);
         }
         let rule = entropy::PlainBytes { bits_min: BYTE_BITS_MAX[pass], times };
         entropy::Model::learn(&counts, context::OF_BYTES, rule)
@@ -127,15 +180,17 @@ impl<'a> Aligner<'a> {
 
     /// Aligns a range of the target's pages. Parts may be made at the same time.
     pub fn part(&self, pages: Range<usize>) -> Part {
-        let mut walk = Walk::new(&self.base, self.before.is_some());
-        let mut part = Part { pieces: Vec::new(), ends: Vec::new(), learner: Learner::new() };
+        let mut walk = Walk::new(&self.base, self.pass == Pass::Exact);
+        let mut part = Part { pieces: PagePieces::default(), learner: Learner::new() };
         for at in pages {
             let (Some(page), Some(same)) = (self.memory.pages().get(at), self.same.get(at)) else { break };
-            let first = part.pieces.len();
-            let before = self.before.map(|plan| plan.pieces(at)).unwrap_or_default();
-            walk.page(&self.memory, at, same.map(|page| page.0 as usize), before, &mut part.pieces);
-            part.ends.push(part.pieces.len());
-            let found = &part.pieces[first..];
+            let before = self.before.map(|pieces| pieces.of(at)).unwrap_or_default();
+            let pieces = part.pieces.open_page();
+            walk.page(&self.memory, at, same.map(|page| page.0 as usize), before, pieces);
+            let found = part.pieces.end_page();
+            if self.relation.is_some() {
+                continue;
+            }
             walk.pointers((page, self.memory.mappings()), found, self.base_pages, |seen| {
                 part.learner.see(seen);
             });
@@ -145,35 +200,23 @@ impl<'a> Aligner<'a> {
 
     /// Puts the parts together, which cover all pages in order, and learns the pointer table.
     pub fn plan(&self, parts: impl IntoIterator<Item = Part>) -> Plan {
-        let (mut plan, learner) = joined(parts);
-        plan.relation = Relation {
+        let (mut pieces, mut learner) = (PagePieces::default(), Learner::new());
+        for part in parts {
+            pieces.append(part.pieces);
+            learner.merge(part.learner);
+        }
+        if let Some(relation) = self.relation {
+            return Plan { pieces, relation: relation.clone() };
+        }
+        let relation = Relation {
             translation: learner.translation(&self.base.mappings, self.memory.mappings()),
             secret: self.secret(),
             ..Relation::default()
         };
+        let mut plan = Plan { pieces, relation };
         plan.relation.model = self.model(&plan);
         plan
     }
-
-    /// The same with the relation of an earlier image of the target, whose pages are taken over: an image has one
-    /// relation for each base. What is new in the target is predicted worse than by [`Self::plan`], never wrong.
-    pub fn plan_with(&self, parts: impl IntoIterator<Item = Part>, relation: &Relation) -> Plan {
-        let (plan, _learner) = joined(parts);
-        Plan { relation: relation.clone(), ..plan }
-    }
-}
-
-/// The pieces of all parts, and what their pointers say.
-fn joined(parts: impl IntoIterator<Item = Part>) -> (Plan, Learner) {
-    let mut plan = Plan { pieces: Vec::new(), ends: Vec::new(), relation: Relation::default() };
-    let mut learner = Learner::new();
-    for part in parts {
-        let before = plan.pieces.len();
-        plan.pieces.extend(part.pieces);
-        plan.ends.extend(part.ends.iter().map(|end| before + end));
-        learner.merge(part.learner);
-    }
-    (plan, learner)
 }
 
 impl Plan {
@@ -191,21 +234,27 @@ impl Plan {
         (base, facts): (&[&Page], &Facts),
     ) -> Option<PageOfWords<'e>> {
         let known = Known { pages: base, facts, relation: &self.relation };
-        encoder.encode(page, self.pieces(at.0 as usize), &known)
+        encoder.encode(page, self.pieces.of(at.0 as usize), &known)
+    }
+
+    /// Half of the proof that bytes are this page: they name the pieces it was encoded with. The other half is that what is
+    /// behind them makes it of what these predict.
+    pub(crate) fn reread<'d>(
+        &'d self,
+        at: PageIndex,
+        bytes: &'d [u8],
+        named: PageIndex,
+    ) -> Option<delta::Rest<'d>> {
+        delta::reread_pieces(bytes, named, self.pieces.of(at.0 as usize), &self.relation)
     }
 
     /// The base page that the page is aligned with from end to end, if it is one.
     pub(crate) fn only_page(&self, at: PageIndex) -> Option<PageIndex> {
-        match self.pieces(at.0 as usize) {
+        match self.pieces.of(at.0 as usize) {
             [Piece { from: Origin::Base(start), .. }] if start.rem_euclid(PAGE_WORDS as i64) == 0 => {
                 u32::try_from(start / PAGE_WORDS as i64).ok().map(PageIndex)
             }
             _ => None,
         }
-    }
-
-    fn pieces(&self, page: usize) -> &[Piece] {
-        let start = page.checked_sub(1).and_then(|before| self.ends.get(before)).copied().unwrap_or(0);
-        self.ends.get(page).and_then(|end| self.pieces.get(start..*end)).unwrap_or_default()
     }
 }

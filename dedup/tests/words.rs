@@ -128,6 +128,8 @@ proptest! {
         program: u64,
         layouts: (u64, u64),
         new in proptest::collection::vec((any::<prop::sample::Index>(), any_page()), 0..8),
+        touched in proptest::collection::vec((any::<prop::sample::Index>(), 0usize..4096, any::<u8>()), 0..8),
+        with_places: bool,
     ) {
         let (from, mut target) = (process(program, layouts.0, 3), process(program, layouts.1, 9));
         let earlier = image(&target, &from, 30);
@@ -135,14 +137,19 @@ proptest! {
         for (at, page) in new {
             *at.get_mut(&mut target.pages) = page;
         }
+        for (at, byte, value) in touched {
+            at.get_mut(&mut target.pages)[byte] = value;
+        }
         let fresh: Vec<usize> = (0..before.len()).filter(|at| before[*at] != target.pages[*at]).collect();
         let (index, base_pages, facts) = (index(&from), from.pages(), Facts::none());
         let pages: Vec<&Page> = fresh.iter().map(|at| &target.pages[*at]).collect();
         let addresses: Vec<u64> = fresh.iter().map(|at| target.addresses[*at]).collect();
         let memory = Memory::new(&pages, &addresses, &target.mappings).unwrap();
-        let aligner = Aligner::new(memory, &index, &base_pages, &facts);
-        let (snapshot, relation) = earlier.relations().next().unwrap();
-        let plan = aligner.plan_with([aligner.part(0..pages.len())], relation);
+        let (snapshot, _) = earlier.relations().next().unwrap();
+        let places = fresh.iter().map(|at| with_places.then_some(PageIndex(*at as u32)));
+        let known = earlier.earlier(snapshot, places).unwrap();
+        let aligner = Aligner::new(memory, &index, &base_pages, &facts).again(&known);
+        let plan = aligner.plan([aligner.part(0..pages.len())]);
         let rules = WordRules::FAST;
         let words = WordsOf { snapshot, pages: &base_pages, facts: &facts, plan: &plan, rules };
         let mut encoder = Encoder::new(&KEY, EncodeRules::default());

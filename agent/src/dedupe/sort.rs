@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use medes_dedup::{key::PageHasher, page::SnapshotId, words::Relation};
+use medes_dedup::{key::PageHasher, page::SnapshotId, words::Earlier as Words};
 use medes_proto::{ids::SandboxId, registry::SnapshotPlace};
 
 use crate::{
@@ -54,12 +54,12 @@ impl Sorted {
         self.fates.iter().filter(|fate| matches!(fate, Fate::Taken(_))).count() as u64
     }
 
-    /// How pages that are taken over are made of the words of this base.
-    pub(super) fn relation(&self, base: SnapshotId) -> Option<&Relation> {
-        let image = &self.earlier.as_ref()?.image;
+    /// What the earlier image knows of so many pages that are to be made of the words of this base: how those that are
+    /// taken over are.
+    pub(super) fn words(&self, base: SnapshotId, pages: usize) -> Option<Words<'_>> {
         // An image has relations for all its bases, but those without pages of words say nothing.
-        let found = image.relations().find(|(snapshot, _)| *snapshot == base);
-        found.map(|(_, relation)| relation).filter(|_| self.earlier_base() == Some(base))
+        let earlier = self.earlier.as_ref().filter(|_| self.earlier_base() == Some(base))?;
+        earlier.image.earlier(base, std::iter::repeat_n(None, pages))
     }
 
     fn earlier_base(&self) -> Option<SnapshotId> {

@@ -96,8 +96,14 @@ pub(super) async fn encode(
         let aligned = blocking(move || {
             let rules = (&key, engine.encode_rules());
             align((&dump, &sorted), &base, &bases.indexes, |memory, base| {
-                let earlier = sorted.relation(base.snapshot);
-                page_work::words::encode(memory, base, (engine.level(), earlier), rules, engine.threads)
+                let earlier = sorted.words(base.snapshot, memory.pages().len());
+                page_work::words::encode(
+                    memory,
+                    base,
+                    (engine.level(), earlier.as_ref()),
+                    rules,
+                    engine.threads,
+                )
             })
         });
         let (pages, worded) = aligned.await?;

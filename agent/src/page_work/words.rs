@@ -8,7 +8,7 @@ use medes_dedup::{
     encode::{EncodeRules, EncodedPage, EncodedRun, Encoder, PageClass, WordRules, WordsOf},
     key::DomainKey,
     page::{Page, PageIndex, SnapshotId},
-    words::{Aligner, BaseIndex, Facts, Memory, Part, Relation},
+    words::{Aligner, BaseIndex, Earlier, Facts, Memory, Part, Relation},
 };
 use medes_proto::fleet::Level;
 
@@ -50,23 +50,22 @@ pub fn is_worth_asking(page: &EncodedPage<'_>) -> bool {
     }
 }
 
-/// Makes a process of words of a base; `earlier` is the relation that pages taken over were made with. Nothing of it is in doubt: every page was proven to come back.
+/// Makes a process of words of a base; `earlier` is what is known of its pages from an image of which others are taken over.
+/// Nothing of it is in doubt: every page was proven to come back.
 pub fn encode(
     memory: Memory<'_>,
     base: WordsBase<'_>,
-    (level, earlier): (Level, Option<&Relation>),
+    (level, earlier): (Level, Option<&Earlier<'_>>),
     (key, rules): (&DomainKey, EncodeRules),
     threads: NonZeroUsize,
 ) -> Worded {
     let pages = memory.pages();
-    let put_together = |aligner: &Aligner<'_>| {
-        let parts = parts(aligner, pages.len(), threads);
-        match earlier {
-            Some(relation) => aligner.plan_with(parts, relation),
-            None => aligner.plan(parts),
-        }
-    };
+    let put_together = |aligner: &Aligner<'_>| aligner.plan(parts(aligner, pages.len(), threads));
     let aligner = Aligner::new(memory, base.index, base.pages, base.facts);
+    let aligner = match earlier {
+        Some(earlier) => aligner.again(earlier),
+        None => aligner,
+    };
     let plan = put_together(&aligner);
     let (plan, word_rules) = match level {
         Level::None | Level::Fast => (plan, WordRules::FAST),

@@ -16,7 +16,7 @@ use medes_dedup::{
     mapping::MappingsError,
     page::{PAGE_BYTES, Page, PageIndex, SnapshotId, ZERO_PAGE, is_zero},
     rebuild::RebuildError,
-    words::{Memory, MemoryError, Relation},
+    words::{Memory, MemoryError},
 };
 use medes_proto::fleet::Level;
 
@@ -236,13 +236,19 @@ impl Recipes {
         let memory = Memory::new(pages, &addresses, &mappings)?;
         // An image has one relation for each base: what is new has to be made with it too.
         let before = saved.before.image();
-        let relations = before.into_iter().flat_map(|before| before.image().relations());
-        let earlier: Option<&Relation> =
-            relations.filter(|(snapshot, _)| *snapshot == base.id).map(|(_, relation)| relation).next();
+        let places =
+            saved.numbers.iter().map(|page| saved.before.find(*page).map(|(place, _)| PageIndex(place)));
+        let earlier = before.and_then(|before| before.image().earlier(base.id, places));
         let base = WordsBase { snapshot: base.id, index: &index, pages: &main.pages, facts: base.facts() };
         let rules = (&self.key, self.engine.encode_rules());
         // Fast whatever is set for images that are kept for long: who is parked is wanted back in a moment.
-        Ok(page_work::words::encode(memory, base, (Level::Fast, earlier), rules, self.engine.threads))
+        Ok(page_work::words::encode(
+            memory,
+            base,
+            (Level::Fast, earlier.as_ref()),
+            rules,
+            self.engine.threads,
+        ))
     }
 }
 

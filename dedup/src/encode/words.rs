@@ -1,7 +1,7 @@
 //! Encoding with a plan: a page as words of its base first, and another way only where that is not short enough.
 
 use super::{EncodedPage, Encoder, Form};
-use crate::delta::{CODED_BYTES_MAX, Level};
+use crate::delta::{CODED_BYTES_MAX, DecodeDeltaError, Level};
 use crate::page::{BasePage, Page, PageIndex, SnapshotId, is_zero};
 use crate::rebuild::BasePages;
 use crate::recipe::Codec;
@@ -61,8 +61,36 @@ impl Encoder {
         } else {
             (self.hasher.hash(page), self.words_or_else(page, at, base))
         };
-        let form = self.proven(page, (base, base.plan.relation()), form);
+        let form = match form {
+            Form::Delta { base: named, codec, bytes } if codec.is_of_words() => {
+                match self.gives_back(page, at, base, (named.page, codec, bytes)) {
+                    true => form,
+                    false => self.distrust(page),
+                }
+            }
+            other => self.proven(page, (base, base.plan.relation()), other),
+        };
         self.finished(hash, form)
+    }
+
+    /// Does the code just made give the page back? The same steps as those of `unpack`, but for the prediction, which is at hand.
+    fn gives_back(
+        &mut self,
+        page: &Page,
+        at: PageIndex,
+        base: &WordsOf<'_>,
+        (named, codec, bytes): (PageIndex, Codec, usize),
+    ) -> bool {
+        let Some(rest) = base.plan.reread(at, &self.best[..bytes], named) else { return false };
+        self.rebuilt.copy_from_slice(self.words.predicted());
+        let decoded = match codec {
+            Codec::Predicted => match rest.bytes() {
+                Ok(bytes) => self.codec.decode_over(bytes, &mut self.rebuilt),
+                Err(problem) => Err(problem.into()),
+            },
+            _ => rest.correct(&mut self.rebuilt).map_err(DecodeDeltaError::from),
+        };
+        decoded.is_ok() && *self.rebuilt == *page
     }
 
     fn words_or_else(&mut self, page: &Page, at: PageIndex, base: &WordsOf<'_>) -> Form<usize> {

@@ -31,6 +31,9 @@ const CANDIDATES_MAX: usize = 24;
 /// Positions tried again at the start of a page because they were right lately.
 const RECENT: usize = 6;
 
+/// Pieces of an earlier image are kept while not more than this part of a page disagrees with them.
+const KEPT_PART: i32 = 8;
+
 /// How hard to look.
 #[derive(Debug, Clone, Copy)]
 struct Effort {
@@ -175,6 +178,10 @@ impl<'b> Walk<'b> {
             self.remember(start as i64 - page_start);
             return;
         }
+        if !self.exact && self.mostly_agree(before) {
+            pieces.extend_from_slice(before);
+            return;
+        }
         let same = same.map(|page| Origin::Base((page * PAGE_WORDS) as i64));
         let mut before = before.iter().flat_map(|piece| (0..piece.blocks).map(|_| piece.from));
         for block in 0..PAGE_BLOCKS {
@@ -186,6 +193,22 @@ impl<'b> Walk<'b> {
     /// Is the whole page what the base has from this word on?
     fn all_agree(&self, start: usize) -> bool {
         self.base.tokens.get(start..start + PAGE_WORDS).is_some_and(|theirs| theirs == &self.tokens[..])
+    }
+
+    /// Do these pieces, which are of the whole page or none, still explain so much that a walk would hardly find better ones?
+    fn mostly_agree(&self, pieces: &[Piece]) -> bool {
+        let perfect: i32 = self.weights.iter().sum();
+        let (mut block, mut sum) = (0, 0);
+        for piece in pieces {
+            for at in (block..block + usize::from(piece.blocks)).map(|block| block * BLOCK_WORDS) {
+                let mine = self.tokens.get(at..).and_then(<[Token]>::first_chunk);
+                let weights = self.weights.get(at..).and_then(<[i32]>::first_chunk);
+                let (Some(mine), Some(weights)) = (mine, weights) else { return false };
+                sum += agreed(self.base, at, piece.from, mine, weights);
+            }
+            block += usize::from(piece.blocks);
+        }
+        block == PAGE_BLOCKS && sum >= perfect - perfect / KEPT_PART
     }
 
     /// Lets the candidates of one block compete.

@@ -146,6 +146,11 @@ impl WordEncoder {
         Some(PageOfWords { named, bytes: &self.out, pieces: &self.pieces, predicted: &self.predicted })
     }
 
+    /// What the pieces of the page encoded last give without corrections.
+    pub(crate) const fn predicted(&self) -> &Page {
+        &self.predicted
+    }
+
     /// Counts the symbols of a page, to learn a model from.
     pub(super) fn count<P: PageSource + ?Sized>(
         &mut self,
@@ -263,6 +268,24 @@ impl<'d> Rest<'d> {
             None => Err(DecodeWordsError::Code),
         }
     }
+}
+
+/// The pieces that a page is made of. `None` if the bytes are no code of words.
+pub(super) fn pieces_of(bytes: &[u8], named: PageIndex, relation: &Relation) -> Option<Pieces> {
+    Pieces::read(&mut relation.model.decoder(bytes)?, named).ok()
+}
+
+/// The first half of decoding, for who has encoded: are these the pieces that were meant? What they predict needs not be made
+/// a second time then.
+pub(crate) fn reread_pieces<'d>(
+    bytes: &'d [u8],
+    named: PageIndex,
+    meant: &[Piece],
+    relation: &'d Relation,
+) -> Option<Rest<'d>> {
+    let mut from = relation.model.decoder(bytes)?;
+    let pieces = Pieces::read(&mut from, named).ok()?;
+    (pieces.as_slice() == meant).then_some(Rest(from))
 }
 
 /// The base pages needed to decode these bytes, each once, in no order.
