@@ -2,13 +2,15 @@
 //!
 //! The roads ask for many pages at once ([`Bases::read`]); each is read once, however many pages need it, and what other
 //! nodes hold is asked of all of them at the same time. To align a sandbox with a base, all of the base must be here
-//! ([`Bases::whole`]). [`BasePages`] is the one way pages are read; [`local`] and [`tcp`] are what can be underneath.
+//! ([`Bases::whole`]). [`BasePages`] is the one way pages are read; [`local`], [`tcp`] and [`onesided`] are what can be underneath.
 
 pub mod base_pages;
 pub mod cache;
 pub mod frame;
 pub mod indexes;
 pub mod local;
+pub mod onesided;
+pub mod rdma;
 pub mod remote;
 pub mod replicas;
 pub mod serve;
@@ -136,6 +138,13 @@ impl Bases {
     #[must_use]
     pub fn secured(mut self, security: Security) -> Self {
         self.peers = self.peers.secured(security);
+        self
+    }
+
+    /// The same, for a node that reads by RDMA what others let it read that way.
+    #[must_use]
+    pub fn by_rdma(mut self) -> Self {
+        self.peers = self.peers.by_rdma();
         self
     }
 

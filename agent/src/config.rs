@@ -5,7 +5,7 @@ use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf};
 use medes_proto::{ids::NodeId, units::ByteSize};
 
 use crate::{
-    bases::Budgets,
+    bases::{Budgets, rdma},
     earlier::Room,
     faults::Step,
     roads::HotPages,
@@ -30,6 +30,12 @@ pub struct Config {
     /// Where other agents read base pages, on the address of --listen; 0 takes a free port
     #[arg(long, default_value_t = 0)]
     pub pages_port: u16,
+    /// When base pages are read by RDMA, by this node and from it
+    #[arg(long, value_enum, default_value = "auto")]
+    pub rdma: rdma::Use,
+    /// Where other agents read base pages by RDMA; default: the address of --listen, a free port
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub rdma_listen: Option<SocketAddr>,
     /// Memory this node may use; the controller evicts above it
     #[arg(long, default_value = "2GiB")]
     pub memory_cap: ByteSize,

@@ -25,6 +25,16 @@ pub(crate) fn window(written: u64, touched: u64) {
     counter!("medes_watch_touched_pages_total").increment(touched);
 }
 
+/// Pages of other nodes have come, by TCP or RDMA.
+pub(crate) fn remote_pages(by: &'static str, pages: usize) {
+    counter!("medes_remote_pages_total", "by" => by).increment(pages as u64);
+}
+
+/// A read by RDMA was late or broke, and was asked over TCP.
+pub(crate) fn fallback(reason: &'static str) {
+    counter!("medes_rdma_fallbacks_total", "reason" => reason).increment(1);
+}
+
 /// How this node sees who works and what is written.
 pub(crate) fn sight(work: Sight, writes: Option<Way>) {
     gauge!("medes_watch_sight", "of" => "work", "by" => work.to_string()).set(1.0);

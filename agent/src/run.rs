@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result};
 use medes_identity::{access::Service, guard::Guard, identity::Role, security::Security};
 use medes_metrics::spans::Exporter;
-use medes_proto::{limits::MESSAGE_BYTES_MAX, wire::node_server::NodeServer};
+use medes_proto::{limits::MESSAGE_BYTES_MAX, node::PageAccess, wire::node_server::NodeServer};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
@@ -20,7 +20,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::transport::{Channel, Endpoint, Server};
 
 use crate::{
-    bases::{Bases, serve::PageServer},
+    bases::{Bases, rdma, serve::PageServer},
     config::Config,
     criu::{Criu, Pool},
     earlier::Room,
@@ -70,9 +70,8 @@ pub async fn run(config: Config) -> Result<()> {
         TcpListener::bind(config.listen).await.with_context(|| format!("listen on {}", config.listen))?;
     let address = listener.local_addr().context("learn the port")?.to_string();
     let channel = channel(&config.controller, &security)?;
-    let bases =
-        Arc::new(Bases::new(config.node.clone(), READ_DEADLINE, config.budgets()).secured(security.clone()));
-    let pages = serve_pages(&config, &bases, (&tasks, &stop), security.clone()).await?;
+    let bases = Arc::new(bases(&config, &security));
+    let access = serve_pages(&config, &bases, (&tasks, &stop), security.clone()).await?;
     let mut lacks = Vec::new();
     let watch = watch(&config, &mut lacks);
     let tracking = tracking(&config, &reaper, &mut lacks)?;
@@ -100,7 +99,7 @@ pub async fn run(config: Config) -> Result<()> {
     let (node, handle, inbox) = Node::new(identity, Arc::new(tools), (watch, tracking));
     let (from_link, link_inbox) = mpsc::channel(LINK_MAX);
     tasks.spawn(link::run(channel, from_link, stop.clone()));
-    tasks.spawn(serve(NodeService::new(bases, pages.access(), handle), (listener, security), stop.clone()));
+    tasks.spawn(serve(NodeService::new(bases, access, handle), (listener, security), stop.clone()));
     tasks.spawn(until_told(host.as_ref().clone(), stop.clone()));
     tracing::info!(node = %config.node, address, controller = config.controller, "agent is up");
     node.run(inbox, link_inbox, stop).await;
@@ -176,17 +175,36 @@ fn tracking(config: &Config, reaper: &Reaper, lacks: &mut Vec<String>) -> Result
     Ok(Some(Tracking { reaper: reaper.clone(), program, settings: config.heat(), way }))
 }
 
+/// What base pages are read from: this node, and others.
+fn bases(config: &Config, security: &Security) -> Bases {
+    let bases = Bases::new(config.node.clone(), READ_DEADLINE, config.budgets()).secured(security.clone());
+    if config.rdma.check(security).is_ok() { bases.by_rdma() } else { bases }
+}
+
 /// Starts the service that other nodes read this one's base pages by.
 async fn serve_pages(
     config: &Config,
     bases: &Bases,
     (tasks, stop): (&TaskTracker, &CancellationToken),
     security: Security,
-) -> Result<PageServer> {
+) -> Result<PageAccess> {
+    let rdma = config.rdma.check(&security);
     let listen = SocketAddr::new(config.listen.ip(), config.pages_port);
     let started =
         PageServer::start_secured(bases.local.clone(), (listen, security), tasks, stop.clone()).await;
-    started.with_context(|| format!("listen on {listen} for readers of pages"))
+    let access = started.with_context(|| format!("listen on {listen} for readers of pages"))?.access();
+    let listen = config.rdma_listen.unwrap_or_else(|| SocketAddr::new(config.listen.ip(), 0));
+    match rdma.and_then(|()| rdma::listen(listen, access.token, tasks, stop.clone())) {
+        Ok((exposer, address)) => {
+            bases.local.expose_by(exposer);
+            tracing::info!(%address, "base pages are read by RDMA too");
+            Ok(PageAccess { rdma: Some(address), ..access })
+        }
+        Err(reason) => {
+            tracing::info!(reason = chain(&reason), "base pages are read over TCP only");
+            Ok(access)
+        }
+    }
 }
 
 fn channel(controller: &str, security: &Security) -> Result<Channel> {

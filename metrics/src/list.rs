@@ -129,7 +129,7 @@ const CONTROLLER: [Metric; 20] = rows(
     ],
 );
 
-const AGENT: [Metric; 12] = rows(
+const AGENT: [Metric; 14] = rows(
     Of::Agent,
     [
         (
@@ -154,6 +154,20 @@ const AGENT: [Metric; 12] = rows(
             "seconds",
             "operation, phase",
             "one step of an operation that was done",
+        ),
+        (
+            Counter,
+            "medes_rdma_fallbacks_total",
+            "reads",
+            "reason",
+            "reads by RDMA that were asked over TCP too (late) or instead (broken)",
+        ),
+        (
+            Counter,
+            "medes_remote_pages_total",
+            "pages",
+            "by",
+            "base pages (4096 bytes each) read from other nodes, by what brought them: tcp, rdma",
         ),
         (
             Counter,

@@ -1,6 +1,6 @@
 //! Requests into a sandbox and reads of base pages, as an agent serves them.
 
-use std::{num::NonZeroU16, time::Duration};
+use std::{net::SocketAddr, num::NonZeroU16, time::Duration};
 
 use bytes::Bytes;
 
@@ -159,11 +159,17 @@ pub struct PageAccess {
     pub port: NonZeroU16,
     /// What a reader shows there.
     pub token: [u8; 32],
+    /// Where it listens for readers by RDMA, if it does; an unspecified address is the host of its Node service.
+    pub rdma: Option<SocketAddr>,
 }
 
 impl From<PageAccess> for wire::PageAccessReply {
     fn from(access: PageAccess) -> Self {
-        Self { port: access.port.get().into(), token: access.token.to_vec().into() }
+        Self {
+            port: access.port.get().into(),
+            token: access.token.to_vec().into(),
+            rdma_address: access.rdma.map_or_else(String::new, |address| address.to_string()),
+        }
     }
 }
 
@@ -171,10 +177,39 @@ impl TryFrom<wire::PageAccessReply> for PageAccess {
     type Error = WireError;
 
     fn try_from(raw: wire::PageAccessReply) -> Result<Self, WireError> {
-        let wire::PageAccessReply { port, token } = raw;
+        let wire::PageAccessReply { port, token, rdma_address } = raw;
         let port = u16::try_from(port).ok().and_then(NonZeroU16::new);
         let token =
             token[..].try_into().map_err(|_length| WireError::invalid("access.token", "not 32 bytes"))?;
-        Ok(Self { port: port.ok_or(WireError::invalid("access.port", "not a port"))?, token })
+        let no_address = || WireError::invalid("access.rdma_address", "not an address with a port");
+        let rdma = match &*rdma_address {
+            "" => None,
+            text => Some(text.parse().ok().filter(|it: &SocketAddr| it.port() != 0).ok_or_else(no_address)?),
+        };
+        Ok(Self { port: port.ok_or(WireError::invalid("access.port", "not a port"))?, token, rdma })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_pages_are_read_comes_back_and_must_make_sense() {
+        let port = NonZeroU16::new(7).unwrap();
+        for rdma in [None, Some("10.0.0.1:7471"), Some("0.0.0.0:1"), Some("[fe80::1]:9")] {
+            let rdma = rdma.map(|address| address.parse().unwrap());
+            let access = PageAccess { port, token: [3; 32], rdma };
+            assert_eq!(PageAccess::try_from(wire::PageAccessReply::from(access)), Ok(access));
+        }
+        for rdma_address in ["10.0.0.1", "10.0.0.1:0", "host:7", "10.0.0.1:70000", " "] {
+            let reply = wire::PageAccessReply {
+                port: 7,
+                token: vec![3; 32].into(),
+                rdma_address: rdma_address.into(),
+            };
+            let error = PageAccess::try_from(reply).unwrap_err();
+            assert_eq!(error.field, "access.rdma_address", "{rdma_address:?}");
+        }
     }
 }

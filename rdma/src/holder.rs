@@ -36,24 +36,49 @@ pub enum ExposeError {
 
 /// Something exposed to one reader.
 #[derive(Debug)]
-pub struct Exposed {
+struct Exposed {
     exposure: Exposure,
     renewed: Instant,
 }
 
 #[derive(Debug)]
 struct Session {
-    pair: QueuePair,
+    /// Memory is registered with it while nobody holds the lock.
+    pair: Arc<QueuePair>,
     /// Reads it may have under way.
     depth: u8,
     /// By the number its owner gave.
     exposed: BTreeMap<u64, Exposed>,
+    /// When something was last exposed to it, or it came.
+    used: Instant,
 }
 
 #[derive(Debug, Default)]
 struct Sessions {
     all: BTreeMap<u64, Session>,
     next: u64,
+}
+
+/// Whether something is exposed to a reader.
+enum Renewed {
+    /// Yes, and it stays so.
+    Already(Remote),
+    /// No; with this it can be.
+    Unknown(Arc<QueuePair>),
+}
+
+impl Sessions {
+    fn renew(&mut self, session: u64, number: u64, now: Instant) -> Result<Renewed, ExposeError> {
+        let session = self.all.get_mut(&session).ok_or(ExposeError::NoSession(session))?;
+        session.used = now;
+        Ok(match session.exposed.get_mut(&number) {
+            Some(known) => {
+                known.renewed = now;
+                Renewed::Already(remote(&known.exposure))
+            }
+            None => Renewed::Unknown(session.pair.clone()),
+        })
+    }
 }
 
 /// Serves memory of this host. Cheap to clone.
@@ -102,28 +127,47 @@ impl Holder {
         file: &File,
         now: Instant,
     ) -> Result<Remote, ExposeError> {
-        let mut sessions = self.lock();
-        let Session { pair, exposed, .. } =
-            sessions.all.get_mut(&session).ok_or(ExposeError::NoSession(session))?;
-        if let Some(known) = exposed.get_mut(&number) {
-            known.renewed = now;
-            return Ok(remote(&known.exposure));
-        }
+        let pair = match self.lock().renew(session, number, now)? {
+            Renewed::Already(place) => return Ok(place),
+            Renewed::Unknown(pair) => pair,
+        };
         let exposure = pair.expose(file)?;
+        let mut sessions = self.lock();
+        // Another call may have been faster: then what was registered just now goes again.
+        if let Renewed::Already(place) = sessions.renew(session, number, now)? {
+            drop(sessions);
+            return Ok(place);
+        }
         let place = remote(&exposure);
-        exposed.insert(number, Exposed { exposure, renewed: now });
+        if let Some(session) = sessions.all.get_mut(&session) {
+            session.exposed.insert(number, Exposed { exposure, renewed: now });
+        }
         Ok(place)
     }
 
     /// Nobody may read this any more.
     pub fn revoke(&self, number: u64) {
-        self.lock().all.values_mut().for_each(|session| drop(session.exposed.remove(&number)));
+        let all = |sessions: &mut Sessions| -> Vec<Exposed> {
+            sessions.all.values_mut().filter_map(|session| session.exposed.remove(&number)).collect()
+        };
+        // Taken down without the lock: it waits for the card.
+        let gone = all(&mut self.lock());
+        drop(gone);
     }
 
-    /// Revokes what nobody has renewed for `age`.
+    /// Revokes what nobody has renewed for `age`, and closes connections for which nothing was renewed in twice that time:
+    /// of a reader's host that is gone nobody else tells.
     pub fn revoke_older(&self, age: Duration, now: Instant) {
-        let is_young = |exposed: &Exposed| now.saturating_duration_since(exposed.renewed) < age;
-        self.lock().all.values_mut().for_each(|session| session.exposed.retain(|_, it| is_young(it)));
+        let is_older = |since: Instant, age| now.saturating_duration_since(since) >= age;
+        let mut sessions = self.lock();
+        let closed: Vec<(u64, Session)> =
+            sessions.all.extract_if(.., |_, session| is_older(session.used, age * 2)).collect();
+        let of_session = |session: &mut Session| -> Vec<(u64, Exposed)> {
+            session.exposed.extract_if(.., |_, it| is_older(it.renewed, age)).collect()
+        };
+        let revoked: Vec<(u64, Exposed)> = sessions.all.values_mut().flat_map(of_session).collect();
+        drop(sessions);
+        drop((closed, revoked));
     }
 
     fn lock(&self) -> MutexGuard<'_, Sessions> {
@@ -131,7 +175,13 @@ impl Holder {
     }
 
     /// Lets a reader in, or not.
-    fn enter(&self, id: Id, depth: u8, data: &[u8], word: &[u8; WORD_BYTES]) -> Result<(), VerbsError> {
+    fn enter(
+        &self,
+        id: Id,
+        (depth, data): (u8, &[u8]),
+        word: &[u8; WORD_BYTES],
+        now: Instant,
+    ) -> Result<(), VerbsError> {
         // All bytes are looked at, whichever differs: how long it takes tells nothing about the word.
         let shown = data.first_chunk::<WORD_BYTES>();
         let differs =
@@ -144,7 +194,8 @@ impl Holder {
         sessions.next += 1;
         let number = sessions.next;
         pair.accept(depth, &number.to_le_bytes())?;
-        sessions.all.insert(number, Session { pair, depth, exposed: BTreeMap::new() });
+        let (pair, exposed) = (Arc::new(pair), BTreeMap::new());
+        sessions.all.insert(number, Session { pair, depth, exposed, used: now });
         Ok(())
     }
 
@@ -169,7 +220,7 @@ async fn serve(holder: Holder, channel: Arc<Channel>, _listening: Id, word: [u8;
     loop {
         match channel.next() {
             Ok(Some((_, Event::Request { id, depth, data }))) => {
-                if let Err(error) = holder.enter(id, depth, &data, &word) {
+                if let Err(error) = holder.enter(id, (depth, &data), &word, Instant::now()) {
                     tracing::warn!(error = &error as &dyn std::error::Error, "let a reader in by RDMA");
                 }
             }

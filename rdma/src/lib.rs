@@ -9,6 +9,6 @@ mod holder;
 mod reader;
 mod verbs;
 
-pub use holder::{ExposeError, Exposed, Holder, WORD_BYTES};
+pub use holder::{ExposeError, Holder, WORD_BYTES};
 pub use reader::{ConnectError, PIECE_BYTES_MAX, Piece, READS_MAX, ReadError, Reader, Remote};
 pub use verbs::{VerbsError, available};

@@ -10,11 +10,17 @@ ip netns exec A rdma link add rxeA type rxe netdev v0
 ip netns exec B rdma link add rxeB type rxe netdev v1
 # The first connection would wait for seconds for an address of the other host.
 ip netns exec B busybox ping -c1 -W5 10.0.0.1 | tail -1
-ip netns exec A ./lab_verbs holder 10.0.0.1 &
-ip netns exec B ./lab_verbs reader 10.0.0.1
-wait || true
-ip netns exec A ./lab_verbs holder 10.0.0.1 & holder=$!
+for tests in lab_verbs lab_pages; do
+  ip netns exec A ./$tests holder 10.0.0.1 &
+  ip netns exec B ./$tests reader 10.0.0.1
+  # The last test kills it.
+  wait || true
+done
 tc -n A qdisc add dev v0 root netem loss 2% delay 1ms
 tc -n B qdisc add dev v1 root netem loss 2% delay 1ms
-ip netns exec B ./lab_verbs reader 10.0.0.1 --lossy
-kill $holder
+for tests in lab_verbs lab_pages; do
+  ip netns exec A ./$tests holder 10.0.0.1 & holder=$!
+  ip netns exec B ./$tests reader 10.0.0.1 --lossy
+  kill $holder
+  wait || true
+done

@@ -21,7 +21,7 @@ pub(crate) struct Options {
 pub(crate) fn run(repo: &Repo, options: &Options) -> Result<ExitCode> {
     setup::ensure(repo)?;
     println!("== build (release)");
-    build::binaries(repo, true)?;
+    build::binaries(repo, true, build::Rdma::No)?;
     hand_over(repo, &options.args)
 }
 

@@ -25,18 +25,35 @@ pub(crate) struct Options {
 }
 
 pub(crate) fn run(repo: &Repo, options: &Options) -> Result<ExitCode> {
-    binaries(repo, options.release)?;
+    binaries(repo, options.release, Rdma::IfItCan)?;
     for name in BINARIES {
         println!("{}", repo.binaries(options.release).join(name).display());
     }
     Ok(ExitCode::SUCCESS)
 }
 
+/// Whether agents are built with RDMA.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Rdma {
+    /// Where the binding can be built: what goes to hosts.
+    IfItCan,
+    /// Not for what runs on this machine alone: the binding takes a minute to build.
+    No,
+}
+
+/// What turns RDMA on, in calls for the whole workspace.
+pub(crate) const RDMA_FEATURES: &str = "medes-agent/rdma,medes-rdma/verbs";
+
 /// Builds all binaries in one go, so that cargo can use both cores throughout.
-pub(crate) fn binaries(repo: &Repo, release: bool) -> Result<()> {
+pub(crate) fn binaries(repo: &Repo, release: bool, rdma: Rdma) -> Result<()> {
     let mut cargo = Call::cargo(repo).arg("build");
     if release {
         cargo = cargo.arg("--release");
+    }
+    match rdma_lacks() {
+        Some(lack) if rdma == Rdma::IfItCan => println!("-- agents are built without RDMA: {lack}"),
+        None if rdma == Rdma::IfItCan => cargo = cargo.args(["--features", RDMA_FEATURES]),
+        _ => {}
     }
     for name in BINARIES {
         cargo = cargo.args(["--bin", name]);

@@ -29,7 +29,7 @@ pub(crate) fn run(repo: &Repo, options: &Options) -> Result<ExitCode> {
     if !options.no_build {
         setup::ensure_sandboxes(repo)?;
         println!("== build (release)");
-        build::binaries(repo, true)?;
+        build::binaries(repo, true, build::Rdma::No)?;
     }
     let mut args = vec!["demo".to_owned()];
     for (name, value) in [("--functions", &options.functions), ("--json", &options.json)] {

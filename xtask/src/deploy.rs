@@ -28,7 +28,7 @@ pub(crate) fn run(repo: &Repo, options: &Options) -> Result<ExitCode> {
     let copies = !args.iter().any(|arg| WITHOUT_PROGRAMS.contains(&&**arg));
     if copies && !given("--binaries") {
         println!("== build (release)");
-        build::binaries(repo, true)?;
+        build::binaries(repo, true, build::Rdma::IfItCan)?;
         args.extend(["--binaries".into(), repo.binaries(true).to_string_lossy().into_owned()]);
     }
     let criu = repo.installed("criu");
@@ -40,7 +40,7 @@ pub(crate) fn run(repo: &Repo, options: &Options) -> Result<ExitCode> {
     let program = match built.into_iter().find(|program| program.is_file()) {
         Some(program) => program,
         None => {
-            build::binaries(repo, false)?;
+            build::binaries(repo, false, build::Rdma::IfItCan)?;
             repo.binaries(false).join("medes-deploy")
         }
     };

@@ -20,8 +20,8 @@ pub(crate) const EMULATOR: &str = "qemu-system-x86_64";
 const SUITE: &str = "forky";
 /// The machine is ended after this, and the tests have failed.
 const SECONDS_MAX: u32 = 480;
-/// Test binaries that run in it, by package.
-const TESTS: [(&str, &str, &str); 1] = [("medes-rdma", "verbs", "lab_verbs")];
+/// Test binaries that run in it.
+pub(crate) const TESTS: [&str; 2] = ["lab_verbs", "lab_pages"];
 
 /// Runs the lab's tests with their output on the terminal.
 pub(crate) fn run(repo: &Repo) -> Result<ExitCode> {
@@ -81,11 +81,12 @@ fn image(repo: &Repo, folder: &Path) -> Result<PathBuf> {
 fn payload(repo: &Repo, folder: &Path) -> Result<PathBuf> {
     let payload = folder.join("payload");
     fs::create_dir_all(&payload).with_context(|| format!("create {}", payload.display()))?;
-    for (package, feature, test) in TESTS {
-        let build = Call::cargo(repo)
-            .args(["test", "--no-run", "--package", package, "--features", feature, "--test", test])
-            .args(["--message-format", "json"]);
-        let messages = build.output().with_context(|| format!("{build} failed"))?;
+    // All in one go and as a workspace, so that dependencies are those of every other build.
+    let build = Call::cargo(repo).args(["test", "--no-run", "--workspace", "--message-format", "json"]);
+    let build = build.args(["--features", build::RDMA_FEATURES]);
+    let build = build.args(TESTS.iter().flat_map(|test| ["--test", *test]));
+    let messages = build.output().with_context(|| format!("{build} failed"))?;
+    for test in TESTS {
         let binary = executable(&messages, test).with_context(|| format!("{build} built no {test}"))?;
         fs::copy(&binary, payload.join(test)).with_context(|| format!("copy {binary}"))?;
     }

@@ -5,19 +5,30 @@
 //! holder: welcome    magic 8 · version 4 · verdict 4
 //! reader: request    snapshot 8 · number 4 · runs 2 · kind 2 · check 8, then for each run: first page 4 · pages 4
 //! holder: answer     number 4 · status 2 · zero 2 · pages 4 · zero 4 · check 8, then for each page: sum 8, then the pages
+//!
+//! reader: request    the same head of another kind, as if it had one run, and in its place: RDMA connection 8
+//! holder: answer     the same head without pages and of another status, then: address 8 · bytes 8 · key 4 · zero 4
 //! ```
 //!
 //! Integers are little-endian. A run is neighbouring pages. `check` covers its frame but for the pages, `sum` one page:
 //! both are the first eight bytes of a blake3 hash, against errors of wires and memory, not against forgers (pages have
 //! a keyed hash where they are used). Answers come in the order of requests. Every count is checked before memory is
 //! taken for it; a peer that breaks a rule is not talked to any more.
+//!
+//! The second kind has a snapshot exposed to the reader's RDMA connection, which can read nothing before: so the page
+//! service stays the only door, with its token and, where there are certificates, its proof of who speaks.
 
 use medes_dedup::page::{PAGE_BYTES, Page, PageIndex, SnapshotId};
 
 const MAGIC: [u8; 8] = *b"medespag";
-/// Changes with every change of a frame.
+/// Changes when a peer may be sent a frame that it does not know. Only a holder that says it listens for RDMA is asked to
+/// expose anything, so those that cannot never see such a frame.
 const VERSION: u32 = 1;
+/// Kinds of requests.
 const READ: u16 = 1;
+const EXPOSE: u16 = 2;
+/// The status of an answer that says where memory is exposed.
+const EXPOSED: u16 = 3;
 
 /// Pages one request may ask for: an answer is a mebibyte, and waits for no larger one before it.
 pub const REQUEST_PAGES_MAX: usize = 256;
@@ -35,6 +46,8 @@ pub const RUN_BYTES: usize = 8;
 pub const ANSWER_HEAD_BYTES: usize = 24;
 /// Bytes of a sum.
 pub const SUM_BYTES: usize = 8;
+/// Bytes behind the head of an answer that says where memory is exposed.
+pub const EXPOSED_BYTES: usize = 24;
 
 /// Proves that a reader was told by this holder's Node service how to come here.
 pub type Token = [u8; 32];
@@ -79,6 +92,23 @@ pub enum Refusal {
     /// The snapshot has fewer pages.
     #[error("the snapshot has no such page")]
     NoPage,
+    /// It has no such RDMA connection, or no longer.
+    #[error("it has no such RDMA connection")]
+    NoConnection,
+    /// The snapshot cannot be exposed.
+    #[error("it cannot expose the snapshot by RDMA")]
+    NotExposed,
+}
+
+/// Where a snapshot is open to one RDMA connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Exposed {
+    /// Where it begins, in the holder's memory.
+    pub address: u64,
+    /// How many bytes it has.
+    pub bytes: u64,
+    /// The key that opens it, to this connection only.
+    pub key: u32,
 }
 
 /// Neighbouring pages of one snapshot.
@@ -90,14 +120,23 @@ pub struct Run {
     pub pages: u32,
 }
 
-/// Pages of one snapshot, asked for at once.
+/// What is asked for of one snapshot: pages, all at once, or to have it exposed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Request {
     /// Comes back in the answer.
     pub number: u32,
     /// The snapshot.
     pub snapshot: SnapshotId,
-    runs: Vec<Run>,
+    subject: Subject,
+}
+
+/// What a request is about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Subject {
+    /// Pages.
+    Pages(Vec<Run>),
+    /// All of it, for an RDMA connection of this number.
+    Exposure(u64),
 }
 
 impl Request {
@@ -116,31 +155,56 @@ impl Request {
                 _ => runs.push(Run { first: page, pages: 1 }),
             }
         }
-        ((1..=REQUEST_PAGES_MAX).contains(&count)).then_some(Self { number, snapshot, runs })
+        let subject = Subject::Pages(runs);
+        ((1..=REQUEST_PAGES_MAX).contains(&count)).then_some(Self { number, snapshot, subject })
     }
 
-    /// What it asks for, in the order of the answer.
+    /// A request that the snapshot be exposed to the RDMA connection `session`.
+    pub const fn to_expose(number: u32, snapshot: SnapshotId, session: u64) -> Self {
+        Self { number, snapshot, subject: Subject::Exposure(session) }
+    }
+
+    /// The pages it asks for, in the order of the answer.
     pub fn runs(&self) -> &[Run] {
-        &self.runs
+        match &self.subject {
+            Subject::Pages(runs) => runs,
+            Subject::Exposure(_) => &[],
+        }
+    }
+
+    /// The RDMA connection that the snapshot is to be exposed to, if that is what it asks for.
+    pub const fn session(&self) -> Option<u64> {
+        match self.subject {
+            Subject::Pages(_) => None,
+            Subject::Exposure(session) => Some(session),
+        }
     }
 
     /// How many pages it asks for.
     pub fn pages(&self) -> usize {
-        self.runs.iter().map(|run| run.pages as usize).sum()
+        self.runs().iter().map(|run| run.pages as usize).sum()
     }
 
     /// Its frame.
     pub fn frame(&self) -> Vec<u8> {
-        let mut frame = Vec::with_capacity(REQUEST_HEAD_BYTES + self.runs.len() * RUN_BYTES);
-        let runs = u16::try_from(self.runs.len()).unwrap_or(u16::MAX);
+        let (kind, runs) = match &self.subject {
+            Subject::Pages(runs) => (READ, runs.len()),
+            Subject::Exposure(_) => (EXPOSE, 1),
+        };
+        let mut frame = Vec::with_capacity(REQUEST_HEAD_BYTES + runs * RUN_BYTES);
         frame.extend(self.snapshot.get().to_le_bytes());
         frame.extend(self.number.to_le_bytes());
-        frame.extend(runs.to_le_bytes());
-        frame.extend(READ.to_le_bytes());
+        frame.extend(u16::try_from(runs).unwrap_or(u16::MAX).to_le_bytes());
+        frame.extend(kind.to_le_bytes());
         frame.extend([0; 8]);
-        for run in &self.runs {
-            frame.extend(run.first.0.to_le_bytes());
-            frame.extend(run.pages.to_le_bytes());
+        match &self.subject {
+            Subject::Pages(runs) => {
+                for run in runs {
+                    frame.extend(run.first.0.to_le_bytes());
+                    frame.extend(run.pages.to_le_bytes());
+                }
+            }
+            Subject::Exposure(session) => frame.extend(session.to_le_bytes()),
         }
         set_check(&mut frame, REQUEST_HEAD_BYTES);
         frame
@@ -164,10 +228,13 @@ impl Request {
             return Err(FrameError::Value("the length of a request"));
         }
         verify(frame, REQUEST_HEAD_BYTES)?;
-        if u16_at(head, 14) != READ {
-            return Err(FrameError::Value("the kind of a request"));
+        let (snapshot, number) = (SnapshotId::new(u64_at(head, 0)), u32_at(head, 8));
+        let snapshot = snapshot.ok_or(FrameError::Value("snapshot 0"))?;
+        match (u16_at(head, 14), body.len()) {
+            (READ, _) => {}
+            (EXPOSE, RUN_BYTES) => return Ok(Self::to_expose(number, snapshot, u64_at(body, 0))),
+            _ => return Err(FrameError::Value("the kind of a request")),
         }
-        let snapshot = SnapshotId::new(u64_at(head, 0)).ok_or(FrameError::Value("snapshot 0"))?;
         let mut pages = 0_usize;
         let mut runs = Vec::with_capacity(body.len() / RUN_BYTES);
         for run in body.chunks_exact(RUN_BYTES) {
@@ -182,7 +249,34 @@ impl Request {
         if pages > REQUEST_PAGES_MAX {
             return Err(FrameError::TooMany("pages"));
         }
-        Ok(Self { number: u32_at(head, 8), snapshot, runs })
+        Ok(Self { number, snapshot, subject: Subject::Pages(runs) })
+    }
+}
+
+/// What follows the head of an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Content {
+    /// So many sums, and then as many pages.
+    Pages(usize),
+    /// An [`Exposed`].
+    Exposed,
+}
+
+impl Content {
+    /// How many bytes that are.
+    pub const fn bytes(self) -> usize {
+        match self {
+            Self::Pages(pages) => pages * (SUM_BYTES + PAGE_BYTES),
+            Self::Exposed => EXPOSED_BYTES,
+        }
+    }
+
+    /// How many of them the check of the head covers.
+    pub const fn checked_bytes(self) -> usize {
+        match self {
+            Self::Pages(pages) => pages * SUM_BYTES,
+            Self::Exposed => EXPOSED_BYTES,
+        }
     }
 }
 
@@ -191,8 +285,8 @@ impl Request {
 pub struct AnswerHead {
     /// Of the request.
     pub number: u32,
-    /// How many pages follow, or why none do.
-    pub pages: Result<usize, Refusal>,
+    /// What follows, or why nothing does.
+    pub content: Result<Content, Refusal>,
 }
 
 impl AnswerHead {
@@ -210,8 +304,21 @@ impl AnswerHead {
         let status = match refusal {
             Refusal::NoSnapshot => 1,
             Refusal::NoPage => 2,
+            Refusal::NoConnection => 4,
+            Refusal::NotExposed => 5,
         };
         let mut frame = Self::head(number, status, 0);
+        set_check(&mut frame, ANSWER_HEAD_BYTES);
+        frame
+    }
+
+    /// An answer that says where a snapshot is exposed.
+    pub fn exposed(number: u32, exposed: Exposed) -> Vec<u8> {
+        let mut frame = Self::head(number, EXPOSED, 0);
+        frame.extend(exposed.address.to_le_bytes());
+        frame.extend(exposed.bytes.to_le_bytes());
+        frame.extend(exposed.key.to_le_bytes());
+        frame.extend([0; 4]);
         set_check(&mut frame, ANSWER_HEAD_BYTES);
         frame
     }
@@ -226,29 +333,41 @@ impl AnswerHead {
         frame
     }
 
-    /// Reads a head. Its check covers the sums too, so it is not looked at yet: see [`check_sums`].
+    /// Reads a head. Its check covers some of what follows, so it is not looked at yet: see [`check_answer`].
     pub fn parse(head: &[u8; ANSWER_HEAD_BYTES]) -> Result<Self, FrameError> {
         if u16_at(head, 6) != 0 || u32_at(head, 12) != 0 {
             return Err(FrameError::Value("the head of an answer"));
         }
-        let pages = match (u16_at(head, 4), u32_at(head, 8) as usize) {
-            (0, pages @ 1..=REQUEST_PAGES_MAX) => Ok(pages),
+        let content = match (u16_at(head, 4), u32_at(head, 8) as usize) {
+            (0, pages @ 1..=REQUEST_PAGES_MAX) => Ok(Content::Pages(pages)),
             (0, 0) => return Err(FrameError::Value("an answer with nothing")),
             (0, _) => return Err(FrameError::TooMany("pages")),
             (1, 0) => Err(Refusal::NoSnapshot),
             (2, 0) => Err(Refusal::NoPage),
+            (EXPOSED, 0) => Ok(Content::Exposed),
+            (4, 0) => Err(Refusal::NoConnection),
+            (5, 0) => Err(Refusal::NotExposed),
             _ => return Err(FrameError::Value("the status of an answer")),
         };
-        Ok(Self { number: u32_at(head, 0), pages })
+        Ok(Self { number: u32_at(head, 0), content })
     }
 }
 
-/// Whether an answer's head and the sums behind it are as they were sent.
-pub fn check_sums(head: &[u8; ANSWER_HEAD_BYTES], sums: &[u8]) -> Result<(), FrameError> {
+/// Whether an answer's head and what its check covers behind it ([`Content::checked_bytes`]) are as they were sent.
+pub fn check_answer(head: &[u8; ANSWER_HEAD_BYTES], checked: &[u8]) -> Result<(), FrameError> {
     let mut hasher = blake3::Hasher::new();
-    hasher.update(&head[..ANSWER_HEAD_BYTES - 8]).update(sums);
+    hasher.update(&head[..ANSWER_HEAD_BYTES - 8]).update(checked);
     let fits = first_eight(&hasher.finalize()) == u64_at(head, ANSWER_HEAD_BYTES - 8);
     fits.then_some(()).ok_or(FrameError::Check)
+}
+
+/// Reads what follows the head of an answer that says where a snapshot is exposed.
+pub fn parse_exposed(body: &[u8; EXPOSED_BYTES]) -> Result<Exposed, FrameError> {
+    let (address, bytes, key) = (u64_at(body, 0), u64_at(body, 8), u32_at(body, 16));
+    match address.checked_add(bytes) {
+        Some(_) if u32_at(body, 20) == 0 => Ok(Exposed { address, bytes, key }),
+        _ => Err(FrameError::Value("where a snapshot is exposed")),
+    }
 }
 
 /// The sum of a page.
@@ -363,11 +482,15 @@ mod tests {
     use super::*;
 
     fn requests() -> impl Strategy<Value = Request> {
-        (any::<u32>(), 1..=u64::MAX, prop::collection::btree_set(0..5_000_u32, 1..REQUEST_PAGES_MAX))
-            .prop_map(|(number, snapshot, pages)| {
-                Request::new(number, SnapshotId::new(snapshot).unwrap(), pages.into_iter().map(PageIndex))
-                    .unwrap()
-            })
+        let pages = prop::collection::btree_set(0..5_000_u32, 1..REQUEST_PAGES_MAX);
+        let subject = prop_oneof![4 => pages.prop_map(Ok), 1 => any::<u64>().prop_map(Err)];
+        (any::<u32>(), 1..=u64::MAX, subject).prop_map(|(number, snapshot, subject)| {
+            let snapshot = SnapshotId::new(snapshot).unwrap();
+            match subject {
+                Ok(pages) => Request::new(number, snapshot, pages.into_iter().map(PageIndex)).unwrap(),
+                Err(session) => Request::to_expose(number, snapshot, session),
+            }
+        })
     }
 
     #[test]
@@ -417,7 +540,8 @@ mod tests {
 
         #[test]
         fn what_a_hostile_peer_sends_is_within_bounds_or_refused(
-            mut bytes in vec(any::<u8>(), 0..600), runs in 0..300_u16, honest_check: bool,
+            mut bytes in vec(any::<u8>(), 0..600), runs in 0..300_u16, kind in READ..=EXPOSE,
+            honest_check: bool,
         ) {
             // Bytes that are nearly a request, with a check that fits: whoever is hostile can count it too.
             if let Some(place) = bytes.get_mut(12..14) {
@@ -425,10 +549,12 @@ mod tests {
             }
             bytes.truncate(REQUEST_HEAD_BYTES + usize::from(runs) * RUN_BYTES);
             if honest_check && bytes.len() >= REQUEST_HEAD_BYTES {
-                bytes[14..16].copy_from_slice(&READ.to_le_bytes());
+                bytes[14..16].copy_from_slice(&kind.to_le_bytes());
                 set_check(&mut bytes, REQUEST_HEAD_BYTES);
             }
-            if let Ok(request) = Request::parse(&bytes) {
+            if let Ok(request) = Request::parse(&bytes)
+                && request.session().is_none()
+            {
                 prop_assert!((1..=REQUEST_PAGES_MAX).contains(&request.pages()));
                 prop_assert!(request.runs().len() <= REQUEST_RUNS_MAX);
                 prop_assert!(request.runs().iter().all(|run| run.first.0.checked_add(run.pages - 1).is_some()));
@@ -442,9 +568,9 @@ mod tests {
             let mut frame = AnswerHead::frame(number, &sums);
             let seen = |frame: &[u8]| {
                 let (head, rest) = frame.split_first_chunk().unwrap();
-                AnswerHead::parse(head).and_then(|answer| check_sums(head, rest).map(|()| answer))
+                AnswerHead::parse(head).and_then(|answer| check_answer(head, rest).map(|()| answer))
             };
-            prop_assert_eq!(seen(&frame), Ok(AnswerHead { number, pages: Ok(sums.len()) }));
+            prop_assert_eq!(seen(&frame), Ok(AnswerHead { number, content: Ok(Content::Pages(sums.len())) }));
             let at = at.index(frame.len());
             frame[at] ^= 1_u8 << bit;
             prop_assert!(seen(&frame).is_err());
@@ -452,7 +578,7 @@ mod tests {
 
         #[test]
         fn any_head_of_an_answer_is_within_bounds_or_refused(head: [u8; ANSWER_HEAD_BYTES]) {
-            if let Ok(AnswerHead { pages: Ok(pages), .. }) = AnswerHead::parse(&head) {
+            if let Ok(AnswerHead { content: Ok(Content::Pages(pages)), .. }) = AnswerHead::parse(&head) {
                 prop_assert!((1..=REQUEST_PAGES_MAX).contains(&pages));
             }
         }
@@ -469,12 +595,27 @@ mod tests {
 
     #[test]
     fn a_refusal_says_why() {
-        for refusal in [Refusal::NoSnapshot, Refusal::NoPage] {
+        for refusal in [Refusal::NoSnapshot, Refusal::NoPage, Refusal::NoConnection, Refusal::NotExposed] {
             let frame = AnswerHead::refusal(7, refusal);
             let (head, rest) = frame.split_first_chunk().unwrap();
-            assert_eq!(AnswerHead::parse(head), Ok(AnswerHead { number: 7, pages: Err(refusal) }));
-            assert_eq!(check_sums(head, rest), Ok(()));
+            assert_eq!(AnswerHead::parse(head), Ok(AnswerHead { number: 7, content: Err(refusal) }));
+            assert_eq!(check_answer(head, rest), Ok(()));
         }
+    }
+
+    #[test]
+    fn where_a_snapshot_is_exposed_comes_back() {
+        let exposed = Exposed { address: 1 << 47, bytes: 1 << 30, key: 77 };
+        let frame = AnswerHead::exposed(3, exposed);
+        let (head, body) = frame.split_first_chunk().unwrap();
+        assert_eq!(AnswerHead::parse(head), Ok(AnswerHead { number: 3, content: Ok(Content::Exposed) }));
+        assert_eq!(body.len(), Content::Exposed.bytes());
+        assert_eq!(check_answer(head, body), Ok(()));
+        let body: &[u8; EXPOSED_BYTES] = body.try_into().unwrap();
+        assert_eq!(parse_exposed(body), Ok(exposed));
+        let mut beyond = *body;
+        beyond[8..16].copy_from_slice(&u64::MAX.to_le_bytes());
+        assert!(parse_exposed(&beyond).is_err(), "it does not end");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    fmt,
     fs::File,
     sync::{
         Arc, OnceLock, PoisonError, RwLock,
@@ -21,7 +22,7 @@ use medes_proto::{
 
 use super::{
     base_pages::{BasePages, ReadPagesError},
-    frame::{self, Refusal},
+    frame::{self, Exposed, Refusal},
 };
 use crate::memory_file::MappedFile;
 
@@ -154,10 +155,20 @@ impl Snapshot {
     }
 }
 
+/// Opens snapshots to single RDMA connections of readers on other nodes.
+pub trait Expose: fmt::Debug + Send + Sync {
+    /// Opens a snapshot to a connection, or renews that. Pins its memory the first time: call it from a blocking thread.
+    fn expose(&self, session: u64, snapshot: &Snapshot) -> Result<Exposed, Refusal>;
+
+    /// Nobody may read it any more.
+    fn revoke(&self, snapshot: SnapshotId);
+}
+
 /// The snapshots of this node. Readers keep what they read: dropping one here frees it when they are done.
 #[derive(Debug, Default)]
 pub struct LocalBases {
     snapshots: RwLock<BTreeMap<SnapshotId, Arc<Snapshot>>>,
+    exposer: OnceLock<Arc<dyn Expose>>,
 }
 
 impl LocalBases {
@@ -178,9 +189,30 @@ impl LocalBases {
         self.snapshots.write().unwrap_or_else(PoisonError::into_inner).insert(snapshot.id, snapshot);
     }
 
-    /// Forgets a snapshot.
+    /// Forgets a snapshot. Nobody reads it from elsewhere any more.
     pub fn remove(&self, id: SnapshotId) {
         self.snapshots.write().unwrap_or_else(PoisonError::into_inner).remove(&id);
+        if let Some(exposer) = self.exposer.get() {
+            exposer.revoke(id);
+        }
+    }
+
+    /// From now on snapshots can be exposed, by this one. Said once: a second one is not heard.
+    pub fn expose_by(&self, exposer: Arc<dyn Expose>) {
+        self.exposer.get_or_init(|| exposer);
+    }
+
+    /// Opens a snapshot to an RDMA connection. Call it from a blocking thread.
+    pub fn expose(&self, session: u64, id: SnapshotId) -> Result<Exposed, Refusal> {
+        let exposer = self.exposer.get().ok_or(Refusal::NotExposed)?;
+        let snapshot = self.get(id).ok_or(Refusal::NoSnapshot)?;
+        let exposed = exposer.expose(session, &snapshot)?;
+        // Removed meanwhile, perhaps after it was revoked: nobody else would revoke it now.
+        if self.get(id).is_none() {
+            exposer.revoke(id);
+            return Err(Refusal::NoSnapshot);
+        }
+        Ok(exposed)
     }
 
     /// All of them.

@@ -22,6 +22,8 @@ use tonic::transport::{Channel, Endpoint};
 
 use super::{
     base_pages::{BasePages, ReadPagesError},
+    onesided::{OneSidedPages, Timing},
+    rdma,
     tcp::{Buffers, TcpPages},
 };
 
@@ -88,6 +90,7 @@ pub enum ReadRemoteError {
 pub struct Peers {
     deadline: Duration,
     security: Security,
+    by_rdma: bool,
     peers: Mutex<BTreeMap<String, Arc<Peer>>>,
     buffers: Arc<Buffers>,
     tasks: TaskTracker,
@@ -111,13 +114,20 @@ impl Peers {
     /// No read takes longer than `deadline`.
     pub fn new(deadline: Duration) -> Self {
         let (buffers, tasks) = (Arc::default(), TaskTracker::new());
-        Self { deadline, security: Security::Plaintext, peers: Mutex::default(), buffers, tasks }
+        let (security, by_rdma) = (Security::Plaintext, false);
+        Self { deadline, security, by_rdma, peers: Mutex::default(), buffers, tasks }
     }
 
     /// The same, for a node whose peers know it by a certificate.
     #[must_use]
     pub fn secured(self, security: Security) -> Self {
         Self { security, ..self }
+    }
+
+    /// The same, for a node that reads by RDMA what others let it read that way.
+    #[must_use]
+    pub fn by_rdma(self) -> Self {
+        Self { by_rdma: true, ..self }
     }
 
     /// Reads page `wanted[i]`, which that node holds, into `into[i]`. On an error, what is in `into` means nothing.
@@ -174,11 +184,30 @@ impl Peers {
         if let Some(pages) = pages.as_ref() {
             return Ok(pages.clone());
         }
-        let (place, token) = peer.access().await?;
+        let (place, access) = peer.access().await?;
         let patience = self.deadline / PATIENCE_PART;
-        let tcp = TcpPages::new((place, token), patience, self.buffers.clone(), self.tasks.clone());
+        let tcp = TcpPages::new((place, access.token), patience, self.buffers.clone(), self.tasks.clone());
         let tcp = tcp.secured(self.security.clone());
-        Ok(pages.insert(Arc::new(tcp)).clone())
+        Ok(pages.insert(self.best_way(tcp, place, access)).clone())
+    }
+
+    /// RDMA, if both sides can, with TCP behind it; else TCP.
+    fn best_way(&self, tcp: TcpPages, place: SocketAddr, access: PageAccess) -> Arc<dyn BasePages> {
+        let Some(mut rdma) = access.rdma.filter(|_| self.by_rdma) else { return Arc::new(tcp) };
+        if rdma.ip().is_unspecified() {
+            rdma.set_ip(place.ip());
+        }
+        match rdma::dial(rdma, access.token, &self.tasks) {
+            Ok(dial) => {
+                tracing::debug!(%place, %rdma, "pages of a node are read by RDMA");
+                Arc::new(OneSidedPages::new(tcp, dial, Timing::DEFAULT, self.tasks.clone()))
+            }
+            Err(error) => {
+                let error = &error as &dyn std::error::Error;
+                tracing::info!(%place, error, "pages of a node are read over TCP");
+                Arc::new(tcp)
+            }
+        }
     }
 
     fn peer(&self, address: &str) -> Result<Arc<Peer>, ReadRemoteError> {
@@ -202,19 +231,18 @@ impl Peers {
 
 impl Peer {
     /// Asks how its pages are read.
-    async fn access(&self) -> Result<(SocketAddr, [u8; 32]), ReadRemoteError> {
+    async fn access(&self) -> Result<(SocketAddr, PageAccess), ReadRemoteError> {
         let address = || self.address.clone();
         let reply = NodeClient::new(self.channel.clone()).page_access(PageAccessRequest {}).await;
         let reply =
             reply.map_err(|source| ReadRemoteError::Call { address: address(), source: Box::new(source) })?;
         let access = PageAccess::try_from(reply.into_inner());
-        let PageAccess { port, token } =
-            access.map_err(|source| ReadRemoteError::Answer { address: address(), source })?;
+        let access = access.map_err(|source| ReadRemoteError::Answer { address: address(), source })?;
         let resolve = |source| ReadRemoteError::Resolve { address: address(), source };
         let mut places = tokio::net::lookup_host(&self.address).await.map_err(resolve)?;
         let mut place = places.next().ok_or_else(|| resolve(io::ErrorKind::NotFound.into()))?;
-        place.set_port(port.get());
-        Ok((place, token))
+        place.set_port(access.port.get());
+        Ok((place, access))
     }
 
     async fn forget(&self, broken: &Arc<dyn BasePages>) {

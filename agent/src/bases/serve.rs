@@ -43,6 +43,7 @@ use super::{
     },
     local::{LocalBases, Snapshot},
 };
+use crate::roads::blocking;
 
 /// Connections at a time. Each holds a few kilobytes here.
 const CONNECTIONS_MAX: usize = 1_024;
@@ -126,7 +127,7 @@ impl PageServer {
     pub fn access(&self) -> PageAccess {
         // A socket that listens has a port.
         let port = NonZeroU16::new(self.address.port()).unwrap_or(NonZeroU16::MIN);
-        PageAccess { port, token: self.token }
+        PageAccess { port, token: self.token, rdma: None }
     }
 }
 
@@ -214,6 +215,15 @@ async fn serve<S: Sink>(
         return Ok(());
     }
     while let Some(request) = next(reader).await? {
+        if let Some(session) = request.session() {
+            let (bases, snapshot) = (shelf.bases.clone(), request.snapshot);
+            let answer = match blocking(move || bases.expose(session, snapshot)).await {
+                Ok(exposed) => AnswerHead::exposed(request.number, exposed),
+                Err(refusal) => AnswerHead::refusal(request.number, refusal),
+            };
+            send(sink, &answer, None).await?;
+            continue;
+        }
         let snapshot = shelf.bases.get(request.snapshot);
         let found = snapshot.as_deref().ok_or(Refusal::NoSnapshot);
         match found.and_then(|snapshot| Ok((snapshot, sums(snapshot, &request).ok_or(Refusal::NoPage)?))) {

@@ -16,7 +16,7 @@ use std::{
 };
 
 use futures::{StreamExt, future::BoxFuture, stream};
-use medes_dedup::page::{BasePage, Page};
+use medes_dedup::page::{BasePage, Page, SnapshotId};
 use medes_identity::{
     access::Service,
     security::{self, Security},
@@ -32,10 +32,11 @@ use tokio_util::task::TaskTracker;
 use super::{
     base_pages::{BasePages, ReadPagesError},
     frame::{
-        self, ANSWER_HEAD_BYTES, AnswerHead, FrameError, Refusal, Request, SUM_BYTES, Token, Verdict,
-        WELCOME_BYTES,
+        self, ANSWER_HEAD_BYTES, AnswerHead, Content, Exposed, FrameError, Refusal, Request, SUM_BYTES,
+        Token, Verdict, WELCOME_BYTES,
     },
 };
+use crate::metrics;
 
 /// Connections to one holder. More than one, so that a large answer does not hold up a small one every time.
 const CONNECTIONS: usize = 2;
@@ -68,13 +69,13 @@ pub enum ConnectionError {
         /// What came.
         answered: u32,
     },
-    /// It sent another number of pages than it was asked for.
-    #[error("the holder sends {sent} pages, not {asked}")]
-    Count {
+    /// It sends something else, or another number of pages, than it was asked for.
+    #[error("the holder sends {sent:?}, not {asked:?}")]
+    Content {
         /// Asked for.
-        asked: usize,
+        asked: Content,
         /// Sent.
-        sent: usize,
+        sent: Content,
     },
     /// It does not answer.
     #[error("no answer within {0:?}")]
@@ -105,13 +106,18 @@ impl Buffers {
     }
 }
 
-/// Sums and pages, as they came.
+/// What was asked for, as it came: pages are not checked yet, all else is.
 #[derive(Debug)]
 struct Answer {
-    /// At least as long as the body.
+    /// At least as long as the content.
     buffer: Vec<u8>,
-    bytes: usize,
-    pages: usize,
+    content: Content,
+}
+
+impl Answer {
+    fn body(&self) -> &[u8] {
+        self.buffer.get(..self.content.bytes()).unwrap_or_default()
+    }
 }
 
 /// A request that waits for its turn or its answer.
@@ -235,6 +241,16 @@ impl TcpPages {
         }
     }
 
+    /// Has the holder expose a snapshot to the RDMA connection `session`, which is ours.
+    pub async fn expose(&self, snapshot: SnapshotId, session: u64) -> Result<Exposed, ReadPagesError> {
+        let answer = self.ask(Request::to_expose(0, snapshot, session)).await?;
+        let body = answer.body().try_into().map_err(|_length| FrameError::Value("the length of an answer"));
+        let exposed = body.and_then(frame::parse_exposed);
+        self.buffers.give(answer.buffer);
+        let (address, senseless) = (self.address, |error: FrameError| Arc::new(error.into()));
+        exposed.map_err(|error| ReadPagesError::Connection { address, source: senseless(error) })
+    }
+
     async fn read_all(&self, wanted: &[BasePage], into: &mut [Page]) -> Result<(), ReadPagesError> {
         let requests = requests(&wanted[..wanted.len().min(into.len())]);
         let asks = requests.into_iter().map(async |(at, request)| Ok((at, self.ask(request).await?)));
@@ -245,6 +261,7 @@ impl TcpPages {
             self.buffers.give(answer.buffer);
             took?;
         }
+        metrics::remote_pages("tcp", wanted.len().min(into.len()));
         Ok(())
     }
 }
@@ -274,8 +291,12 @@ fn requests(wanted: &[BasePage]) -> Vec<(usize, Request)> {
 
 /// Checks pages and copies them to their places.
 fn take(answer: &Answer, wanted: &[BasePage], into: &mut [Page]) -> Result<(), ReadPagesError> {
-    let body = answer.buffer.get(..answer.bytes).and_then(|body| frame::split_body(body, answer.pages));
-    let (sums, pages) = body.unwrap_or_default();
+    let split = match answer.content {
+        Content::Pages(pages) => frame::split_body(answer.body(), pages),
+        Content::Exposed => None,
+    };
+    // Looked at when it came, so it is there; were it not, nothing would be in `into`.
+    let (sums, pages) = split.ok_or(ReadPagesError::Damaged { page: wanted[0] })?;
     let sums = sums.as_chunks::<SUM_BYTES>().0;
     for (((page, sum), into), wanted) in pages.iter().zip(sums).zip(into).zip(wanted) {
         if frame::sum(page) != u64::from_le_bytes(*sum) {
@@ -386,24 +407,25 @@ async fn read_answer(
 ) -> Result<Result<Answer, Refusal>, ConnectionError> {
     let mut head = [0; ANSWER_HEAD_BYTES];
     reader.read_exact(&mut head).await?;
-    let AnswerHead { number, pages } = AnswerHead::parse(&head)?;
+    let AnswerHead { number, content } = AnswerHead::parse(&head)?;
     if number != request.number {
         return Err(ConnectionError::Order { asked: request.number, answered: number });
     }
-    let pages = match pages {
-        Ok(pages) => pages,
+    let content = match content {
+        Ok(content) => content,
         Err(refusal) => {
-            frame::check_sums(&head, &[])?;
+            frame::check_answer(&head, &[])?;
             return Ok(Err(refusal));
         }
     };
     // What was asked for is little, so what is taken for the answer is.
-    if pages != request.pages() {
-        return Err(ConnectionError::Count { asked: request.pages(), sent: pages });
+    let asked =
+        request.session().map_or_else(|| Content::Pages(request.pages()), |_session| Content::Exposed);
+    if content != asked {
+        return Err(ConnectionError::Content { asked, sent: content });
     }
-    let bytes = pages * (SUM_BYTES + size_of::<Page>());
-    let mut buffer = buffers.take(bytes);
-    reader.read_exact(&mut buffer[..bytes]).await?;
-    frame::check_sums(&head, &buffer[..pages * SUM_BYTES])?;
-    Ok(Ok(Answer { buffer, bytes, pages }))
+    let mut buffer = buffers.take(content.bytes());
+    reader.read_exact(&mut buffer[..content.bytes()]).await?;
+    frame::check_answer(&head, &buffer[..content.checked_bytes()])?;
+    Ok(Ok(Answer { buffer, content }))
 }

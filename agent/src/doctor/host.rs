@@ -5,8 +5,11 @@ use std::path::Path;
 
 use procfs::process::{LimitValue, Process};
 
-use super::Check;
-use crate::criu::run_dir;
+use super::{Check, kernel::whole};
+use crate::{
+    bases::rdma::{self, NoRdma},
+    criu::run_dir,
+};
 
 const NAMESPACES: [&str; 5] = ["pid", "mnt", "ipc", "uts", "net"];
 const CARDS: &str = "/sys/class/infiniband";
@@ -20,7 +23,7 @@ pub(super) fn checks() -> Vec<Check> {
         run_folder(run_dir::is_tmpfs()),
         namespaces(&lacking),
         descriptors(open_files_max()),
-        cards(&entries(Path::new(CARDS))),
+        cards(&entries(Path::new(CARDS)), rdma::available()),
     ]
 }
 
@@ -68,12 +71,23 @@ fn descriptors(hard: u64) -> Check {
     Check::degraded("open_files", found, "fewer sandboxes fit on this node", &fix)
 }
 
-fn cards(names: &[String]) -> Check {
-    if names.is_empty() {
+fn cards(names: &[String], available: Result<(), NoRdma>) -> Check {
+    let (name, found) = ("rdma", names.join(", "));
+    let lacking = |why: &str, fix| {
+        Check::degraded(name, format!("{found}; {why}"), "base pages come over TCP all the same", fix)
+    };
+    match available {
         // Most machines have none; nothing needs fixing.
-        return Check::ok("rdma", "no card: base pages come over TCP");
+        _ if names.is_empty() => Check::ok(name, "no card: base pages come over TCP"),
+        Ok(()) => Check::ok(name, found),
+        Err(NoRdma::NotBuilt) => {
+            let fix = "build Medes where there are CMake and libclang (`cargo xtask setup --only rdma`)";
+            lacking("built without RDMA", fix)
+        }
+        Err(error) => {
+            lacking(&whole(&error), "install rdma-core (Debian: libibverbs1 ibverbs-providers librdmacm1)")
+        }
     }
-    Check::ok("rdma", names.join(", "))
 }
 
 fn entries(folder: &Path) -> Vec<String> {
@@ -100,7 +114,13 @@ mod tests {
 
     #[test]
     fn no_card_is_no_fault() {
-        assert_eq!(cards(&[]).verdict, Verdict::Ok);
-        assert_eq!(cards(&["mlx5_0".into(), "rxe0".into()]).found, "mlx5_0, rxe0");
+        let two = ["mlx5_0".into(), "rxe0".into()];
+        assert_eq!(cards(&[], Err(NoRdma::NotBuilt)).verdict, Verdict::Ok);
+        assert_eq!(cards(&two, Ok(())).found, "mlx5_0, rxe0");
+        let lacking = cards(&two, Err(NoRdma::NotBuilt));
+        assert_eq!(
+            (lacking.verdict, &*lacking.found),
+            (Verdict::Degraded, "mlx5_0, rxe0; built without RDMA")
+        );
     }
 }

@@ -117,7 +117,7 @@ async fn break_off(tasks: &TaskTracker) -> PageAccess {
             reader.write_all(&[0; 7]).await.expect("a reader");
         }
     });
-    PageAccess { port, token: [0; 32] }
+    PageAccess { port, token: [0; 32], rdma: None }
 }
 
 #[tonic::async_trait]

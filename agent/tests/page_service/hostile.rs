@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use medes_agent::bases::{
     ReadPagesError,
-    frame::{self, AnswerHead, GREETING_BYTES, Request, Run, Verdict},
+    frame::{self, AnswerHead, Content, Exposed, GREETING_BYTES, Request, Run, Verdict},
     tcp::ConnectionError,
 };
 use medes_dedup::page::PageIndex;
@@ -72,7 +72,14 @@ async fn a_holder_that_answers_wrongly_is_left() {
     let error = against(good_welcome(), whole(AnswerHead::frame(1, &[sum])), false).await;
     assert!(matches!(*connection(error), ConnectionError::Order { asked: 0, answered: 1 }));
     let error = against(good_welcome(), whole(AnswerHead::frame(0, &[sum, sum])), false).await;
-    assert!(matches!(*connection(error), ConnectionError::Count { asked: 1, sent: 2 }));
+    assert!(matches!(
+        *connection(error),
+        ConnectionError::Content { asked: Content::Pages(1), sent: Content::Pages(2) }
+    ));
+    // Memory, where pages were asked for.
+    let exposed = Exposed { address: 4096, bytes: 4096, key: 1 };
+    let error = against(good_welcome(), AnswerHead::exposed(0, exposed), false).await;
+    assert!(matches!(*connection(error), ConnectionError::Content { sent: Content::Exposed, .. }));
     // A damaged sum, a damaged page, garbage.
     let mut damaged = whole(AnswerHead::frame(0, &[sum]));
     damaged[frame::ANSWER_HEAD_BYTES] ^= 1;
@@ -156,5 +163,5 @@ async fn runs_that_go_over_the_end_are_refused() {
     stream.write_all(&request.frame()).await.expect("works");
     let mut head = [0; frame::ANSWER_HEAD_BYTES];
     stream.read_exact(&mut head).await.expect("works");
-    assert_eq!(AnswerHead::parse(&head).expect("works").pages, Err(frame::Refusal::NoPage));
+    assert_eq!(AnswerHead::parse(&head).expect("works").content, Err(frame::Refusal::NoPage));
 }

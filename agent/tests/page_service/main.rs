@@ -7,5 +7,6 @@ mod holder;
 mod honest;
 mod hostile;
 mod killed;
+mod onesided;
 mod secured;
 mod support;

@@ -1,12 +1,23 @@
 //! The page service between agents that know each other by certificates.
 
-use std::{net::SocketAddr, path::Path, sync::Arc, time::SystemTime};
+use std::{
+    net::SocketAddr,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::SystemTime,
+};
 
 use medes_agent::bases::{
     ReadPagesError,
+    frame::{Exposed, Refusal},
+    local::{Expose, Snapshot},
     serve::PageServer,
     tcp::{ConnectionError, TcpPages},
 };
+use medes_dedup::page::SnapshotId;
 use medes_identity::{authority::LIFETIME, folder::Folder, identity::Role, security::Security};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -24,10 +35,30 @@ fn issue(path: &Path, folder: &Folder, role: Role, name: &str) -> Security {
     Security::choose(Some(&file), false, &[], SystemTime::now()).expect("works")
 }
 
+/// Tells whether it was asked.
+#[derive(Debug, Default)]
+struct Door(AtomicBool);
+
+impl Expose for Door {
+    fn expose(&self, _: u64, _: &Snapshot) -> Result<Exposed, Refusal> {
+        self.0.store(true, Ordering::SeqCst);
+        Ok(Exposed { address: 4096, bytes: 4096, key: 1 })
+    }
+
+    fn revoke(&self, _: SnapshotId) {}
+}
+
 async fn holder(security: Security) -> PageServer {
+    with_door(security).await.0
+}
+
+async fn with_door(security: Security) -> (PageServer, Arc<Door>) {
     let (bases, tasks) = (bases(&[(1, 3_000)]), TaskTracker::new());
+    let door = Arc::new(Door::default());
+    bases.expose_by(door.clone());
     let place = (any_port(), security);
-    PageServer::start_secured(bases, place, &tasks, CancellationToken::new()).await.expect("works")
+    let server = PageServer::start_secured(bases, place, &tasks, CancellationToken::new()).await;
+    (server.expect("works"), door)
 }
 
 fn reader(holder: &PageServer, security: Security) -> TcpPages {
@@ -53,12 +84,14 @@ async fn agents_read_each_others_pages() {
 async fn whoever_is_no_agent_of_this_cluster_reads_nothing() {
     let [dir, other] = [(); 2].map(|()| tempfile::tempdir().expect("works"));
     let (certs, others) = (folder(dir.path()), folder(other.path()));
-    let holder = holder(issue(dir.path(), &certs, Role::Agent, "node-1")).await;
+    let (holder, door) = with_door(issue(dir.path(), &certs, Role::Agent, "node-1")).await;
     let operator = issue(dir.path(), &certs, Role::Operator, "anna");
     let controller = issue(dir.path(), &certs, Role::Controller, "controller");
     let stranger = issue(other.path(), &others, Role::Agent, "node-2");
     for security in [operator, controller, stranger] {
-        let error = read(&reader(&holder, security), &[place(1, 1)]).await.expect_err("no agent of ours");
+        let reader = reader(&holder, security);
+        assert!(reader.expose(place(1, 1).snapshot, 1).await.is_err(), "nothing by RDMA either");
+        let error = read(&reader, &[place(1, 1)]).await.expect_err("no agent of ours");
         // The holder's verdict comes when the reader believes to be through.
         let refused = match &error {
             ReadPagesError::Handshake { .. } | ReadPagesError::Connect { .. } => true,
@@ -69,7 +102,10 @@ async fn whoever_is_no_agent_of_this_cluster_reads_nothing() {
     }
     // The right token, and no certificate.
     assert!(read(&reader_of(&holder), &[place(1, 1)]).await.is_err());
-    assert_eq!(holder.pages_sent(), 0);
+    assert!(reader_of(&holder).expose(place(1, 1).snapshot, 1).await.is_err());
+    assert_eq!((holder.pages_sent(), door.0.load(Ordering::SeqCst)), (0, false));
     let agent = issue(dir.path(), &certs, Role::Agent, "node-2");
-    assert!(read(&reader(&holder, agent), &[place(1, 1)]).await.is_ok());
+    let reader = reader(&holder, agent);
+    assert!(read(&reader, &[place(1, 1)]).await.is_ok());
+    assert!(reader.expose(place(1, 1).snapshot, 1).await.is_ok() && door.0.load(Ordering::SeqCst));
 }

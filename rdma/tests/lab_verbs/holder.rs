@@ -1,6 +1,12 @@
 //! The host that is read.
 
-use std::{ffi::CString, fs::File, io::Write, net::IpAddr, time::Instant};
+use std::{
+    ffi::CString,
+    fs::File,
+    io::Write,
+    net::IpAddr,
+    time::{Duration, Instant},
+};
 
 use medes_rdma::Holder;
 use nix::{
@@ -13,6 +19,8 @@ use tokio::{
 };
 
 use crate::{ORDER_PORT, PAGE, PAGES, RDMA_PORT, WORD, word_at};
+
+const HOUR: Duration = Duration::from_secs(3600);
 
 fn file(sealed: bool) -> File {
     let name = CString::new("lab").expect("a name");
@@ -73,8 +81,12 @@ fn obey(holder: &Holder, order: &str, sealed: &File, open: &File) -> String {
             "revoked".into()
         }
         "expire" => {
-            holder.revoke_older(std::time::Duration::ZERO, Instant::now());
+            holder.revoke_older(HOUR, Instant::now() + HOUR);
             "expired".into()
+        }
+        "close" => {
+            holder.revoke_older(HOUR, Instant::now() + 2 * HOUR);
+            "closed".into()
         }
         "depth" => holder.depth(number(1)).map_or_else(|| "none".into(), |depth| depth.to_string()),
         "readers" => holder.readers().to_string(),

@@ -95,6 +95,7 @@ pub(crate) async fn run(address: IpAddr, lossy: bool) {
             step(passed, "memory_that_may_change_is_not_exposed", not_sealed(address, &mut orders)).await;
             step(passed, "a_revoked_key_opens_nothing", revoked(address, &mut orders, "revoke 7")).await;
             step(passed, "an_expired_lease_opens_nothing", revoked(address, &mut orders, "expire")).await;
+            step(passed, "a_connection_that_nobody_uses_is_closed", closed(address, &mut orders)).await;
             step(passed, "a_reader_that_leaves_is_forgotten", forgotten(address, &mut orders)).await;
             step(passed, "a_holder_that_dies_is_noticed", killed(address, &mut orders)).await;
         })
@@ -188,6 +189,19 @@ async fn revoked(address: IpAddr, orders: &mut Orders, order: &str) {
     let reader = connect(address, &WORD).await.expect("a connection");
     let remote = orders.expose(&reader, 7);
     verify(&reader.read(remote, pieces(5, 1, 1)).await.expect("a page"), 5, 1);
+}
+
+async fn closed(address: IpAddr, orders: &mut Orders) {
+    let reader = connect(address, &WORD).await.expect("a connection");
+    let remote = orders.expose(&reader, 7);
+    verify(&reader.read(remote, pieces(5, 1, 1)).await.expect("a page"), 5, 1);
+    orders.give("close");
+    let until = Instant::now() + DEADLINE;
+    while !reader.is_over() {
+        assert!(Instant::now() < until, "it is still open");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(orders.give(&format!("depth {}", reader.session())), "none");
 }
 
 async fn forgotten(address: IpAddr, orders: &mut Orders) {

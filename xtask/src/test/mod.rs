@@ -86,8 +86,9 @@ fn checks(repo: &Repo) -> Result<Tally> {
     let lints = Call::cargo(repo).args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]);
     let mut calls = vec![("format", format), ("lints", lints)];
     if build::rdma_lacks().is_none() {
-        let lints = Call::cargo(repo).args(["clippy", "--package", "medes-rdma", "--all-targets"]);
-        calls.push(("lints of RDMA", lints.args(["--features", "verbs", "--", "-D", "warnings"])));
+        let lints = Call::cargo(repo).args(["clippy", "--workspace", "--features", build::RDMA_FEATURES]);
+        let targets = lints.arg("--lib").args(lab::TESTS.iter().flat_map(|test| ["--test", *test]));
+        calls.push(("lints of RDMA", targets.args(["--", "-D", "warnings"])));
     }
     for (name, call) in calls {
         println!("-- {name}: {call}");
@@ -114,7 +115,7 @@ fn links_kernel_library(repo: &Repo) -> Result<bool> {
 fn end_to_end(repo: &Repo, runner: &Runner<'_>) -> Result<Tally> {
     // The tests start programs of other packages too; cargo builds only a package's own for them.
     let mut tally = Tally::default();
-    if let Err(error) = build::binaries(repo, false) {
+    if let Err(error) = build::binaries(repo, false, build::Rdma::No) {
         println!("{error:#}");
         tally.count("build the binaries", false);
         return Ok(tally);

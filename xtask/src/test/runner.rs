@@ -1,11 +1,12 @@
 //! Runs the tests of one level, with nextest where it is installed, else with `cargo test`.
 //!
-//! A test's level is in the name of its file: `kernel_*.rs` and `e2e_*.rs` under a package's
+//! A test's level is in the name of its file: `kernel_*.rs`, `e2e_*.rs` and `lab_*.rs` under a package's
 //! `tests/`; everything else is pure.
 
 use anyhow::Result;
 
 use super::tally::Tally;
+use crate::build;
 use crate::command::Call;
 use crate::repo::Repo;
 
@@ -30,7 +31,23 @@ impl<'a> Runner<'a> {
         };
         let examples = self.cargo_test().args(["--doc"]);
         tally.add(self.tests("examples in the documentation", &examples)?);
+        tally.add(self.unit_tests_of_rdma()?);
         Ok(tally)
+    }
+
+    /// What is pure of a crate that is empty without its feature.
+    fn unit_tests_of_rdma(&self) -> Result<Tally> {
+        if let Some(lack) = build::rdma_lacks() {
+            let skip =
+                format!("SKIPPED unit tests of RDMA: {lack}; `cargo xtask setup --only rdma` installs it");
+            println!("{skip}");
+            let mut tally = Tally::default();
+            tally.read(&skip);
+            return Ok(tally);
+        }
+        let call =
+            Call::cargo(self.repo).args(["test", "--package", "medes-rdma", "--features", "verbs", "--lib"]);
+        self.tests("unit tests of RDMA", &call)
     }
 
     /// One after the other: they change what belongs to the whole machine, and time each other out
@@ -96,7 +113,7 @@ impl<'a> Runner<'a> {
     /// `--test NAME` for each test file of no other level.
     fn pure_files(&self) -> Result<Vec<String>> {
         let mut names = self.files()?;
-        names.retain(|name| !name.starts_with("kernel_") && !name.starts_with("e2e_"));
+        names.retain(|name| !["kernel_", "e2e_", "lab_"].iter().any(|level| name.starts_with(level)));
         Ok(names.into_iter().flat_map(|name| ["--test".to_owned(), name]).collect())
     }
 
