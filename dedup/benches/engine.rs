@@ -7,15 +7,17 @@ mod common;
 
 use std::hint::black_box;
 
-use common::{KEY, base, changed, heap_page};
+use common::{KEY, base, changed, heap_page, process};
+use criterion::BatchSize::PerIteration;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use medes_dedup::delta::{DeltaCodec, Level};
-use medes_dedup::encode::{EncodeRules, Encoder};
+use medes_dedup::encode::{EncodeRules, EncodedRun, Encoder, WordRules, WordsOf};
 use medes_dedup::fingerprint::{Fingerprinter, Sampling};
 use medes_dedup::image::{DedupImage, ImageBuilder};
 use medes_dedup::key::PageHasher;
 use medes_dedup::page::{BasePage, PAGE_BYTES, Page, PageIndex, ZERO_PAGE};
 use medes_dedup::paper;
+use medes_dedup::words::{Aligner, BaseIndex, Facts, Memory};
 
 /// 256 pages: more than the first-level cache holds, less than the second.
 const PAGES: u64 = 256;
@@ -115,5 +117,63 @@ fn decode(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, fingerprints, encode, decode);
+/// Every stage of a process that becomes words of a base: what is done once for a base, and page by page.
+fn words(criterion: &mut Criterion) {
+    let (from, target) = (process(7, 3, 3), process(7, 4, 9));
+    let (base_pages, pages) = (from.pages(), target.pages());
+    let base_memory = Memory::new(&base_pages, &from.addresses, &from.mappings).unwrap();
+    let memory = Memory::new(&pages, &target.addresses, &target.mappings).unwrap();
+    let mut group = criterion.benchmark_group("words");
+    group.throughput(Throughput::Bytes((pages.len() * PAGE_BYTES) as u64));
+    group.bench_function("index", |bencher| bencher.iter(|| BaseIndex::new(black_box(base_memory))));
+    group.bench_function("study", |bencher| bencher.iter(|| Facts::study(black_box(base_memory))));
+    let (index, facts) = (BaseIndex::new(base_memory), Facts::study(base_memory));
+    let aligner = Aligner::new(memory, &index, &base_pages, &facts);
+    let all = || aligner.part(0..pages.len());
+    group.bench_function("align", |bencher| bencher.iter(|| black_box(all())));
+    group.bench_function("plan", |bencher| {
+        bencher.iter_batched(all, |part| aligner.plan([part]), PerIteration)
+    });
+    let plan = aligner.plan([all()]);
+    group.bench_function("refine", |bencher| {
+        bencher.iter(|| {
+            let second = aligner.refine(&plan);
+            second.plan([second.part(0..pages.len())])
+        });
+    });
+    let snapshot = base(1, 0).snapshot;
+    let of = WordsOf { snapshot, pages: &base_pages, facts: &facts, plan: &plan, rules: WordRules::FAST };
+    let mut encoder = Encoder::new(&KEY, EncodeRules::default());
+    let mut numbered = || {
+        let mut run = EncodedRun::new();
+        for (at, page) in (0u32..).map(PageIndex).zip(&pages) {
+            run.push(&encoder.encode_planned(page, at, &of));
+        }
+        run
+    };
+    group.bench_function("encode", |bencher| bencher.iter(|| black_box(numbered())));
+    let mut builder = ImageBuilder::new(&KEY);
+    builder.append(&numbered()).unwrap();
+    builder.relation(snapshot, plan.relation());
+    let image = DedupImage::open(builder.finish().unwrap(), &KEY).unwrap();
+    let places = || (0..image.pages()).map(|at| Some(PageIndex(at)));
+    group.bench_function("align again", |bencher| {
+        bencher.iter(|| {
+            let earlier = image.earlier(snapshot, places()).unwrap();
+            let again = Aligner::new(memory, &index, &base_pages, &facts).again(&earlier);
+            again.plan([again.part(0..pages.len())])
+        });
+    });
+    let (mut codec, mut out) = (DeltaCodec::new(), ZERO_PAGE);
+    group.bench_function("rebuild", |bencher| {
+        bencher.iter(|| {
+            for at in 0..image.pages() {
+                image.rebuild_from(&mut codec, PageIndex(at), &of, black_box(&mut out)).unwrap();
+            }
+        });
+    });
+    group.finish();
+}
+
+criterion_group!(benches, fingerprints, encode, decode, words);
 criterion_main!(benches);
