@@ -252,6 +252,7 @@ impl Node {
                 }
             }
             FromLink::Said(ControllerMessage::Welcome(welcome)) => self.welcome(welcome),
+            FromLink::Said(ControllerMessage::IdlePeriod(idle)) => self.apply(Event::IdlePeriod(idle)),
             FromLink::Said(ControllerMessage::Command { id, command }) => {
                 tracing::debug!(?id, ?command, "told");
                 self.apply(Event::Command { id, command });

@@ -16,6 +16,7 @@ use crate::{
     logs::LogsArgs,
     node::NodeVerb,
     operate::{BaseArgs, DigestArgs, PurgeArgs, StartArgs},
+    policy::PolicyVerb,
     ps::PsArgs,
     token::TokenVerb,
     trace::TraceArgs,
@@ -75,6 +76,9 @@ pub(crate) enum Verb {
     /// Keep work away from a node, or let it come again
     #[command(subcommand)]
     Node(NodeVerb),
+    /// Show what becomes of idle sandboxes, or have it decided in another way
+    #[command(subcommand)]
+    Policy(PolicyVerb),
     /// Start one more sandbox of a function
     Start(StartArgs),
     /// Make a base snapshot of a warm sandbox, which stays warm
@@ -154,6 +158,8 @@ mod tests {
             "medes cert issue root node-1",
             "medes cert issue agent Node",
             "medes cert rotate",
+            "medes policy",
+            "medes policy set",
         ];
         for line in lines {
             assert!(parse(line).is_err(), "{line}");

@@ -20,6 +20,7 @@ mod nodes;
 mod operate;
 mod output;
 mod place;
+mod policy;
 mod ps;
 mod token;
 mod top;
@@ -84,6 +85,7 @@ async fn run(cli: Cli, output: &Output) -> Result<Ended, CliError> {
         Verb::Ps(args) => ps::run(args, &connect().await?, output).await?,
         Verb::Nodes => nodes::run(&connect().await?, output).await?,
         Verb::Node(verb) => node::run(verb, &connect().await?, output).await?,
+        Verb::Policy(verb) => policy::run(verb, &connect().await?, output).await?,
         Verb::Start(args) => operate::start(args, &connect().await?, output).await?,
         Verb::Base(args) => operate::base(args, &connect().await?, output).await?,
         Verb::Dedup(args) => operate::dedup(args, &connect().await?, output).await?,

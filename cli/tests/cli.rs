@@ -84,6 +84,18 @@ fn a_drain_waits_until_the_node_is_empty() {
 }
 
 #[test]
+fn the_policy_is_shown_and_changed_while_the_controller_runs() {
+    let controller = FakeController::start();
+    assert_eq!(stdout(&controller.medes(&["policy", "show"])), "name = \"fixed\"\n");
+    let set = json(&controller.medes(&["policy", "set", "name=hybrid", "idle=5s", "--dry-run", "--json"]));
+    assert_eq!((&set["toml"], &set["changed"]), (&"name = \"hybrid\"\n".into(), &true.into()));
+    assert_eq!(controller.asked.lines(), ["policy name=hybrid idle=5s true"]);
+    let wrong = controller.medes(&["policy", "set", "magic=1"]);
+    assert_eq!(wrong.status.code(), Some(1));
+    assert!(stderr(&wrong).contains("set the policy: configuration: unknown field"), "{}", stderr(&wrong));
+}
+
+#[test]
 fn a_node_that_does_not_get_empty_in_time_is_said() {
     let controller = FakeController::start();
     // Nothing of node-1 ever ends.

@@ -19,9 +19,15 @@ use crate::{
 /// The defaults, with their units and what they mean.
 pub const DEFAULTS: &str = include_str!("config.toml");
 
+/// A configuration as it is written: the defaults, changed by a file, changed by flags, changed while the controller runs.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Document(toml::Table);
+
 /// A checked configuration.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
+    /// What was written.
+    pub document: Document,
     /// Of the driver; `incarnation` and `settle` are filled in when the store is open.
     pub driver: driver::Settings,
     /// Of the policy.
@@ -170,15 +176,52 @@ struct RawStop {
     grace: Span,
 }
 
+/// The section that may be changed while the controller runs.
+const POLICY: &str = "policy";
+
+impl Document {
+    /// The defaults, changed by a file's text. What it says is only looked at by [`Self::check`].
+    pub fn read(file: &str) -> Result<Self, ConfigError> {
+        let mut table: toml::Table = DEFAULTS.parse()?;
+        merge(&mut table, file.parse()?);
+        Ok(Self(table))
+    }
+
+    /// The same with `section.key=value` changes.
+    pub fn with(&self, changes: &[String]) -> Result<Self, ConfigError> {
+        let mut table = self.0.clone();
+        for text in changes {
+            merge(&mut table, parse_override(text)?);
+        }
+        Ok(Self(table))
+    }
+
+    /// The same with `key=value` changes of the policy, which may come while the controller runs.
+    pub fn with_policy(&self, changes: &[String]) -> Result<Self, ConfigError> {
+        self.with(&changes.iter().map(|change| format!("{POLICY}.{change}")).collect::<Vec<_>>())
+    }
+
+    /// The section of the policy, as a file would have it.
+    pub fn policy(&self) -> String {
+        let section = self.0.get(POLICY).map(|section| (POLICY.to_owned(), section.clone()));
+        section.into_iter().collect::<toml::Table>().to_string()
+    }
+
+    /// What it means.
+    pub fn check(&self) -> Result<Config, ConfigError> {
+        self.0.clone().try_into::<Raw>()?.check(self.clone())
+    }
+}
+
 impl Config {
     /// The defaults, changed by a file's text, changed by `section.key=value` overrides.
     pub fn read(file: &str, overrides: &[String]) -> Result<Self, ConfigError> {
-        let mut table: toml::Table = DEFAULTS.parse()?;
-        merge(&mut table, file.parse()?);
-        for text in overrides {
-            merge(&mut table, parse_override(text)?);
-        }
-        table.try_into::<Raw>()?.check()
+        Document::read(file)?.with(overrides)?.check()
+    }
+
+    /// What of it may be changed while the controller runs.
+    pub const fn tuning(&self) -> driver::Tuning {
+        driver::Tuning { policy: self.policy, keeping: self.driver.keeping }
     }
 }
 
@@ -226,7 +269,7 @@ impl RawSandboxes {
 }
 
 impl Raw {
-    fn check(self) -> Result<Config, ConfigError> {
+    fn check(self, document: Document) -> Result<Config, ConfigError> {
         let ms = Duration::from_millis;
         let Raw { requests, sandboxes, fleet, limits, policy, engine, registry, stop } = self;
         let heartbeat =
@@ -277,9 +320,11 @@ impl Raw {
             dedup_max: limits.dedup.0,
             purge_max: limits.purge.0,
             lost_memory: fleet.lost_node_memory.0,
-            ..policy.of_the_driver()
+            keeping: policy.keeping(),
+            ..driver::Settings::default()
         };
         Ok(Config {
+            document,
             driver,
             policy: policy.check()?,
             engine: engine.check()?,
@@ -298,14 +343,14 @@ impl Raw {
 
 impl RawPolicy {
     /// What is the same whatever the policy says.
-    fn of_the_driver(&self) -> driver::Settings {
-        driver::Settings {
+    fn keeping(&self) -> driver::Keeping {
+        driver::Keeping {
+            idle: self.idle.0,
             dump_pause: self.dump_pause.0,
             dump_pause_max: self.dump_pause_max.0,
             park: self.park,
             keep_parked: self.keep_parked.0,
             parked_resident_percent: self.parked_resident_percent,
-            ..driver::Settings::default()
         }
     }
 
@@ -366,6 +411,7 @@ impl RawEngine {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::policy::PolicyKind;
 
     #[test]
     fn what_is_printed_is_what_the_code_has_as_default() {
@@ -385,6 +431,26 @@ mod tests {
         assert_eq!(config.policy.periods.keep_dedup, Duration::from_secs(3_600));
         assert_eq!(config.policy.periods.keep_alive, Duration::from_secs(600));
         assert!(!config.policy.periods.dedup);
+    }
+
+    #[test]
+    fn the_policy_changes_while_everything_else_stays() {
+        let file = "[policy]\nkeep_alive = \"1h\"\n[requests]\nqueue_max = 7";
+        let first = Document::read(file).unwrap();
+        let changes = ["name=medes-memory", "budget_share=0.5", "park=true", "idle=5s"].map(String::from);
+        let second = first.with_policy(&changes).unwrap();
+        let (before, after) = (first.check().unwrap(), second.check().unwrap());
+        assert_eq!(after.tuning().policy.kind, PolicyKind::MedesMemory);
+        assert_eq!(after.tuning().policy.periods.keep_alive, Duration::from_secs(3_600));
+        assert_eq!(after.tuning().keeping.idle, Duration::from_secs(5));
+        assert!(after.tuning().keeping.park && !before.tuning().keeping.park);
+        assert_eq!((after.driver.queue_max, after.requests), (7, before.requests));
+        // What is shown can be written into a file again.
+        assert_eq!(Document::read(&second.policy()).unwrap().check().unwrap().tuning(), after.tuning());
+        for wrong in ["idel=5s", "alpha=0.5", "name=magic", "park", "x.y=1"] {
+            let changed = first.with_policy(&[wrong.to_owned()]).and_then(|next| next.check());
+            assert!(changed.is_err(), "{wrong}");
+        }
     }
 
     #[test]

@@ -20,6 +20,7 @@ use tonic::{Request, Response, Status};
 
 use crate::{
     agents::{Agents, InvokeError},
+    config::Document,
     driver::{Event, Operation, Refusal},
     invoke::{Answered, Call, Invoker},
     registry::Registry,
@@ -27,6 +28,9 @@ use crate::{
     store::{Store, StoreError},
     trace::Hub,
 };
+
+/// Lines of the policy's section, and some to spare.
+const POLICY_CHANGES_MAX: usize = 100;
 
 /// The service.
 pub(crate) struct ControlService {
@@ -37,6 +41,8 @@ pub(crate) struct ControlService {
     pub(crate) invoker: Arc<Invoker>,
     /// Changes of what the store keeps reach it and the driver in the same order.
     pub(crate) changes: Arc<tokio::sync::Mutex<()>>,
+    /// The configuration as it is now.
+    pub(crate) document: tokio::sync::Mutex<Document>,
     pub(crate) hub: Arc<Hub>,
     /// Ends streams.
     pub(crate) close: CancellationToken,
@@ -324,6 +330,37 @@ impl Control for ControlService {
         }
         drop(turn);
         Ok(Response::new(wire::SetStandingReply { changed }))
+    }
+
+    async fn get_policy(
+        &self,
+        _request: Request<wire::GetPolicyRequest>,
+    ) -> Result<Response<wire::PolicyReply>, Status> {
+        let toml = self.document.lock().await.policy();
+        Ok(Response::new(wire::PolicyReply { toml, changed: false }))
+    }
+
+    async fn set_policy(
+        &self,
+        request: Request<wire::SetPolicyRequest>,
+    ) -> Result<Response<wire::PolicyReply>, Status> {
+        let wire::SetPolicyRequest { changes, dry_run } = request.into_inner();
+        if changes.len() > POLICY_CHANGES_MAX {
+            return Err(Status::invalid_argument("too many changes"));
+        }
+        let mut document = self.document.lock().await;
+        let checked = document.with_policy(&changes).and_then(|next| Ok((next.check()?.tuning(), next)));
+        let (tuning, next) = checked.map_err(|error| {
+            Status::invalid_argument(Failure::from_error(FailureKind::Invalid, &error).message)
+        })?;
+        let (toml, changed) = (next.policy(), next != *document);
+        if changed && !dry_run {
+            // One step: a caller who goes away leaves either both changed or none.
+            let turn = self.driver.turn().await?;
+            turn.tell(Event::Tuned(Box::new(tuning)));
+            *document = next;
+        }
+        Ok(Response::new(wire::PolicyReply { toml, changed }))
     }
 
     async fn heat(&self, request: Request<wire::HeatRequest>) -> Result<Response<wire::HeatReply>, Status> {

@@ -55,7 +55,7 @@ pub use event::{
     Action, CloseReason, ConnectionId, Event, Operation, Refusal, RequestEnd, RequestId, Target, Ticket,
 };
 pub use rows::{FunctionRow, NodeRow, SandboxRow};
-pub use settings::Settings;
+pub use settings::{Keeping, Settings, Tuning};
 
 use state::{Function, Ghost, Node, Pending, Request, Sandbox, Snapshot, Timer};
 
@@ -158,6 +158,7 @@ impl Driver {
             Event::Abandoned { request } => self.abandoned(request),
             Event::Applied { function, revision } => self.applied(now, *function, revision, out),
             Event::Removed { function } => self.removed(now, &function, out),
+            Event::Tuned(tuning) => self.tuned(now, &tuning, out),
             Event::Stands { node, standing } => self.stand(now, &node, standing, out),
             Event::Asked { ticket, operation } => self.asked(now, ticket, operation, out),
             Event::Acquire { ticket, acquire } => self.acquire(ticket, acquire, out),

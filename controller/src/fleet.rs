@@ -32,7 +32,6 @@ const HELLO_MAX: Duration = Duration::from_secs(10);
 pub(crate) struct Greeting {
     pub(crate) incarnation: u64,
     pub(crate) heartbeat: Duration,
-    pub(crate) idle: Duration,
     pub(crate) domain_key: DomainKey,
     pub(crate) engine: EngineSettings,
 }
@@ -149,11 +148,14 @@ fn to_wire(
             ToAgent::Command { id, command } => {
                 Some((Ok(ControllerMessage::Command { id, command }.into()), Some((greeting, commands))))
             }
-            ToAgent::Welcome { purge } => {
+            ToAgent::IdlePeriod(idle) => {
+                Some((Ok(ControllerMessage::IdlePeriod(idle).into()), Some((greeting, commands))))
+            }
+            ToAgent::Welcome { idle, purge } => {
                 let welcome = Welcome {
                     incarnation: greeting.incarnation,
                     heartbeat: greeting.heartbeat,
-                    idle: greeting.idle,
+                    idle,
                     domain_key: greeting.domain_key.clone(),
                     engine: greeting.engine,
                     purge,

@@ -178,6 +178,7 @@ impl Controller {
             agents,
             invoker: Arc::clone(&invoker),
             changes: Arc::default(),
+            document: tokio::sync::Mutex::new(config.document),
             hub,
             close: close.clone(),
         };
@@ -236,7 +237,6 @@ fn greeting(incarnation: u32, domain_key: DomainKey, config: &Config) -> Greetin
     Greeting {
         incarnation: u64::from(incarnation),
         heartbeat: config.heartbeat,
-        idle: config.policy.periods.idle,
         domain_key,
         engine: config.engine,
     }

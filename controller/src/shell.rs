@@ -38,7 +38,8 @@ const VERDICTS_MAX: usize = 4;
 /// What the fleet's stream of one agent is told.
 #[derive(Debug)]
 pub(crate) enum ToAgent {
-    Welcome { purge: Vec<SandboxId> },
+    Welcome { idle: Duration, purge: Vec<SandboxId> },
+    IdlePeriod(Duration),
     Command { id: CommandId, command: Command },
     Close(CloseReason),
 }
@@ -105,6 +106,15 @@ impl From<Stopped> for tonic::Status {
 #[derive(Debug, Clone)]
 pub struct Handle(mpsc::Sender<Message>);
 
+/// Room for one thing to tell the driver.
+pub(crate) struct Turn<'h>(mpsc::Permit<'h, Message>);
+
+impl Turn<'_> {
+    pub(crate) fn tell(self, event: Event) {
+        self.0.send(Message::Event(event));
+    }
+}
+
 impl std::fmt::Debug for Message {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         out.write_str("Message(..)")
@@ -119,6 +129,11 @@ impl Handle {
     /// Tells the driver something. Cancel-safe: either it was told or it was not.
     pub(crate) async fn tell(&self, event: Event) -> Result<(), Stopped> {
         self.send(Message::Event(event)).await
+    }
+
+    /// Waits until the driver can be told something: what is sent then is sent in one step, however impatient the caller is.
+    pub(crate) async fn turn(&self) -> Result<Turn<'_>, Stopped> {
+        self.0.reserve().await.map(Turn).map_err(|_closed| Stopped)
     }
 
     /// Tells the driver of a new stream and gives it the way back.
@@ -309,8 +324,11 @@ impl Running {
             }
         };
         match action {
-            Action::Welcome { connection, purge } => {
-                to_agent(&self.agents, connection, ToAgent::Welcome { purge });
+            Action::Welcome { connection, idle, purge } => {
+                to_agent(&self.agents, connection, ToAgent::Welcome { idle, purge });
+            }
+            Action::IdlePeriod { connection, idle } => {
+                to_agent(&self.agents, connection, ToAgent::IdlePeriod(idle));
             }
             Action::Command { connection, id, command } => {
                 to_agent(&self.agents, connection, ToAgent::Command { id, command });

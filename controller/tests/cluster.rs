@@ -267,6 +267,32 @@ async fn a_controller_is_ready_while_a_node_takes_work() {
 }
 
 #[tokio::test]
+async fn a_policy_set_while_it_runs_decides_over_those_that_are_idle_already() {
+    let (_folder, mut cluster, agent) = one_node(&["policy.keep_alive=1h", "policy.dedup=false"]).await;
+    cluster.start_sandbox("f").await;
+    let set = |changes: &[&str], dry_run| wire::SetPolicyRequest {
+        changes: changes.iter().map(|change| (*change).into()).collect(),
+        dry_run,
+    };
+    let wrong = cluster.control.set_policy(set(&["keep_alive=100ms", "alpha=0"], false)).await.unwrap_err();
+    assert_eq!(wrong.code(), tonic::Code::InvalidArgument);
+    assert!(wrong.message().contains("policy.alpha"), "{wrong}");
+    let would = cluster.control.set_policy(set(&["keep_alive=100ms"], true)).await.unwrap().into_inner();
+    assert!(would.changed && would.toml.contains("keep_alive = \"100ms\""), "{would:?}");
+    let shown = cluster.control.get_policy(wire::GetPolicyRequest {}).await.unwrap().into_inner();
+    assert!(shown.toml.contains("keep_alive = \"1h\""), "{shown:?}");
+    assert_eq!(cluster.sandboxes().await.len(), 1, "nothing was changed so far");
+    let done = cluster.control.set_policy(set(&["keep_alive=100ms"], false)).await.unwrap().into_inner();
+    assert!(done.changed);
+    until("the end of what is idle", async || cluster.sandboxes().await.is_empty().then_some(())).await;
+    let again = cluster.control.set_policy(set(&["keep_alive=100ms"], false)).await.unwrap().into_inner();
+    assert!(!again.changed);
+    cluster.control.set_policy(set(&["idle=7s"], false)).await.unwrap();
+    let told = async || (agent.welcome().unwrap().idle == Duration::from_secs(7)).then_some(());
+    until("the agent to hear of the new idle period", told).await;
+}
+
+#[tokio::test]
 async fn stopping_answers_what_is_open() {
     let (_folder, cluster, agent) = one_node(&[]).await;
     let gateway = cluster.controller.gateway;

@@ -132,7 +132,7 @@ fn words(criterion: &mut Criterion) {
     let all = || aligner.part(0..pages.len());
     group.bench_function("align", |bencher| bencher.iter(|| black_box(all())));
     group.bench_function("plan", |bencher| {
-        bencher.iter_batched(all, |part| aligner.plan([part]), PerIteration)
+        bencher.iter_batched(all, |part| aligner.plan([part]), PerIteration);
     });
     let plan = aligner.plan([all()]);
     group.bench_function("refine", |bencher| {

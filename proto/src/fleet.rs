@@ -124,6 +124,8 @@ pub enum ControllerMessage {
         /// What to do.
         command: Command,
     },
+    /// How long a sandbox is idle before the agent says so, from now on.
+    IdlePeriod(Duration),
 }
 
 /// The cluster's settings, as an agent needs them.

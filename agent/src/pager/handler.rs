@@ -19,7 +19,8 @@ use nix::unistd::Pid;
 
 use super::deadline;
 use super::fault::Lost;
-use super::space::{Hands, Space, State, Turn};
+use super::push::Turn;
+use super::space::{Hands, Space, State};
 use crate::inject::Operators;
 use crate::reaper::Reaper;
 use crate::uffd::Uffd;

@@ -5,7 +5,7 @@
 //! unpark:  push the working set, thaw ─► serve what else is touched ─► learn
 //! ```
 //!
-//! Each process has a userfaultfd ([`space`]) that a few threads serve ([`handler`]). What its pages are made from is a dedup
+//! Each process has a userfaultfd ([`space`]) that a few threads serve ([`handler`]), and that they give its working set back through ([`push`]). What its pages are made from is a dedup
 //! image and a table ([`store`], [`table`]); the engine is used in one place ([`recipes`]).
 //!
 //! Two promises. A page is either there, or comes back as it was, or the sandbox ends: never another page. And what the
@@ -17,6 +17,7 @@ mod fault;
 mod handler;
 mod park;
 mod process;
+mod push;
 mod ranges;
 mod read;
 mod recipes;

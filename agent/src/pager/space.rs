@@ -17,14 +17,12 @@ use super::changes::{self, Change, Unclear};
 use super::deadline::{DEADLINE, UnderWay};
 use super::fault::{FaultError, Lost};
 use super::ranges::is_in;
-use super::store::{ParkedImage, Store};
+use super::store::Store;
 use super::working_set::{Hot, WorkingSet};
 use crate::uffd::{self, Message, Uffd};
 
 /// Pages copied at once where nobody waits.
 const BATCH: usize = 64;
-/// Pages given back at once: so few that who misses one meanwhile is soon served.
-const PUSHED: usize = 16;
 /// Pages brought with one that is missed while it is not known which ones will be.
 const AROUND: usize = 8;
 /// Most new pages of zeros given at once to who takes one after the other.
@@ -44,8 +42,8 @@ pub struct Unsettled;
 
 /// What a thread that serves faults works with.
 pub(super) struct Hands {
-    codec: DeltaCodec,
-    pages: Box<[Page; BATCH]>,
+    pub(super) codec: DeltaCodec,
+    pub(super) pages: Box<[Page; BATCH]>,
     zeros: Box<[Page; ZEROS_MAX]>,
     /// The page it is at.
     pub(super) under_way: Arc<UnderWay>,
@@ -99,13 +97,13 @@ pub(super) struct State {
     /// What it has missed since it was last parked.
     pub(super) missed: Vec<Hot>,
     /// What is being given back, last page first.
-    push: Vec<Hot>,
+    pub(super) push: Vec<Hot>,
     /// Goes on whenever a page is stored as something else, was moved or forgotten, or the giving back begins or ends: who has
     /// rebuilt pages without the lock sees by it whether they may still be put in their place.
-    change: u64,
+    pub(super) change: u64,
     waiting: Vec<Waiting>,
     /// What was told and is not in the store yet: something else may have happened before it.
-    changes: Vec<Change>,
+    pub(super) changes: Vec<Change>,
     /// Whether everything that was stored was marked in the page table.
     pub(super) is_marked: bool,
     /// The page behind the last one of zeros it was given, and how many it was given.
@@ -260,7 +258,7 @@ impl Space {
     }
 
     /// Copies pages to where they are missing and wakes who waits for the first.
-    fn put(&self, page: u64, bytes: &[Page], protected: bool) -> Result<Put, FaultError> {
+    pub(super) fn put(&self, page: u64, bytes: &[Page], protected: bool) -> Result<Put, FaultError> {
         let mut done = 0;
         let mut step = bytes.len();
         while done < bytes.len() {
@@ -298,59 +296,6 @@ impl Space {
         }
     }
 
-    /// Begins to give the working set back; how many pages it has.
-    pub(super) fn begin_push(&self) -> usize {
-        let mut state = self.lock();
-        let mut push = state.working_set.begin();
-        push.reverse();
-        state.push = push;
-        state.change += 1;
-        state.push.len()
-    }
-
-    /// Gives back some pages of the working set. Several threads may do so: the lock is not held while pages are rebuilt.
-    pub(super) fn push_some(&self, hands: &mut Hands) -> Result<Turn, FaultError> {
-        let taken = {
-            let mut state = self.lock();
-            if !state.changes.is_empty() {
-                return Ok(Turn::Waits);
-            }
-            state.take_some()
-        };
-        let Some(Batch { mut pages, from, change }) = taken else { return Ok(Turn::Over) };
-        let Some(first) = pages.last().copied() else { return Ok(Turn::Over) };
-        let _under_way = hands.under_way.begin(first.page, &self.lost);
-        let out = &mut hands.pages[..pages.len()];
-        let is_protected = from.is_some() && !first.written;
-        match from {
-            Some((image, place)) => {
-                image.rebuild(&mut hands.codec, place, out).map_err(FaultError::Rebuild)?;
-            }
-            None => out.fill(ZERO_PAGE),
-        }
-        let mut state = self.lock();
-        if state.change != change {
-            // This may not be what is missing any more. What still is will be missed.
-            return Ok(Turn::More);
-        }
-        if !state.changes.is_empty() {
-            state.push.append(&mut pages);
-            return Ok(Turn::Waits);
-        }
-        let done = match self.put(first.page, out, is_protected)? {
-            Put::Busy => 0,
-            Put::Done { pages: done } => done.min(pages.len()),
-            Put::Gone => {
-                state.stop_push();
-                return Ok(Turn::Over);
-            }
-        };
-        state.counts.pushed += done as u64;
-        pages.truncate(pages.len() - done);
-        state.push.append(&mut pages);
-        Ok(if state.push.is_empty() { Turn::Over } else { Turn::More })
-    }
-
     /// Gives back everything. Nothing of the process may run meanwhile.
     pub(super) fn fill(&self, hands: &mut Hands) -> Result<(), FaultError> {
         let mut state = self.lock();
@@ -374,28 +319,9 @@ impl Space {
     }
 }
 
-/// What a turn of giving back came to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Turn {
-    /// There are more pages.
-    More,
-    /// There are more, once what the process does to its mappings is clear.
-    Waits,
-    /// All are given back, or taken by somebody else to be.
-    Over,
-}
-
-/// Some pages on their way back: neighbours, last page first, and where they are stored if they are.
-struct Batch {
-    pages: Vec<Hot>,
-    from: Option<(Arc<ParkedImage>, u32)>,
-    /// [`State::change`] when they were taken.
-    change: u64,
-}
-
 /// What became of pages that were put in their place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Put {
+pub(super) enum Put {
     /// They are there, or were, or are not wanted any more.
     Done { pages: usize },
     /// The process is changing its mappings: again when it has told how.
@@ -419,25 +345,6 @@ impl State {
     pub(super) fn replace(&mut self, store: Store) {
         self.change += 1;
         self.store = store;
-    }
-
-    /// Takes the next pages that are to be given back together.
-    fn take_some(&mut self) -> Option<Batch> {
-        let first = self.push.last().copied()?;
-        let neighbours = self.push.iter().rev().zip(first.page..).take(PUSHED);
-        let mut count =
-            neighbours.take_while(|(hot, page)| hot.page == *page && hot.written == first.written).count();
-        let found = self.store.find(first.page);
-        count = count.min(found.map_or(1, |(_, run)| usize::try_from(run).unwrap_or(1)));
-        let from = found.and_then(|(place, _)| Some((self.store.image()?.clone(), place)));
-        let pages = self.push.split_off(self.push.len() - count);
-        Some(Batch { pages, from, change: self.change })
-    }
-
-    /// The rank of a page that is missed now.
-    fn rank_now(&self) -> u32 {
-        let next = self.push.last().map(|next| next.rank);
-        next.unwrap_or_else(|| self.working_set.rank_behind(self.missed.len()))
     }
 
     fn forget(&mut self, pages: &Range<u64>) {
@@ -492,12 +399,6 @@ impl State {
         let free = (page..).take(wanted).take_while(|page| self.store.find(*page).is_none()).count();
         self.zeros = (page + free as u64, free);
         free
-    }
-
-    /// Ends the giving back.
-    pub(super) fn stop_push(&mut self) {
-        self.change += 1;
-        self.push.clear();
     }
 }
 

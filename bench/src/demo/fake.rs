@@ -220,6 +220,14 @@ impl control_server::Control for Fake {
         Err(Status::unimplemented("the demo does not ask this"))
     }
 
+    async fn get_policy(&self, _: Request<wire::GetPolicyRequest>) -> Reply<wire::PolicyReply> {
+        Err(Status::unimplemented("the demo does not ask this"))
+    }
+
+    async fn set_policy(&self, _: Request<wire::SetPolicyRequest>) -> Reply<wire::PolicyReply> {
+        Err(Status::unimplemented("the demo does not ask this"))
+    }
+
     async fn list_functions(
         &self,
         _: Request<wire::ListFunctionsRequest>,

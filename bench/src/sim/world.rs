@@ -284,12 +284,12 @@ impl<'t> World<'t> {
                 self.commanded(agent_of(connection), id, command)?;
             }
             Action::Send { request, target } => {
-                let wait = {
+                let (wait, function, counts) = {
                     let caller =
                         self.callers.get_mut(&request).context("a request that nobody made was sent")?;
                     ensure!(caller.sandbox.is_none(), "{request:?} was sent twice");
                     caller.sandbox = Some(target.sandbox);
-                    self.now.since(caller.arrived)
+                    (self.now.since(caller.arrived), caller.function, caller.counts)
                 };
                 let agent = *self.homes.get(&target.sandbox).context("a request went to no sandbox")?;
                 let held = self.agents[agent].sandboxes.get_mut(&target.sandbox);
@@ -297,9 +297,8 @@ impl<'t> World<'t> {
                 ensure!(held.state == SandboxState::Warm, "{request:?} went to a sandbox that is not warm");
                 held.open += 1;
                 held.idle_since = None;
-                let caller = &self.callers[&request];
-                let execution = self.trace.functions[caller.function as usize].execution;
-                if caller.counts {
+                let execution = self.trace.functions[function as usize].execution;
+                if counts {
                     self.outcome.count(target.start, wait, execution);
                 }
                 self.plan(WARM_START + execution, What::Ends(request));
@@ -313,6 +312,7 @@ impl<'t> World<'t> {
             }
             Action::Close { why, .. } => anyhow::bail!("the driver ended a stream: {why}"),
             Action::Welcome { .. }
+            | Action::IdlePeriod { .. }
             | Action::Answer { .. }
             | Action::ExpectSnapshot(_)
             | Action::PlaceSnapshot(_)

@@ -311,6 +311,19 @@ impl Control for Fake {
         Ok(Response::new(wire::SetStandingReply { changed: node == "node-0" }))
     }
 
+    async fn get_policy(&self, _request: Request<wire::GetPolicyRequest>) -> Reply<wire::PolicyReply> {
+        Ok(Response::new(wire::PolicyReply { toml: "name = \"fixed\"\n".into(), changed: false }))
+    }
+
+    async fn set_policy(&self, request: Request<wire::SetPolicyRequest>) -> Reply<wire::PolicyReply> {
+        let wire::SetPolicyRequest { changes, dry_run } = request.into_inner();
+        self.asked.note(format!("policy {} {dry_run}", changes.join(" ")));
+        if changes.iter().any(|change| change.starts_with("magic")) {
+            return Err(Status::invalid_argument("configuration: unknown field `magic`"));
+        }
+        Ok(Response::new(wire::PolicyReply { toml: "name = \"hybrid\"\n".into(), changed: true }))
+    }
+
     async fn start_sandbox(
         &self,
         request: Request<wire::StartSandboxRequest>,

@@ -2,7 +2,7 @@
 
 use std::{fmt, time::Duration};
 
-use super::decision::Told;
+use super::{decision::Told, settings::Tuning};
 use medes_proto::{
     failure::{Failure, FailureKind},
     fleet::{Command, Hello, Inventory, Success},
@@ -111,6 +111,8 @@ pub enum Event {
         /// Its name.
         function: FunctionName,
     },
+    /// What becomes of idle sandboxes is decided in another way from now on.
+    Tuned(Box<Tuning>),
     /// A person keeps work away from a node, or lets it come again. The store already knows.
     Stands {
         /// Which.
@@ -191,8 +193,17 @@ pub enum Action {
     Welcome {
         /// On which stream.
         connection: ConnectionId,
+        /// How long a sandbox is idle before the agent says so.
+        idle: Duration,
         /// Sandboxes that nobody wants.
         purge: Vec<SandboxId>,
+    },
+    /// Tell an agent that the idle period of the Welcome is another one now.
+    IdlePeriod {
+        /// On which stream.
+        connection: ConnectionId,
+        /// The new one.
+        idle: Duration,
     },
     /// Have an agent do something.
     Command {

@@ -4,11 +4,11 @@ use std::{cell::RefCell, collections::BTreeMap, time::Duration};
 
 use medes_proto::{
     ids::{FunctionName, SandboxId},
-    trace::{Cause, Choice, What},
+    trace::{About, Cause, Choice, What},
 };
 
 use super::{
-    Action, ConnectionId, Driver, PurgeReason,
+    Action, ConnectionId, Driver, PurgeReason, Tuning,
     state::{Life, Sandbox, SnapshotLife, Timer},
 };
 use crate::{
@@ -25,6 +25,22 @@ const POLICY_ASKS: &str = "the policy asks for it before a request does";
 const REVIEW_GAP: Duration = Duration::from_millis(100);
 
 impl Driver {
+    /// Decides in another way from now on, also over those that are idle already.
+    pub(super) fn tuned(&mut self, now: Now, tuning: &Tuning, out: &mut Vec<Action>) {
+        let Tuning { policy, keeping } = *tuning;
+        self.policy = policy.build();
+        if keeping.idle != self.settings.keeping.idle {
+            let idle = keeping.idle;
+            out.extend(self.connections.keys().map(|&connection| Action::IdlePeriod { connection, idle }));
+        }
+        self.settings.keeping = keeping;
+        // Whether bases stay is the policy's business, too.
+        self.check_bases = true;
+        self.tell(About::default(), What::Asked { operation: format!("policy {}", policy.kind) }, out);
+        let all: Vec<SandboxId> = self.sandboxes.keys().copied().collect();
+        all.into_iter().for_each(|id| self.arm_review(now, id));
+    }
+
     /// Sees to it that an idle sandbox is reviewed some time.
     pub(super) fn arm_review(&mut self, now: Now, id: SandboxId) {
         let Some(sandbox) = self.sandboxes.get(&id) else { return };
@@ -33,7 +49,7 @@ impl Driver {
         }
         let first = |life| self.policy.first_review(life);
         let (from, wait) = match sandbox.life {
-            Life::Parked => (sandbox.since, first(IdleLife::Dedup).min(self.settings.keep_parked)),
+            Life::Parked => (sandbox.since, first(IdleLife::Dedup).min(self.settings.keeping.keep_parked)),
             Life::Dedup => (sandbox.since, first(IdleLife::Dedup)),
             _ => (sandbox.last_used, first(IdleLife::Warm)),
         };
@@ -193,12 +209,13 @@ impl Driver {
 
     /// Whether a sandbox is parked where the policy would have its memory taken.
     fn parks(&self, id: SandboxId) -> bool {
-        self.settings.park && self.sandboxes.get(&id).is_some_and(|sandbox| sandbox.life == Life::Warm)
+        self.settings.keeping.park
+            && self.sandboxes.get(&id).is_some_and(|sandbox| sandbox.life == Life::Warm)
     }
 
     pub(super) fn park(&mut self, now: Now, id: SandboxId, out: &mut Vec<Action>) -> bool {
         let Some(node) = self.sandboxes.get(&id).map(|sandbox| sandbox.node.clone()) else { return false };
-        let (base, resident_percent) = (self.base_for(id), self.settings.parked_resident_percent);
+        let (base, resident_percent) = (self.base_for(id), self.settings.keeping.parked_resident_percent);
         let command = medes_proto::fleet::Command::Park { sandbox: id, base, resident_percent };
         let limit = self.settings.dedup_max;
         if !self.issue(now, &node, command, super::state::Kind::Park, limit, None, 0, out) {
@@ -214,7 +231,7 @@ impl Driver {
         if !parked || review.verdict != Verdict::Keep {
             return review;
         }
-        let left = self.settings.keep_parked.saturating_sub(view.in_life);
+        let left = self.settings.keeping.keep_parked.saturating_sub(view.in_life);
         match view.dump_blocked {
             Some(blocked) if left.is_zero() => Review { again: review.again.min(blocked), ..review },
             None if left.is_zero() => Review {

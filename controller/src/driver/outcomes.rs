@@ -182,7 +182,12 @@ impl Driver {
     pub(super) fn block_dumps(&mut self, now: Now, id: SandboxId, why: &Failure) -> Duration {
         let Some(sandbox) = self.sandboxes.get_mut(&id) else { return Duration::ZERO };
         let doublings = sandbox.dump_failures.min(16);
-        let pause = self.settings.dump_pause.saturating_mul(1 << doublings).min(self.settings.dump_pause_max);
+        let pause = self
+            .settings
+            .keeping
+            .dump_pause
+            .saturating_mul(1 << doublings)
+            .min(self.settings.keeping.dump_pause_max);
         sandbox.dump_failures = sandbox.dump_failures.saturating_add(1);
         sandbox.dump_blocked_until = Some(now.after(pause));
         if why.kind == FailureKind::DumpRefused {

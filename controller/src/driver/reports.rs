@@ -109,7 +109,8 @@ impl Driver {
         inventory.sandboxes.iter().for_each(|report| drop(ghosts.remove(&report.id)));
         self.check_bases = true;
         let purge = self.reconcile(now, &name, inventory.sandboxes, true, out);
-        out.insert(welcome_at, Action::Welcome { connection, purge });
+        let idle = self.settings.keeping.idle;
+        out.insert(welcome_at, Action::Welcome { connection, idle, purge });
         self.reconcile_snapshots(&name, inventory.snapshots, true, out);
         let sandboxes = self.nodes.get(&name).map_or(0, |node| node.sandboxes.len());
         self.tell_node(&name, NodeChange::Attached, sandboxes, out);

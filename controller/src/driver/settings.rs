@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::policy::PolicySettings;
+
 /// Limits and waits of the driver.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
@@ -37,6 +39,19 @@ pub struct Settings {
     pub purge_max: Duration,
     /// After a request's deadline, for the agent to say so itself.
     pub answer_slack: Duration,
+    /// What is the same for all policies.
+    pub keeping: Keeping,
+    /// A node that could not start a sandbox is avoided this long.
+    pub avoid: Duration,
+    /// How long references and snapshots of a lost node are remembered: it may only have been cut off.
+    pub lost_memory: Duration,
+}
+
+/// What becomes of idle sandboxes, whatever the policy is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Keeping {
+    /// How long a sandbox is idle before its agent says so.
+    pub idle: Duration,
     /// A sandbox that cannot be dumped is left alone this long, then twice this long, and so on.
     pub dump_pause: Duration,
     /// Up to this.
@@ -47,10 +62,29 @@ pub struct Settings {
     pub keep_parked: Duration,
     /// Of a hundred pages of a parked sandbox so many may stay: those that its next request will touch.
     pub parked_resident_percent: u32,
-    /// A node that could not start a sandbox is avoided this long.
-    pub avoid: Duration,
-    /// How long references and snapshots of a lost node are remembered: it may only have been cut off.
-    pub lost_memory: Duration,
+}
+
+impl Default for Keeping {
+    fn default() -> Self {
+        let seconds = Duration::from_secs;
+        Self {
+            idle: seconds(60),
+            dump_pause: seconds(600),
+            dump_pause_max: seconds(86_400),
+            park: false,
+            keep_parked: seconds(300),
+            parked_resident_percent: 10,
+        }
+    }
+}
+
+/// All that may be changed while the controller runs: the section `policy` of its configuration.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Tuning {
+    /// The policy and its numbers.
+    pub policy: PolicySettings,
+    /// What is the same for all of them.
+    pub keeping: Keeping,
 }
 
 impl Default for Settings {
@@ -73,11 +107,7 @@ impl Default for Settings {
             dedup_max: seconds(120),
             purge_max: seconds(30),
             answer_slack: seconds(2),
-            dump_pause: seconds(600),
-            dump_pause_max: seconds(86_400),
-            park: false,
-            keep_parked: seconds(300),
-            parked_resident_percent: 10,
+            keeping: Keeping::default(),
             avoid: seconds(5),
             lost_memory: seconds(600),
         }

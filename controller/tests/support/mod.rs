@@ -323,6 +323,11 @@ async fn attach(agent: &Arc<Inner>, control: SocketAddr) -> Result<(), Status> {
                         held.sandboxes.retain(|id, _| !welcome.purge.contains(id));
                         *agent.welcome.lock().unwrap() = Some(welcome);
                     }
+                    ControllerMessage::IdlePeriod(idle) => {
+                        if let Some(welcome) = agent.welcome.lock().unwrap().as_mut() {
+                            welcome.idle = idle;
+                        }
+                    }
                     ControllerMessage::Command { id, command } => {
                         let Some(result) = agent.carry_out(command) else { continue };
                         let done = AgentMessage::Done { command: id, result };

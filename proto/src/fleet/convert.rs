@@ -276,6 +276,9 @@ impl From<ControllerMessage> for wire::ControllerMessage {
             ControllerMessage::Command { id, command } => {
                 Message::Command(wire::Command { id: id.0, action: Some(command.into()) })
             }
+            ControllerMessage::IdlePeriod(idle) => Message::IdlePeriod(wire::IdlePeriod {
+                idle_ms: u64::try_from(idle.as_millis()).unwrap_or(u64::MAX),
+            }),
         };
         Self { message: Some(message) }
     }
@@ -322,6 +325,9 @@ impl TryFrom<wire::ControllerMessage> for ControllerMessage {
                 id: CommandId(id),
                 command: action.ok_or(WireError::missing("command.action"))?.try_into()?,
             },
+            Message::IdlePeriod(wire::IdlePeriod { idle_ms }) => {
+                Self::IdlePeriod(Duration::from_millis(idle_ms))
+            }
         })
     }
 }

@@ -90,7 +90,8 @@ fn warm_sandboxes_end_after_keep_alive_and_dedup_ones_after_keep_dedup() {
 
 #[test]
 fn a_sandbox_that_cannot_be_dumped_is_left_alone_longer_each_time() {
-    let settings = Settings { dump_pause: Duration::from_secs(100), ..Settings::default() };
+    let keeping = Keeping { dump_pause: Duration::from_secs(100), ..Keeping::default() };
+    let settings = Settings { keeping, ..Settings::default() };
     let (mut bench, node) = Bench::with_node(settings);
     let (source, base) = bench.base(node);
     let sandbox = bench.warm(node);

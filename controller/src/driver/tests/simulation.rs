@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use medes_proto::{registry::Acquire, standing::Standing};
 
 use super::*;
+use crate::policy::{PolicyKind, PolicySettings};
 
 /// Small steady random numbers (splitmix64).
 struct Dice(u64);
@@ -131,10 +132,13 @@ impl World {
             queue_max: 20,
             node_starts_max: 3,
             function_sandboxes_max: [None, Some(4)][dice.below(2)],
-            dump_pause: Duration::from_secs(5),
             lost_memory: Duration::from_secs(1 << 30),
-            park: dice.below(2) == 0,
-            keep_parked: Duration::from_secs(5),
+            keeping: Keeping {
+                dump_pause: Duration::from_secs(5),
+                park: dice.below(2) == 0,
+                keep_parked: Duration::from_secs(5),
+                ..Keeping::default()
+            },
             ..Settings::default()
         };
         let mut bench = Bench::new(settings, &[spec("f"), spec("g")]);
@@ -182,7 +186,7 @@ impl World {
 
     fn perform(&mut self, action: Action) {
         match action {
-            Action::Welcome { connection, purge } => {
+            Action::Welcome { connection, purge, .. } => {
                 let agent = self.agent_of(connection).expect("a stream that is open");
                 for id in purge {
                     self.end_sandbox(agent, id);
@@ -221,6 +225,10 @@ impl World {
                     _ => "refused",
                 });
                 self.close_request(request, caller);
+            }
+            Action::IdlePeriod { connection, .. } => {
+                self.agent_of(connection).expect("a stream that is open");
+                self.saw("another idle period");
             }
             Action::Answer { ticket, result } => {
                 if let Some(answered) = self.tickets.get_mut(&ticket) {
@@ -615,6 +623,7 @@ impl World {
                 let standing = standing[self.dice.below(4)];
                 self.tell(Event::Stands { node, standing });
             }
+            84 if self.dice.one_in(40) => self.tune(),
             82 if self.dice.one_in(8) => self.tell(Event::Removed { function: "g".parse().unwrap() }),
             _ => {
                 self.bench.now = self.bench.now.after(Duration::from_millis(self.dice.next() % 400));
@@ -630,6 +639,26 @@ impl World {
         if self.agents.iter().all(|agent| agent.connection.is_none()) {
             self.attach(at);
         }
+    }
+
+    /// Any policy, at any time.
+    fn tune(&mut self) {
+        let any = PolicyKind::ALL[self.dice.below(PolicyKind::ALL.len())];
+        let kind = if self.dice.one_in(2) { PolicyKind::Fixed } else { any };
+        let periods = FixedSettings {
+            idle: Duration::from_secs(2),
+            keep_alive: Duration::from_secs(20),
+            keep_dedup: Duration::from_secs(30),
+            dedups_per_base: 2,
+            dedup: !self.dice.one_in(4),
+        };
+        let keeping = Keeping {
+            idle: Duration::from_secs(1 + self.dice.below(3) as u64),
+            park: self.dice.one_in(2),
+            ..self.bench.driver.settings.keeping
+        };
+        let policy = PolicySettings { kind, periods, ..PolicySettings::default() };
+        self.tell(Event::Tuned(Box::new(Tuning { policy, keeping })));
     }
 
     fn idle(&mut self, at: usize) {

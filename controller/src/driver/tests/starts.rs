@@ -258,7 +258,10 @@ fn a_removed_function_leaves_nothing_behind() {
 
 /// A warm sandbox that is being parked, and a request that calls it back.
 fn called_back() -> (Bench, ConnectionId, SandboxId, CommandId) {
-    let (mut bench, node) = Bench::with_node(Settings { park: true, ..Settings::default() });
+    let (mut bench, node) = Bench::with_node(Settings {
+        keeping: Keeping { park: true, ..Keeping::default() },
+        ..Settings::default()
+    });
     let sandbox = bench.warm(node);
     assert!(bench.driver.park(bench.now, sandbox, &mut bench.actions));
     let (park, command) = bench.command();
