@@ -2,12 +2,16 @@
 //!
 //! Content is what counts, not residency: a page that was never touched and a page of zeros read the same, so
 //! zero pages of anonymous memory are left out; private file mappings are read whole, copied-on-write or not.
-//! Left out because the kernel writes them: vvar and vdso, and each thread's rseq area (cpu numbers).
+//! Left out because the kernel writes them: vvar and vdso, each thread's rseq area (cpu numbers), and memory that it may
+//! empty at any time (the C library's random state on new kernels), which CRIU does not take along.
 
 use std::{fs::File, io, ops::Range, os::unix::fs::FileExt};
 
 use medes_dedup::page::{PAGE_BYTES, ZERO_PAGE};
+use nix::unistd::Pid;
 use procfs::process::{MMPermissions, MMapPath, MemoryMap, Process};
+
+use crate::maps;
 
 /// Bytes of one process that the kernel changes behind its back.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -82,8 +86,10 @@ fn hash_process(
         })
     };
     let (memory, pagemap) = (open("mem")?, open("pagemap")?);
+    let droppable = maps::droppable(Pid::from_raw(pid));
+    let droppable = droppable.map_err(|source| DigestError::Read { pid, address: 0, source })?;
     for map in process.maps().map_err(look)? {
-        if is_hashed(&map) {
+        if is_hashed(&map) && !droppable.iter().any(|range| range.contains(&map.address.0)) {
             let anonymous = map.inode == 0;
             hash_mapping(pid, &memory, anonymous.then_some(&pagemap), &map, masks, hasher)?;
         }

@@ -104,17 +104,23 @@ pub(crate) fn locked(pid: Pid) -> io::Result<Vec<Range<u64>>> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let none =
         status.lines().any(|line| line.strip_prefix("VmLck:").is_some_and(|rest| rest.trim() == "0 kB"));
-    if none { Ok(Vec::new()) } else { Ok(locked_of(&fs::read_to_string(format!("/proc/{pid}/smaps"))?)) }
+    if none { Ok(Vec::new()) } else { Ok(flagged(&fs::read_to_string(format!("/proc/{pid}/smaps"))?, "lo")) }
 }
 
-fn locked_of(smaps: &str) -> Vec<Range<u64>> {
+/// Mappings that the kernel may empty at any time (`MAP_DROPPABLE`).
+pub(crate) fn droppable(pid: Pid) -> io::Result<Vec<Range<u64>>> {
+    Ok(flagged(&fs::read_to_string(format!("/proc/{pid}/smaps"))?, "dp"))
+}
+
+/// Mappings with this word among their flags.
+fn flagged(smaps: &str, word: &str) -> Vec<Range<u64>> {
     let mut found = Vec::new();
     let mut current = None;
     for line in smaps.lines() {
         if let Some(area) = Area::parse(line) {
             current = Some(area.range());
         } else if let Some(flags) = line.strip_prefix("VmFlags:")
-            && flags.split(' ').any(|flag| flag == "lo")
+            && flags.split(' ').any(|flag| flag == word)
         {
             found.extend(current.clone());
         }
@@ -183,12 +189,13 @@ ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0    [vsyscall]
     }
 
     #[test]
-    fn locked_mappings_are_found_by_their_flags() {
+    fn mappings_are_found_by_their_flags() {
         let smaps = "\
 1000-3000 rw-p 00000000 00:00 0 \nSize:  8 kB\nVmFlags: rd wr mr mw me lo ac sd \n\
-3000-4000 rw-p 00000000 00:00 0 [heap]\nSize:  4 kB\nVmFlags: rd wr mr mw me ac \n\
+3000-4000 rw-p 00000000 00:00 0 [heap]\nSize:  4 kB\nVmFlags: rd wr mr mw me ac dp \n\
 5000-6000 rw-p 00000000 00:00 0 \nVmFlags: lo\n";
-        assert_eq!(locked_of(smaps), [0x1000..0x3000, 0x5000..0x6000]);
+        assert_eq!(flagged(smaps, "lo"), [0x1000..0x3000, 0x5000..0x6000]);
+        assert_eq!(flagged(smaps, "dp"), [Range { start: 0x3000, end: 0x4000 }]);
     }
 
     #[test]

@@ -7,7 +7,7 @@ mkdir "$stage/s"; cp -a "$payload" "$stage/s/payload"
 { cat "$image/base.cpio"; (cd "$stage/s"; find payload | cpio -o -H newc -R 0:0 --quiet); } > "$stage/initrd"
 set +e
 timeout "$seconds" qemu-system-x86_64 -nodefaults -no-user-config -machine pc -accel tcg,thread=multi,tb-size=512 -cpu max \
-  -m 1024 -smp 2 -display none -no-reboot -serial stdio -device isa-debug-exit,iobase=0x501,iosize=1 \
+  -m 2048 -smp 2 -display none -no-reboot -serial stdio -device isa-debug-exit,iobase=0x501,iosize=1 \
   -drive file="$image/root.sqsh",if=virtio,format=raw,readonly=on -kernel "$image/vmlinux" -initrd "$stage/initrd" \
   -append 'console=ttyS0 panic=-1 quiet mitigations=off random.trust_cpu=1 tsc=reliable nokaslr' </dev/null
 status=$?

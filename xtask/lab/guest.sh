@@ -1,6 +1,8 @@
 # Runs in the lab's machine: two network namespaces as two hosts, each with RDMA in software on its end of a wire.
 set -e
-modprobe -a rdma_rxe veth ib_uverbs rdma_ucm sch_netem
+modprobe -a rdma_rxe veth ib_uverbs rdma_ucm sch_netem tun
+# CRIU looks whether there are terminals.
+mkdir -p /dev/pts; mount -t devpts devpts /dev/pts; [ -e /dev/ptmx ] || ln -s pts/ptmx /dev/ptmx
 for host in A B; do ip netns add $host; ip -n $host link set lo up; done
 # Room for a page in one packet.
 ip link add v0 netns A mtu 4200 type veth peer name v1 netns B mtu 4200
@@ -16,6 +18,9 @@ for tests in lab_verbs lab_pages; do
   # The last test kills it.
   wait || true
 done
+# Not by `ip netns exec`, which would hide the control groups.
+mkdir /tmp/cluster; cp function.py /tmp/cluster
+MEDES_BIN_DIR=$PWD nsenter --net=/run/netns/A ./lab_cluster run /tmp/cluster
 tc -n A qdisc add dev v0 root netem loss 2% delay 1ms
 tc -n B qdisc add dev v1 root netem loss 2% delay 1ms
 for tests in lab_verbs lab_pages; do

@@ -3,7 +3,7 @@
 # No loop device, no mount of ours, nothing of the system is changed.
 set -euo pipefail
 out=$1 suite=$2
-packages=linux-image-amd64,kmod,iproute2,procps,busybox-static,libibverbs1,ibverbs-providers,librdmacm1,ibverbs-utils,rdmacm-utils
+packages=linux-image-amd64,kmod,iproute2,procps,busybox-static,libibverbs1,ibverbs-providers,librdmacm1,ibverbs-utils,rdmacm-utils,criu,python3
 rm -rf "$out"; mkdir -p "$out"
 without='--dpkgopt=path-exclude='
 modules=/usr/lib/modules/*/kernel

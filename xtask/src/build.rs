@@ -42,7 +42,7 @@ pub(crate) enum Rdma {
 }
 
 /// What turns RDMA on, in calls for the whole workspace.
-pub(crate) const RDMA_FEATURES: &str = "medes-agent/rdma,medes-rdma/verbs";
+pub(crate) const RDMA_FEATURES: &str = "medes-agent/rdma,medes-cli/rdma,medes-rdma/verbs";
 
 /// Builds all binaries in one go, so that cargo can use both cores throughout.
 pub(crate) fn binaries(repo: &Repo, release: bool, rdma: Rdma) -> Result<()> {

@@ -21,7 +21,12 @@ const SUITE: &str = "forky";
 /// The machine is ended after this, and the tests have failed.
 const SECONDS_MAX: u32 = 480;
 /// Test binaries that run in it.
-pub(crate) const TESTS: [&str; 2] = ["lab_verbs", "lab_pages"];
+pub(crate) const TESTS: [&str; 3] = ["lab_verbs", "lab_pages", "lab_cluster"];
+/// Programs that cargo builds along with these tests.
+const PROGRAMS: [&str; 2] = ["medes", "medes-agent"];
+/// What else is put into it: the controller knows nothing of RDMA, so that it is the one of all other tests.
+const CONTROLLER: &str = "medes-controller";
+const FUNCTION: &str = "cli/tests/e2e_cluster/function.py";
 
 /// Runs the lab's tests with their output on the terminal.
 pub(crate) fn run(repo: &Repo) -> Result<ExitCode> {
@@ -77,8 +82,9 @@ fn image(repo: &Repo, folder: &Path) -> Result<PathBuf> {
     Ok(image)
 }
 
-/// What is put into the machine: the test binaries, and what it is to do with them.
+/// What is put into the machine: the test binaries and programs, and what it is to do with them.
 fn payload(repo: &Repo, folder: &Path) -> Result<PathBuf> {
+    build::binaries(repo, false, build::Rdma::No)?;
     let payload = folder.join("payload");
     fs::create_dir_all(&payload).with_context(|| format!("create {}", payload.display()))?;
     // All in one go and as a workspace, so that dependencies are those of every other build.
@@ -86,12 +92,24 @@ fn payload(repo: &Repo, folder: &Path) -> Result<PathBuf> {
     let build = build.args(["--features", build::RDMA_FEATURES]);
     let build = build.args(TESTS.iter().flat_map(|test| ["--test", *test]));
     let messages = build.output().with_context(|| format!("{build} failed"))?;
-    for test in TESTS {
-        let binary = executable(&messages, test).with_context(|| format!("{build} built no {test}"))?;
-        fs::copy(&binary, payload.join(test)).with_context(|| format!("copy {binary}"))?;
+    for name in TESTS.into_iter().chain(PROGRAMS) {
+        let binary = executable(&messages, name).with_context(|| format!("{build} built no {name}"))?;
+        copy_small(Path::new(&binary), &payload.join(name))?;
     }
+    copy_small(&repo.binaries(false).join(CONTROLLER), &payload.join(CONTROLLER))?;
+    fs::copy(repo.path(FUNCTION), payload.join("function.py")).context("copy the function")?;
     fs::copy(repo.path("xtask/lab/guest.sh"), payload.join("run.sh")).context("copy the guest's script")?;
     Ok(payload)
+}
+
+/// Copies a program without what only a debugger reads, if there is something that can: all of it lies in the machine's
+/// memory.
+fn copy_small(from: &Path, to: &Path) -> Result<()> {
+    let strip = Call::new("strip").arg("--strip-debug").arg("-o").path(to).path(from);
+    if on_path("strip").is_some() && strip.succeeds() {
+        return Ok(());
+    }
+    fs::copy(from, to).map(drop).with_context(|| format!("copy {}", from.display()))
 }
 
 /// Where cargo says that a test's binary is.
