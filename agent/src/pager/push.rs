@@ -1,14 +1,14 @@
 //! Giving the working set of a process back, while it runs: some pages at a time, by several threads if it is large.
 //!
 //! The lock is not held while pages are rebuilt, so that who misses one is served meanwhile. What was rebuilt is put in its place
-//! only if nothing has happened to the pages since.
+//! only if that is still what is stored there: programs unmap and move memory all the time, mostly other memory.
 
 use std::sync::Arc;
 
 use medes_dedup::page::ZERO_PAGE;
 
 use super::fault::FaultError;
-use super::space::{Hands, Put, Space, State};
+use super::space::{Counts, Hands, Put, Space, State};
 use super::store::ParkedImage;
 use super::working_set::Hot;
 
@@ -30,8 +30,8 @@ pub(super) enum Turn {
 struct Batch {
     pages: Vec<Hot>,
     from: Option<(Arc<ParkedImage>, u32)>,
-    /// [`State::change`] when they were taken.
-    change: u64,
+    /// [`State::round`] when they were taken: it has the same image as long as that is the same.
+    round: u64,
 }
 
 impl Space {
@@ -41,7 +41,7 @@ impl Space {
         let mut push = state.working_set.begin();
         push.reverse();
         state.push = push;
-        state.change += 1;
+        state.round += 1;
         state.push.len()
     }
 
@@ -54,11 +54,11 @@ impl Space {
             }
             state.take_some()
         };
-        let Some(Batch { mut pages, from, change }) = taken else { return Ok(Turn::Over) };
+        let Some(Batch { mut pages, from, round }) = taken else { return Ok(Turn::Over) };
         let Some(first) = pages.last().copied() else { return Ok(Turn::Over) };
         let _under_way = hands.under_way.begin(first.page, &self.lost);
         let out = &mut hands.pages[..pages.len()];
-        let is_protected = from.is_some() && !first.written;
+        let place = from.as_ref().map(|(_, place)| *place);
         match from {
             Some((image, place)) => {
                 image.rebuild(&mut hands.codec, place, out).map_err(FaultError::Rebuild)?;
@@ -66,15 +66,18 @@ impl Space {
             None => out.fill(ZERO_PAGE),
         }
         let mut state = self.lock();
-        if state.change != change {
-            // This may not be what is missing any more. What still is will be missed.
-            return Ok(Turn::More);
+        if state.round != round {
+            return Ok(Turn::Over);
         }
         if !state.changes.is_empty() {
             state.push.append(&mut pages);
             return Ok(Turn::Waits);
         }
-        let done = match self.put(first.page, out, is_protected)? {
+        if !state.is_still(first.page, pages.len(), place) {
+            // What of it is still missing will be missed.
+            return Ok(Turn::More);
+        }
+        let done = match self.put(first.page, out, place.is_some() && !first.written)? {
             Put::Busy => 0,
             Put::Done { pages: done } => done.min(pages.len()),
             Put::Gone => {
@@ -100,7 +103,16 @@ impl State {
         count = count.min(found.map_or(1, |(_, run)| usize::try_from(run).unwrap_or(1)));
         let from = found.and_then(|(place, _)| Some((self.store().image()?.clone(), place)));
         let pages = self.push.split_off(self.push.len() - count);
-        Some(Batch { pages, from, change: self.change })
+        Some(Batch { pages, from, round: self.round })
+    }
+
+    /// Are these pages still stored from this place on, or still not at all?
+    fn is_still(&self, first: u64, pages: usize, place: Option<u32>) -> bool {
+        match (self.store().find(first), place) {
+            (Some((found, run)), Some(place)) => found == place && run as usize >= pages,
+            (None, None) => true,
+            _ => false,
+        }
     }
 
     /// The rank of a page that is missed now.
@@ -109,9 +121,10 @@ impl State {
         next.unwrap_or_else(|| self.working_set.rank_behind(self.missed.len()))
     }
 
-    /// Ends the giving back.
-    pub(super) fn stop_push(&mut self) {
-        self.change += 1;
+    /// Ends the giving back. Returns what was done so far.
+    pub(super) fn stop_push(&mut self) -> Counts {
+        self.round += 1;
         self.push.clear();
+        self.counts
     }
 }

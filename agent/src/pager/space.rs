@@ -98,9 +98,9 @@ pub(super) struct State {
     pub(super) missed: Vec<Hot>,
     /// What is being given back, last page first.
     pub(super) push: Vec<Hot>,
-    /// Goes on whenever a page is stored as something else, was moved or forgotten, or the giving back begins or ends: who has
-    /// rebuilt pages without the lock sees by it whether they may still be put in their place.
-    pub(super) change: u64,
+    /// Goes on whenever everything is stored anew, or the giving back begins or ends: what somebody has taken to give it back
+    /// before is not to be given back any more.
+    pub(super) round: u64,
     waiting: Vec<Waiting>,
     /// What was told and is not in the store yet: something else may have happened before it.
     pub(super) changes: Vec<Change>,
@@ -343,12 +343,11 @@ impl State {
 
     /// Stores everything as something else from now on.
     pub(super) fn replace(&mut self, store: Store) {
-        self.change += 1;
+        self.round += 1;
         self.store = store;
     }
 
     fn forget(&mut self, pages: &Range<u64>) {
-        self.change += 1;
         self.store.forget(pages);
         self.working_set.forget(pages);
         self.push.retain(|hot| !pages.contains(&hot.page));
@@ -374,7 +373,6 @@ impl State {
 
     fn moved(&mut self, from: &Range<u64>, to: u64) {
         let old = pages(from);
-        self.change += 1;
         self.store.moved(old.start, to / PAGE_BYTES as u64, old.end - old.start);
         self.working_set.forget(&old);
         self.push.retain(|hot| !old.contains(&hot.page));

@@ -160,7 +160,8 @@ impl Stopped {
                 return Err(error);
             }
         };
-        space.lock().stop_push();
+        let counts = space.lock().stop_push();
+        tracing::debug!(%pid, ?counts, "stopped; counted since it was first parked");
         Ok(Process::new(pid, space, before.is_none(), files, scratch))
     }
 
