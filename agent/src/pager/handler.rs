@@ -43,6 +43,8 @@ const EVENTS: usize = 16;
 const PAUSE: Duration = Duration::from_micros(20);
 /// From so many pages on all threads give back, not only the one that serves the process.
 const SHARED_FROM: usize = 128;
+/// Only where there are more threads than this: on two processors they would take the program's own.
+const ALONE_MAX: usize = 2;
 /// Number of the event that only wakes a thread.
 const WAKE: u64 = u64::MAX;
 
@@ -151,7 +153,7 @@ impl Pager {
         let pages = space.begin_push();
         let server = self.server(space.id);
         server.tell(|orders| orders.push.push(space.id));
-        if pages >= SHARED_FROM {
+        if pages >= SHARED_FROM && self.shared.servers.len() > ALONE_MAX {
             let others = self.shared.servers.iter().filter(|other| !Arc::ptr_eq(other, server));
             others.for_each(|other| other.tell(|orders| orders.help.push(space.clone())));
         }
