@@ -7,7 +7,7 @@ use crate::encode::Form;
 use crate::image::DedupImage;
 use crate::page::{BasePage, Page, PageIndex, SnapshotId};
 use crate::recipe::{Codec, Place, Source};
-use crate::words::{DecodeWordsError, Facts, Known, PageSource, Relation, decode_pieces, pages_needed};
+use crate::words::{DecodeWordsError, Facts, Known, PageSource, Relation, Rest, decode_pieces, pages_needed};
 
 /// Why a page could not be rebuilt. In every case the sandbox must not run with it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
@@ -97,6 +97,19 @@ pub(crate) enum UnpackError {
     Decode(DecodeDeltaError),
 }
 
+/// The second half of a page of words: makes it of what its pieces predict.
+pub(crate) fn put_right(
+    codec: &mut DeltaCodec,
+    words: Codec,
+    rest: Rest<'_>,
+    page: &mut Page,
+) -> Result<(), DecodeDeltaError> {
+    match words {
+        Codec::Predicted => codec.decode_over(rest.bytes()?, page),
+        _ => Ok(rest.correct(page)?),
+    }
+}
+
 /// Makes the page out of its stored form. The one way back, for restores and for the encoder's proof alike.
 pub(crate) fn unpack<P: BasePages + ?Sized>(
     codec: &mut DeltaCodec,
@@ -127,13 +140,7 @@ pub(crate) fn unpack<P: BasePages + ?Sized>(
                 DecodeWordsError::NoPage { page } => UnpackError::NoBase(BasePage { page, ..*base }),
                 other => UnpackError::Decode(other.into()),
             })?;
-            match words {
-                Codec::Predicted => match rest.bytes() {
-                    Ok(bytes) => codec.decode_over(bytes, page),
-                    Err(problem) => Err(problem.into()),
-                },
-                _ => rest.correct(page).map_err(DecodeDeltaError::from),
-            }
+            put_right(codec, *words, rest, page)
         }
         Form::Whole { codec: Codec::Zstd, bytes } => codec.decode_alone(bytes, page),
         // A delta is never raw; a whole page that is not compressed is.

@@ -18,8 +18,8 @@ mod delta;
 mod entropy;
 mod facts;
 mod index;
-mod layout;
 mod learn;
+mod page_pieces;
 mod pieces;
 mod relation;
 mod siphash;
@@ -33,11 +33,11 @@ use std::ops::Range;
 
 use align::{Origin, Piece, Walk};
 pub use delta::DecodeWordsError;
-pub(crate) use delta::{Known, PageOfWords, PageSource, WordEncoder, decode_pieces, pages_needed};
+pub(crate) use delta::{Known, PageOfWords, PageSource, Rest, WordEncoder, decode_pieces, pages_needed};
 pub use facts::Facts;
 pub use index::{BaseIndex, Memory, MemoryError};
-use layout::PagePieces;
 use learn::Learner;
+use page_pieces::PagePieces;
 pub use relation::{RELATION_BYTES_MAX, ReadRelationError, Relation};
 use token::PAGE_WORDS;
 pub use translation::{ENTRIES_MAX, ReadTranslationError, TRANSLATION_BYTES_MAX, Translation};
@@ -239,12 +239,7 @@ impl Plan {
 
     /// Half of the proof that bytes are this page: they name the pieces it was encoded with. The other half is that what is
     /// behind them makes it of what these predict.
-    pub(crate) fn reread<'d>(
-        &'d self,
-        at: PageIndex,
-        bytes: &'d [u8],
-        named: PageIndex,
-    ) -> Option<delta::Rest<'d>> {
+    pub(crate) fn reread<'d>(&'d self, at: PageIndex, bytes: &'d [u8], named: PageIndex) -> Option<Rest<'d>> {
         delta::reread_pieces(bytes, named, self.pieces.of(at.0 as usize), &self.relation)
     }
 

@@ -53,7 +53,8 @@ pub(crate) fn at_desk<F: Future<Output = ()>>(test: impl FnOnce(Desk) -> F) {
 impl Desk {
     pub(crate) fn on(host: Host) -> Self {
         let program = PathBuf::from(env!("CARGO_BIN_EXE_medes-agent"));
-        let pager = Pager::start(2, host.guard(), (host.reaper().clone(), program)).unwrap();
+        // So many that large working sets are given back by all of them.
+        let pager = Pager::start(3, host.guard(), (host.reaper().clone(), program)).unwrap();
         let bases = Bases::new("desk".parse().unwrap(), Duration::from_secs(5), Budgets::DEFAULT);
         Self { host, pager, base: None, resident_percent: 0, bases: Arc::new(bases), faults: Arc::default() }
     }

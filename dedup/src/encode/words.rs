@@ -1,9 +1,9 @@
 //! Encoding with a plan: a page as words of its base first, and another way only where that is not short enough.
 
 use super::{EncodedPage, Encoder, Form};
-use crate::delta::{CODED_BYTES_MAX, DecodeDeltaError, Level};
+use crate::delta::{CODED_BYTES_MAX, Level};
 use crate::page::{BasePage, Page, PageIndex, SnapshotId, is_zero};
-use crate::rebuild::BasePages;
+use crate::rebuild::{BasePages, put_right};
 use crate::recipe::Codec;
 use crate::words::{Facts, Plan};
 
@@ -73,7 +73,7 @@ impl Encoder {
         self.finished(hash, form)
     }
 
-    /// Does the code just made give the page back? The same steps as those of `unpack`, but for the prediction, which is at hand.
+    /// Does the code just made give the page back? As `unpack` does it, but for the prediction, which is at hand.
     fn gives_back(
         &mut self,
         page: &Page,
@@ -83,14 +83,7 @@ impl Encoder {
     ) -> bool {
         let Some(rest) = base.plan.reread(at, &self.best[..bytes], named) else { return false };
         self.rebuilt.copy_from_slice(self.words.predicted());
-        let decoded = match codec {
-            Codec::Predicted => match rest.bytes() {
-                Ok(bytes) => self.codec.decode_over(bytes, &mut self.rebuilt),
-                Err(problem) => Err(problem.into()),
-            },
-            _ => rest.correct(&mut self.rebuilt).map_err(DecodeDeltaError::from),
-        };
-        decoded.is_ok() && *self.rebuilt == *page
+        put_right(&mut self.codec, codec, rest, &mut self.rebuilt).is_ok() && *self.rebuilt == *page
     }
 
     fn words_or_else(&mut self, page: &Page, at: PageIndex, base: &WordsOf<'_>) -> Form<usize> {
