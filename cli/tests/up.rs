@@ -205,6 +205,8 @@ fn ctrl_c_works_like_a_signal_from_outside() {
     let stage = Stage::new(&format!("LISTEN\n{WELL}"), WELL);
     let mut up = stage.up(&["--control", "127.0.0.1:0", "--gateway", "127.0.0.1:0"]);
     up.ready();
+    // The fake controller calls every node attached, also one that does not know yet what to do when told to end.
+    stage.wait_until("begun", || stage.pids().len() == 3);
     up.signal(Signal::SIGINT);
     assert_eq!(up.end().code(), Some(0), "{}", stage.stderr());
     assert_eq!(stage.left_over(), [0; 0]);
