@@ -1,6 +1,6 @@
 //! Faults of sandboxes that are asked for: an event each, and the heat of each page.
 //!
-//! A fault of anybody else costs one look at [`WANTING`] while nobody is asked about, and one at [`WANTED`] otherwise.
+//! The programs are attached only while somebody is asked about; a fault of anybody else then costs one look at [`WANTED`].
 
 use aya_ebpf::bindings::BPF_RB_NO_WAKEUP;
 use aya_ebpf::macros::map;
@@ -13,10 +13,6 @@ use medes_agent_ebpf::{
 use crate::lose;
 use crate::runs::{add, now_ns};
 use crate::task::current;
-
-/// How many sandboxes are in [`WANTED`].
-#[map]
-static WANTING: Array<u64> = Array::with_max_entries(1, 0);
 
 /// Sandboxes nobody asks about are not in it.
 #[map]
@@ -36,7 +32,7 @@ const PAGE_SHIFT: u64 = 12;
 #[inline(always)]
 pub(crate) fn seen(address: u64, error: u64, in_kernel: bool) {
     // The upper half of the addresses is the kernel's own.
-    if address >> 63 != 0 || WANTING.get(0).is_none_or(|count| *count == 0) {
+    if address >> 63 != 0 {
         return;
     }
     let (key, process) = current();

@@ -35,8 +35,6 @@ pub mod map {
     pub const SANDBOXES: &str = "SANDBOXES";
     /// Sandbox key → [`super::WantedWords`].
     pub const WANTED: &str = "WANTED";
-    /// One number: how many sandboxes are in [`WANTED`]. At 0 the programs for faults look at nothing else.
-    pub const WANTING: &str = "WANTING";
     /// Process number (the kernel's tgid) → sandbox key, of the processes that were there when the watch of their
     /// sandbox began; only used without a cgroup v2 hierarchy.
     pub const MEMBERS: &str = "MEMBERS";

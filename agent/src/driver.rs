@@ -16,6 +16,7 @@
 
 mod apply;
 mod report;
+pub use report::Measures;
 #[cfg(test)]
 mod tests;
 

@@ -286,9 +286,7 @@ impl Node {
         self.measured.refresh(&self.tools, &self.bodies, self.driver.image_bytes() + kept).await;
         let inventory = Inventory {
             memory: self.measured.node(),
-            sandboxes: self
-                .driver
-                .sandboxes(Instant::now(), |id| (self.measured.private_bytes(id), self.pace.heat(id))),
+            sandboxes: self.driver.sandboxes(Instant::now(), |id| self.measures(id)),
             snapshots: self.driver.snapshots(),
         };
         metrics::inventory(&inventory);
@@ -340,7 +338,7 @@ impl Node {
                 if let Err(failure) = &result {
                     tracing::info!(?command, kind = ?failure.kind, %failure, "command failed");
                 }
-                self.send(AgentMessage::Done { command, result });
+                self.send(AgentMessage::Done { command, result: Box::new(result) });
             }
             Action::ReportIdle { sandbox, idle } => self.send(AgentMessage::Idle { sandbox, idle }),
             Action::ReportGone { sandbox, why } => {

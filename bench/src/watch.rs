@@ -81,12 +81,21 @@ async fn measure_one(station: &Station, warm: &Warm, name: String, options: &Opt
     for round in 0..options.bursts {
         let mut order = Way::ALL;
         order.rotate_left(round as usize % Way::ALL.len());
+        // Forward and back, so that no way has always the same one before it.
+        if round % 2 == 1 {
+            order.reverse();
+        }
         for way in order {
             let measured = match way {
-                Way::Off => burst(warm, options.requests).await?,
+                Way::Off => {
+                    settle(warm).await?;
+                    burst(warm, options.requests).await?
+                }
                 Way::Ebpf | Way::Faults => {
                     let (mut watch, key) = watch(warm)?;
-                    watched(&mut watch, key, warm, options.requests, way).await?
+                    let (measured, switched) = watched(&mut watch, key, warm, options.requests, way).await?;
+                    row.switched_ms.extend(switched);
+                    measured
                 }
                 Way::Writes => tracked(station, warm, options.requests, &mut row).await?,
             };
@@ -102,26 +111,38 @@ async fn measure_one(station: &Station, warm: &Warm, name: String, options: &Opt
     Ok(row)
 }
 
-/// A burst of requests under the kernel programs.
-async fn watched(watch: &mut Watch, key: Key, warm: &Warm, requests: u32, way: Way) -> Result<Burst> {
+/// A burst of requests under the kernel programs; and how long it took to say that faults are wanted, and no more. An agent
+/// says so between requests, as here: that time is not a request's.
+async fn watched(
+    watch: &mut Watch,
+    key: Key,
+    warm: &Warm,
+    requests: u32,
+    way: Way,
+) -> Result<(Burst, Vec<f64>)> {
     let (events, heat) = (true, way == Way::Faults);
+    settle(warm).await?;
+    let begun = Instant::now();
     watch.want_faults(key, Wants { events, heat }).context("ask for faults")?;
+    let mut switched_ms = vec![begun.elapsed().as_secs_f64() * 1e3];
     let first = burst(warm, 1).await?;
     if way == Way::Ebpf {
+        let begun = Instant::now();
         watch.want_faults(key, Wants::default()).context("ask for no more faults")?;
+        switched_ms.push(begun.elapsed().as_secs_f64() * 1e3);
         watch.faults(usize::MAX);
     }
     let mut all = burst(warm, requests.saturating_sub(1)).await?;
     all.seconds += first.seconds;
     all.request_ms.extend(first.request_ms);
-    Ok(all)
+    Ok((all, switched_ms))
 }
 
 /// What the kernel programs cost over one burst: percent of its time on one CPU, and each per event.
 async fn count_events(warm: &Warm, requests: u32, way: Way) -> Result<(f64, Vec<EventCost>)> {
     let (mut watch, key) = watch(warm)?;
     let count = CostCount::begin().context("count the cost of programs")?;
-    let measured = watched(&mut watch, key, warm, requests, way).await?;
+    let (measured, _) = watched(&mut watch, key, warm, requests, way).await?;
     drop(count);
     let costs: Vec<_> = watch.costs().into_iter().filter(|cost| cost.runs > 0).collect();
     let seconds: f64 = costs.iter().map(|cost| cost.time.as_secs_f64()).sum();
@@ -132,7 +153,7 @@ async fn count_events(warm: &Warm, requests: u32, way: Way) -> Result<(f64, Vec<
 fn watch(warm: &Warm) -> Result<(Watch, Key)> {
     let mut watch =
         Watch::ebpf(medes_agent::watch::Options::default()).context("load the kernel programs")?;
-    watch.attach_faults().context("load the kernel programs for faults")?;
+    watch.load_faults().context("load the kernel programs for faults")?;
     let cgroup = warm.housing.cgroup();
     let group = Group { cgroup_id: cgroup.id(), procs: cgroup.main_dir().join("cgroup.procs") };
     let key = watch.add(group, now_ns()).context("watch the sandbox")?;
@@ -149,12 +170,18 @@ async fn tracked(station: &Station, warm: &Warm, requests: u32, row: &mut Row) -
     let armed = writes.take()?;
     row.first_take_ms.push(begun.elapsed().as_secs_f64() * 1e3);
     row.private_pages.push(armed.pages() as f64);
+    // No request to settle here: it would be the one that pays for the arming.
     let measured = burst(warm, requests).await?;
     let begun = Instant::now();
     let written = writes.take()?;
     row.take_ms.push(begun.elapsed().as_secs_f64() * 1e3);
     row.written_pages.push(written.pages() as f64);
     Ok(measured)
+}
+
+/// A request that does not count: programs have just been loaded, and those of the burst before are being freed.
+async fn settle(warm: &Warm) -> Result<()> {
+    burst(warm, 1).await.map(drop)
 }
 
 /// Requests one after the other.

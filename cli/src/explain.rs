@@ -2,6 +2,7 @@
 
 use medes_proto::{
     ids::SandboxId,
+    sandbox::{Activity, SandboxReport, Wakes, WriteHeat},
     trace::{Choice, Event, Explanation, What},
     wire,
 };
@@ -55,7 +56,7 @@ fn text(id: SandboxId, explained: &Explanation) -> String {
     let mut text = match &explained.now {
         Some((report, node)) => {
             let (state, age) = (report.state.word(), human::age(report.state_age));
-            format!("{id} of {} on {node} is {state}, for {age}\n", report.function)
+            format!("{id} of {} on {node} is {state}, for {age}\n", report.function) + &seen(report)
         }
         None => format!("{id} is gone\n"),
     };
@@ -79,6 +80,28 @@ fn text(id: SandboxId, explained: &Explanation) -> String {
         forgotten => format!("history (the first {forgotten} are forgotten):\n"),
     };
     text + &explained.history.iter().map(line::line).collect::<String>()
+}
+
+/// What the kernel says of it: who is woken again and again is seen here.
+fn seen(report: &SandboxReport) -> String {
+    let mut lines = String::new();
+    if let Some(Activity { cpu, quiet, wakes }) = report.activity {
+        let work =
+            if quiet.is_zero() { "works".into() } else { format!("no work for {}", human::took(quiet)) };
+        let wakes = wakes.map_or_else(String::new, |Wakes { all, by_timer }| {
+            format!(", woken {}, {by_timer} of these by timers", human::count(all, "time", "times"))
+        });
+        lines += &format!("its tasks:   {work}; {} on CPUs{wakes}\n", human::took(cpu));
+    }
+    let WriteHeat { windows, hot_pages, warm_pages, written_pages, touched_pages } = report.heat;
+    if windows > 0 {
+        let windows = human::count(windows.into(), "window", "windows");
+        lines += &format!(
+            "its pages:   {hot_pages} hot, {warm_pages} warm in {windows} of requests; {written_pages} written and \
+             {touched_pages} touched in the last\n"
+        );
+    }
+    lines
 }
 
 fn told(event: &Event) -> String {

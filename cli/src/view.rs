@@ -43,6 +43,27 @@ pub(crate) struct SandboxView {
     undumpable: Option<String>,
     pages: PagesView,
     last_phases: Vec<PhaseView>,
+    heat: Option<HeatView>,
+    activity: Option<ActivityView>,
+}
+
+/// What was seen of a sandbox's writes, in pages; `null` while nothing was.
+#[derive(Debug, Serialize)]
+struct HeatView {
+    windows: u32,
+    hot: u64,
+    warm: u64,
+    written: u64,
+    touched: u64,
+}
+
+/// What was seen of its tasks since it has them; `null` without any. Wakes are `null` where no kernel program sees them.
+#[derive(Debug, Serialize)]
+struct ActivityView {
+    cpu_ms: u64,
+    quiet_ms: u64,
+    wakes: Option<u64>,
+    timer_wakes: Option<u64>,
 }
 
 /// What its last dedup made of a sandbox's pages.
@@ -85,6 +106,19 @@ impl SandboxView {
                 reused: pages.reused,
             },
             last_phases: phases(&report.last_phases),
+            heat: (report.heat.windows > 0).then_some(HeatView {
+                windows: report.heat.windows,
+                hot: report.heat.hot_pages,
+                warm: report.heat.warm_pages,
+                written: report.heat.written_pages,
+                touched: report.heat.touched_pages,
+            }),
+            activity: report.activity.map(|activity| ActivityView {
+                cpu_ms: whole_millis(activity.cpu),
+                quiet_ms: whole_millis(activity.quiet),
+                wakes: activity.wakes.map(|wakes| wakes.all),
+                timer_wakes: activity.wakes.map(|wakes| wakes.by_timer),
+            }),
         }
     }
 }

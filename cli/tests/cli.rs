@@ -448,6 +448,7 @@ fn explain_says_why_and_what_was_rejected() {
         "  chosen:    dedup: idle and quiet, and its function has a base",
         "  rejected:  keep: idle for the idle period",
         "  looked at: idle 61.00 s",
+        "its pages:   40 hot, 20 warm in 8 windows of requests; 50 written and 200 touched in the last",
         "history (the first 4 are forgotten):",
     ] {
         assert!(text.lines().any(|other| other == line), "{line}\n{text}");
@@ -456,6 +457,9 @@ fn explain_says_why_and_what_was_rejected() {
     assert_eq!(value["decision"]["event"], "ev-1-41");
     assert_eq!(value["history"].as_array().unwrap().len(), 3);
     assert_eq!(value["now"]["state"], "dedup");
+    let warm = stdout(&controller.medes(&["explain", "sb-1-1"]));
+    let woken = "its tasks:   no work for 12.00 s; 1.25 s on CPUs, woken 310 times, 302 of these by timers";
+    assert!(warm.lines().any(|line| line == woken), "{warm}");
     let nobody = controller.medes(&["explain", "sb-1-9"]);
     assert_eq!(nobody.status.code(), Some(1));
 }

@@ -127,9 +127,7 @@ fn event(connection: ConnectionId, message: AgentMessage) -> Option<Event> {
     Some(match message {
         AgentMessage::Hello(_) => return None,
         AgentMessage::Heartbeat(inventory) => Event::Reported { connection, inventory: Box::new(inventory) },
-        AgentMessage::Done { command, result } => {
-            Event::Done { connection, command, result: Box::new(result) }
-        }
+        AgentMessage::Done { command, result } => Event::Done { connection, command, result },
         AgentMessage::Idle { sandbox, idle } => Event::Idle { connection, sandbox, idle },
         AgentMessage::Gone { sandbox, why } => Event::Gone { connection, sandbox, why },
     })

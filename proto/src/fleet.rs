@@ -25,7 +25,7 @@ pub enum AgentMessage {
         /// Which.
         command: CommandId,
         /// How.
-        result: Result<Success, Failure>,
+        result: Box<Result<Success, Failure>>,
     },
     /// A warm sandbox has had nothing to do for the idle period.
     Idle {

@@ -151,6 +151,49 @@ impl From<wire::WriteHeat> for WriteHeat {
     }
 }
 
+/// What the kernel has seen of a sandbox's tasks since it has them: since its start, or since it last came back.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Activity {
+    /// Time on processors.
+    pub cpu: Duration,
+    /// How long it has done no work; what a timer wakes it for is none while it is short.
+    pub quiet: Duration,
+    /// `None`: the node has no kernel programs that see it.
+    pub wakes: Option<Wakes>,
+}
+
+/// How often a sandbox went from idle to runnable.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Wakes {
+    /// In all.
+    pub all: u64,
+    /// Of these, by a timer.
+    pub by_timer: u64,
+}
+
+impl From<Activity> for wire::Activity {
+    fn from(activity: Activity) -> Self {
+        let Activity { cpu, quiet, wakes } = activity;
+        Self {
+            cpu_ms: millis(cpu),
+            quiet_ms: millis(quiet),
+            wakes: wakes.map(|wakes| wakes.all),
+            timer_wakes: wakes.map(|wakes| wakes.by_timer),
+        }
+    }
+}
+
+impl From<wire::Activity> for Activity {
+    fn from(raw: wire::Activity) -> Self {
+        let wire::Activity { cpu_ms, quiet_ms, wakes, timer_wakes } = raw;
+        Self {
+            cpu: Duration::from_millis(cpu_ms),
+            quiet: Duration::from_millis(quiet_ms),
+            wakes: wakes.zip(timer_wakes).map(|(all, by_timer)| Wakes { all, by_timer }),
+        }
+    }
+}
+
 /// A sandbox as its agent reports it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SandboxReport {
@@ -188,6 +231,34 @@ pub struct SandboxReport {
     pub open_requests: u32,
     /// What was seen of its writes.
     pub heat: WriteHeat,
+    /// What was seen of its tasks; `None`: it has none, or is not watched.
+    pub activity: Option<Activity>,
+}
+
+impl SandboxReport {
+    /// One that nothing is known of yet but this.
+    pub fn new(id: SandboxId, function: FunctionName, function_revision: u64, state: SandboxState) -> Self {
+        Self {
+            id,
+            function,
+            function_revision,
+            state,
+            state_age: Duration::ZERO,
+            age: Duration::ZERO,
+            private_bytes: 0,
+            stored_bytes: 0,
+            bases: Vec::new(),
+            base_snapshot: None,
+            undumpable: None,
+            requests: 0,
+            starts_from_dedup: 0,
+            last_phases: Vec::new(),
+            pages: PageClasses::default(),
+            open_requests: 0,
+            heat: WriteHeat::default(),
+            activity: None,
+        }
+    }
 }
 
 fn millis(duration: Duration) -> u64 {
@@ -214,6 +285,7 @@ impl From<SandboxReport> for wire::SandboxReport {
             pages: Some(report.pages.into()),
             open_requests: report.open_requests,
             heat: Some(report.heat.into()),
+            activity: report.activity.map(Into::into),
         }
     }
 }
@@ -254,6 +326,7 @@ impl TryFrom<wire::SandboxReport> for SandboxReport {
             pages: raw.pages.unwrap_or_default().into(),
             open_requests: raw.open_requests,
             heat: raw.heat.unwrap_or_default().into(),
+            activity: raw.activity.map(Into::into),
         })
     }
 }

@@ -260,7 +260,7 @@ impl Driver {
     fn finish(&mut self, now: Instant, sandbox: SandboxId, mut success: Success, out: &mut Vec<Action>) {
         let Some(entry) = self.sandboxes.get_mut(&sandbox) else { return };
         if let Some(command) = entry.command.take() {
-            success.sandbox = Some(entry.report(now, sandbox, Default::default()));
+            success.sandbox = Some(entry.report(now, sandbox));
             out.push(Action::Reply { command, result: Ok(Box::new(success)) });
         }
         self.remove_if_doomed(sandbox, out);

@@ -6,17 +6,37 @@ use super::{Driver, Entry};
 use medes_proto::{
     fleet::SnapshotReport,
     ids::SandboxId,
-    sandbox::{SandboxReport, WriteHeat},
+    sandbox::{Activity, SandboxReport, WriteHeat},
 };
 
+/// What the driver does not know of a sandbox, because it takes a look.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Measures {
+    /// Anonymous and copied-on-write bytes of its processes.
+    pub private_bytes: u64,
+    /// What was seen of its writes.
+    pub heat: WriteHeat,
+    /// What was seen of its tasks.
+    pub activity: Option<Activity>,
+}
+
+impl Measures {
+    /// Puts them into a report.
+    pub fn fill(self, report: &mut SandboxReport) {
+        let Self { private_bytes, heat, activity } = self;
+        (report.private_bytes, report.heat, report.activity) = (private_bytes, heat, activity);
+    }
+}
+
 impl Driver {
-    /// All sandboxes; `measure` tells one's private bytes, and what was seen of its writes.
-    pub fn sandboxes(
-        &self,
-        now: Instant,
-        measure: impl Fn(SandboxId) -> (u64, WriteHeat),
-    ) -> Vec<SandboxReport> {
-        self.sandboxes.iter().map(|(&id, entry)| entry.report(now, id, measure(id))).collect()
+    /// All sandboxes, with what `measure` tells of each.
+    pub fn sandboxes(&self, now: Instant, measure: impl Fn(SandboxId) -> Measures) -> Vec<SandboxReport> {
+        let measured = |(&id, entry): (&SandboxId, &Entry)| {
+            let mut report = entry.report(now, id);
+            measure(id).fill(&mut report);
+            report
+        };
+        self.sandboxes.iter().map(measured).collect()
     }
 
     /// All base snapshots.
@@ -31,20 +51,11 @@ impl Driver {
 }
 
 impl Entry {
-    pub(super) fn report(
-        &self,
-        now: Instant,
-        id: SandboxId,
-        (private_bytes, heat): (u64, WriteHeat),
-    ) -> SandboxReport {
+    /// Without what takes a look.
+    pub(super) fn report(&self, now: Instant, id: SandboxId) -> SandboxReport {
         SandboxReport {
-            id,
-            function: self.spec.name.clone(),
-            function_revision: self.revision,
-            state: self.state,
             state_age: now.duration_since(self.since),
             age: now.duration_since(self.born),
-            private_bytes,
             stored_bytes: self.stored_bytes,
             bases: self.bases.clone(),
             base_snapshot: self.base_snapshot,
@@ -54,7 +65,7 @@ impl Entry {
             last_phases: self.last_phases.clone(),
             pages: self.pages,
             open_requests: self.open_requests,
-            heat,
+            ..SandboxReport::new(id, self.spec.name.clone(), self.revision, self.state)
         }
     }
 }

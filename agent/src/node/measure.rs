@@ -8,7 +8,7 @@ use medes_proto::{
 };
 
 use super::{Body, Node, Tools};
-use crate::roads::blocking;
+use crate::{driver::Measures, roads::blocking};
 
 /// The last look.
 #[derive(Debug, Default)]
@@ -67,13 +67,22 @@ impl Measured {
 }
 
 impl Node {
+    /// As of the last looks.
+    pub(super) fn measures(&self, sandbox: SandboxId) -> Measures {
+        Measures {
+            private_bytes: self.measured.private_bytes(sandbox),
+            heat: self.pace.heat(sandbox),
+            activity: self.watching.activity(sandbox),
+        }
+    }
+
     /// The driver knows no memory: what the sandbox has right now is looked up here.
     pub(super) fn with_memory(&self, mut success: Success) -> Success {
         if let Some(report) = &mut success.sandbox
             && let Some(Body::Warm(warm, _) | Body::Parked(warm, _)) = self.bodies.get(&report.id)
         {
-            report.private_bytes = warm.housing.usage().anon_bytes;
-            report.heat = self.pace.heat(report.id);
+            let private_bytes = warm.housing.usage().anon_bytes;
+            Measures { private_bytes, ..self.measures(report.id) }.fill(report);
         }
         success
     }

@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use medes_proto::ids::SandboxId;
+use medes_proto::{
+    ids::SandboxId,
+    sandbox::{Activity, Wakes},
+};
 
 use super::Node;
 use crate::{
@@ -33,26 +36,26 @@ pub(super) struct Watching {
     swept: Instant,
 }
 
-/// A sandbox, and what was counted of it already.
+/// A sandbox, and what was seen of it the last time.
 #[derive(Debug)]
 struct Watched {
     key: Key,
     counted: Counts,
+    activity: Option<Activity>,
 }
 
 impl Watching {
     /// `follows`: faults of some requests are wanted.
     pub(super) fn new(mut watch: Watch, follows: bool) -> Self {
-        let attached = follows && watch.sight() != Sight::Procfs;
-        let attached = attached.then(|| watch.attach_faults());
-        if let Some(Err(error)) = &attached {
+        let loaded = (follows && watch.sight() != Sight::Procfs).then(|| watch.load_faults());
+        if let Some(Err(error)) = &loaded {
             let error: &dyn std::error::Error = error;
             tracing::info!(
                 error,
                 "faults are not followed: pages that are only read are seen when they appear"
             );
         }
-        let follows = matches!(attached, Some(Ok(())));
+        let follows = matches!(loaded, Some(Ok(())));
         Self { watch, keys: BTreeMap::new(), follows, swept: Instant::now() }
     }
 
@@ -89,7 +92,9 @@ impl Watching {
         self.end(sandbox);
         let group = Group { cgroup_id: cgroup.id(), procs: cgroup.main_dir().join("cgroup.procs") };
         match self.watch.add(group, now_ns()) {
-            Ok(key) => drop(self.keys.insert(sandbox, Watched { key, counted: Counts::default() })),
+            Ok(key) => {
+                self.keys.insert(sandbox, Watched { key, counted: Counts::default(), activity: None });
+            }
             Err(error) => {
                 let error: &dyn std::error::Error = &error;
                 tracing::warn!(%sandbox, error, "not watched: only its requests count as work");
@@ -102,6 +107,11 @@ impl Watching {
         if let Some(watched) = self.keys.remove(&sandbox) {
             self.watch.remove(watched.key);
         }
+    }
+
+    /// What was seen of a sandbox's tasks at the last look.
+    pub(super) fn activity(&self, sandbox: SandboxId) -> Option<Activity> {
+        self.keys.get(&sandbox)?.activity
     }
 
     /// For how long each has done nothing; zero for one that works now.
@@ -123,7 +133,10 @@ impl Watching {
                 metrics::events(&watched.counted, &counts);
                 watched.counted = counts;
             }
-            Some((sandbox, seen.idle(now_ns).unwrap_or_default()))
+            let quiet = seen.idle(now_ns).unwrap_or_default();
+            let wakes = |counts: Counts| Wakes { all: counts.wakes, by_timer: counts.timer_wakes };
+            watched.activity = Some(Activity { cpu: seen.ran, quiet, wakes: seen.counts.map(wakes) });
+            Some((sandbox, quiet))
         };
         self.keys.iter_mut().filter_map(idle).collect()
     }

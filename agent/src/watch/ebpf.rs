@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
+use std::mem;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::Duration;
 
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, RingBuf};
+use aya::programs::tp_btf::BtfTracePointLinkId;
 use aya::programs::{BtfTracePoint, ProgramInfo};
 use aya::sys::{Stats, enable_stats};
 use aya::{Btf, Ebpf, EbpfLoader};
@@ -39,7 +41,8 @@ const ALWAYS: [&str; 7] = [
     program::HRTIMER_EXPIRE_ENTRY,
     program::HRTIMER_EXPIRE_EXIT,
 ];
-/// Attached when somebody wants faults for the first time.
+/// Loaded when somebody wants faults for the first time, attached while somebody does: a fault is frequent, and a program that
+/// only finds that nobody asks costs each of them a good part of a microsecond.
 const FAULTS: [&str; 2] = [program::PAGE_FAULT_USER, program::PAGE_FAULT_KERNEL];
 
 /// How tasks are told to be a sandbox's.
@@ -99,7 +102,6 @@ pub(super) struct Programs {
     membership: Membership,
     sandboxes: Words<u64, ActivityWords>,
     wanted: Words<u64, WantedWords>,
-    wanting: Array<MapData, u64>,
     members: Words<u32, u64>,
     tasks: Words<u64, TaskWords>,
     runnable: Words<u64, u64>,
@@ -111,7 +113,9 @@ pub(super) struct Programs {
     asked: BTreeMap<u64, (bool, u64)>,
     /// Tasks that ended unseen, by the sandbox they are still counted in.
     missed: BTreeMap<u64, i64>,
-    faults_attached: bool,
+    faults_loaded: bool,
+    /// Empty while nobody wants faults.
+    faults_attached: Vec<(&'static str, BtfTracePointLinkId)>,
     types: Btf,
     log: Option<EbpfLogger<&'static dyn Log>>,
     /// Owns the programs and their attachments.
@@ -151,7 +155,6 @@ impl Programs {
             membership,
             sandboxes: take(&mut programs, map::SANDBOXES)?,
             wanted: take(&mut programs, map::WANTED)?,
-            wanting: take(&mut programs, map::WANTING)?,
             members: take(&mut programs, map::MEMBERS)?,
             tasks: take(&mut programs, map::TASKS)?,
             runnable: take(&mut programs, map::RUNNABLE)?,
@@ -161,24 +164,26 @@ impl Programs {
             odd: 0,
             asked: BTreeMap::new(),
             missed: BTreeMap::new(),
-            faults_attached: false,
+            faults_loaded: false,
+            faults_attached: Vec::new(),
             types,
             log,
             programs,
         };
         for name in ALWAYS {
+            watch.load_program(name)?;
             watch.attach(name)?;
         }
         Ok(watch)
     }
 
-    fn attach(&mut self, name: &'static str) -> Result<(), WatchError> {
-        let program = self.programs.program_mut(name).ok_or(WatchError::Foreign { lacks: name })?;
-        let program: &mut BtfTracePoint =
-            program.try_into().map_err(|source| WatchError::from_program(name, source))?;
-        program.load(name, &self.types).map_err(|source| WatchError::from_program(name, source))?;
-        program.attach().map_err(|source| WatchError::from_program(name, source))?;
-        Ok(())
+    fn load_program(&mut self, name: &'static str) -> Result<(), WatchError> {
+        let Self { programs, types, .. } = self;
+        program(programs, name)?.load(name, types).map_err(|source| WatchError::from_program(name, source))
+    }
+
+    fn attach(&mut self, name: &'static str) -> Result<BtfTracePointLinkId, WatchError> {
+        program(&mut self.programs, name)?.attach().map_err(|source| WatchError::from_program(name, source))
     }
 
     pub(super) const fn membership(&self) -> Membership {
@@ -207,8 +212,8 @@ impl Programs {
         drop(self.wanted.remove(&key.get()));
         self.missed.remove(&key.get());
         if self.asked.remove(&key.get()).is_some() {
-            // Too many are no harm.
-            drop(self.count_wanting());
+            // What stays attached finds nobody in the table.
+            drop(self.attach_as_wanted());
         }
         retain(&mut self.members, |_, owner| *owner != key.get());
         retain(&mut self.tasks, |_, words| words[0] != key.get());
@@ -228,25 +233,23 @@ impl Programs {
         self.wanted.get(&key.get(), 0).map_or(0, |[_, faults]| faults)
     }
 
-    pub(super) fn attach_faults(&mut self) -> Result<(), WatchError> {
-        if !self.faults_attached {
+    pub(super) fn load_faults(&mut self) -> Result<(), WatchError> {
+        if !self.faults_loaded {
             for name in FAULTS {
-                self.attach(name)?;
+                self.load_program(name)?;
             }
-            self.faults_attached = true;
+            self.faults_loaded = true;
         }
         Ok(())
     }
 
     pub(super) fn want_faults(&mut self, key: Key, wanted: Wants) -> Result<(), WatchError> {
-        self.attach_faults()?;
         let events = if wanted.events { wants::EVENTS } else { 0 };
         let heat = if wanted.heat { wants::HEAT } else { 0 };
         let bits = events | heat;
         let before = self.faults_now(key);
         let asked = self.asked.entry(key.get()).or_default();
         *asked = (bits != 0, asked.1 + before);
-        self.count_wanting()?;
         match bits {
             // Nothing was wanted before either: then there is no entry.
             0 => drop(self.wanted.remove(&key.get())),
@@ -255,12 +258,25 @@ impl Programs {
                 insert.map_err(|source| WatchError::Map { map: map::WANTED, source })?;
             }
         }
-        Ok(())
+        self.attach_as_wanted()
     }
 
-    fn count_wanting(&mut self) -> Result<(), WatchError> {
-        let count = self.asked.values().filter(|(wanted, _)| *wanted).count() as u64;
-        self.wanting.set(0, count, 0).map_err(|source| WatchError::Map { map: map::WANTING, source })
+    /// Attaches the programs for faults while anybody wants faults, and only then.
+    fn attach_as_wanted(&mut self) -> Result<(), WatchError> {
+        let wanted = self.asked.values().any(|(wanted, _)| *wanted);
+        if !wanted {
+            for (name, link) in mem::take(&mut self.faults_attached) {
+                let program = program(&mut self.programs, name)?;
+                program.detach(link).map_err(|source| WatchError::from_program(name, source))?;
+            }
+        } else if self.faults_attached.is_empty() {
+            self.load_faults()?;
+            for name in FAULTS {
+                let link = self.attach(name)?;
+                self.faults_attached.push((name, link));
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn faults(&mut self, most: usize) -> Vec<Fault> {
@@ -369,6 +385,11 @@ fn retain<K: aya::Pod, V: aya::Pod>(map: &mut Words<K, V>, keep: impl Fn(&K, &V)
     let doomed: Vec<(K, V)> = map.iter().flatten().filter(|(key, value)| !keep(key, value)).collect();
     // One that is gone meanwhile has been taken care of.
     doomed.into_iter().filter(|(key, _)| map.remove(key).is_ok()).map(|(_, value)| value).collect()
+}
+
+fn program<'a>(programs: &'a mut Ebpf, name: &'static str) -> Result<&'a mut BtfTracePoint, WatchError> {
+    let program = programs.program_mut(name).ok_or(WatchError::Foreign { lacks: name })?;
+    program.try_into().map_err(|source| WatchError::from_program(name, source))
 }
 
 fn take<T: TryFrom<Map, Error = MapError>>(programs: &mut Ebpf, name: &'static str) -> Result<T, WatchError> {

@@ -158,19 +158,19 @@ impl Watch {
         }
     }
 
-    /// Makes it quick to say what is wanted of faults: the programs for it are loaded and attached, and look at nothing yet.
+    /// Makes it quick to say what is wanted of faults: the programs for it are loaded, and attached to nothing yet.
     /// Blocks for some milliseconds.
     ///
     /// # Errors
     /// There are no kernel programs, or none for faults on this architecture.
-    pub fn attach_faults(&mut self) -> Result<(), WatchError> {
+    pub fn load_faults(&mut self) -> Result<(), WatchError> {
         match &mut self.eyes {
-            Eyes::Kernel(programs) => programs.attach_faults(),
+            Eyes::Kernel(programs) => programs.load_faults(),
             Eyes::Procfs(_) => Err(WatchError::OnlyEbpf),
         }
     }
 
-    /// Says what is wanted of a sandbox's faults. Nobody pays for faults before the first time.
+    /// Says what is wanted of a sandbox's faults. Faults cost nothing while nobody wants any.
     ///
     /// # Errors
     /// There are no kernel programs, or none for faults on this architecture.

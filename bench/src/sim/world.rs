@@ -466,24 +466,14 @@ impl<'t> World<'t> {
     fn report(&self, agent: usize, sandbox: SandboxId) -> SandboxReport {
         let held = &self.agents[agent].sandboxes[&sandbox];
         let cost = self.costs.of(held.function);
+        let function = self.names[held.function as usize].clone();
         SandboxReport {
-            id: sandbox,
-            function: self.names[held.function as usize].clone(),
-            function_revision: held.revision,
-            state: held.state,
-            state_age: Duration::ZERO,
-            age: Duration::ZERO,
             private_bytes: if held.state == SandboxState::Dedup { 0 } else { cost.warm_bytes },
             stored_bytes: held.stored_bytes,
             bases: held.bases.clone(),
             base_snapshot: held.source_of,
-            undumpable: None,
-            requests: 0,
-            starts_from_dedup: 0,
-            last_phases: Vec::new(),
-            pages: Default::default(),
             open_requests: held.open,
-            heat: Default::default(),
+            ..SandboxReport::new(sandbox, function, held.revision, held.state)
         }
     }
 

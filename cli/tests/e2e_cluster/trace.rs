@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use crate::{
     cluster::{Cluster, QUIET, can_run},
-    program::PATIENCE,
+    program::{PATIENCE, until},
 };
 
 /// `medes trace --json ARGS` in another process, and its lines.
@@ -124,6 +124,9 @@ fn a_dedup_and_a_restore_are_seen_in_order_and_explained() {
         dedup["phases"].as_array().unwrap().iter().map(|phase| phase["name"].clone()).collect();
     assert!(phases.starts_with(&[json!("dump")]) && phases.contains(&json!("encode")), "{phases:?}");
 
+    // It has no tasks that the kernel could tell of.
+    assert_eq!(row["activity"], json!(null), "{row}");
+
     // A request brings it back; why is said, and nothing of the request.
     let reply = cluster.post_with("f/count?secret=1", &[("x-medes-prefer-sandbox", &sandbox)], b"hidden");
     assert_eq!(reply.unwrap().start(), "restore");
@@ -142,6 +145,12 @@ fn a_dedup_and_a_restore_are_seen_in_order_and_explained() {
     assert!(!told.contains("secret") && !told.contains("hidden"), "{told}");
 
     cluster.until_state(&sandbox, "warm");
+    // The request has woken it; without kernel programs nobody sees that.
+    until("what its tasks did is told", || {
+        let seen = &cluster.row(&sandbox)?["activity"];
+        let told = seen["wakes"].as_u64().is_none_or(|wakes| wakes > 0);
+        (told && seen["cpu_ms"].is_u64()).then_some(())
+    });
     let explained = cluster.ask(&["explain", &sandbox]);
     assert_eq!(explained["decision"]["event"], start["event"]);
     assert_eq!((&explained["now"]["state"], &explained["change"]["to"]), (&json!("warm"), &json!("warm")));

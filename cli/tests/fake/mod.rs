@@ -145,6 +145,19 @@ fn sandbox(counter: u64, function: &str, state: SandboxState) -> wire::SandboxRe
         age_ms: 192_000,
         private_bytes: 43_201_331,
         requests: 7,
+        heat: Some(wire::WriteHeat {
+            windows: 8,
+            hot_pages: 40,
+            warm_pages: 20,
+            written_pages: 50,
+            touched_pages: 200,
+        }),
+        activity: Some(wire::Activity {
+            cpu_ms: 1_250,
+            quiet_ms: 12_000,
+            wakes: Some(310),
+            timer_wakes: Some(302),
+        }),
         ..Default::default()
     }
 }
@@ -162,6 +175,7 @@ fn deduplicated(counter: u64) -> wire::SandboxReport {
             ..Default::default()
         }),
         last_phases: vec![phase("dump", 31_500), phase("dedup", 88_000)],
+        activity: None,
         ..sandbox(counter, "html", SandboxState::Dedup)
     }
 }
@@ -381,7 +395,21 @@ impl Control for Fake {
     }
 
     async fn explain(&self, request: Request<wire::ExplainRequest>) -> Reply<wire::ExplainReply> {
-        if request.into_inner().sandbox != id(2) {
+        let sandbox_id = request.into_inner().sandbox;
+        if sandbox_id == id(1) {
+            let now = sandbox(1, "html", SandboxState::Warm).try_into().unwrap();
+            let now = Some((now, "node-1".parse().unwrap()));
+            let nothing = Explanation {
+                now,
+                change: None,
+                decision: None,
+                review: None,
+                history: Vec::new(),
+                forgotten: 0,
+            };
+            return Ok(Response::new(nothing.into()));
+        }
+        if sandbox_id != id(2) {
             return Err(Status::not_found("nothing is known about it"));
         }
         let events = events();

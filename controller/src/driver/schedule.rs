@@ -337,25 +337,7 @@ fn starting_sandbox(
     spec: &medes_proto::function::FunctionSpec,
     revision: u64,
 ) -> Sandbox {
-    let report = SandboxReport {
-        id,
-        function: spec.name.clone(),
-        function_revision: revision,
-        state: SandboxState::Starting,
-        state_age: Default::default(),
-        age: Default::default(),
-        private_bytes: 0,
-        stored_bytes: 0,
-        bases: Vec::new(),
-        base_snapshot: None,
-        undumpable: None,
-        requests: 0,
-        starts_from_dedup: 0,
-        last_phases: Vec::new(),
-        pages: Default::default(),
-        open_requests: 0,
-        heat: Default::default(),
-    };
+    let report = SandboxReport::new(id, spec.name.clone(), revision, SandboxState::Starting);
     let requests_max = usize::try_from(spec.requests_max).unwrap_or(usize::MAX);
     Sandbox::new(now, node.clone(), Life::Starting, requests_max, report)
 }

@@ -32,25 +32,10 @@ fn function(name: &str) -> FunctionSpec {
 }
 
 fn report(id: SandboxId, name: &str, state: SandboxState) -> SandboxReport {
-    SandboxReport {
-        id,
-        function: name.parse().unwrap(),
-        function_revision: 1,
-        state,
-        state_age: Duration::ZERO,
-        age: Duration::ZERO,
-        private_bytes: if state == SandboxState::Dedup { 0 } else { 64 * MIB },
-        stored_bytes: if state == SandboxState::Dedup { 4 * MIB } else { 0 },
-        bases: Vec::new(),
-        base_snapshot: None,
-        undumpable: None,
-        requests: 0,
-        starts_from_dedup: 0,
-        last_phases: Vec::new(),
-        pages: Default::default(),
-        open_requests: 0,
-        heat: Default::default(),
-    }
+    let (private_bytes, stored_bytes) =
+        if state == SandboxState::Dedup { (0, 4 * MIB) } else { (64 * MIB, 0) };
+    let report = SandboxReport::new(id, name.parse().unwrap(), 1, state);
+    SandboxReport { private_bytes, stored_bytes, ..report }
 }
 
 /// A driver and the actions it has not yet been asked about.

@@ -330,7 +330,7 @@ async fn attach(agent: &Arc<Inner>, control: SocketAddr) -> Result<(), Status> {
                     }
                     ControllerMessage::Command { id, command } => {
                         let Some(result) = agent.carry_out(command) else { continue };
-                        let done = AgentMessage::Done { command: id, result };
+                        let done = AgentMessage::Done { command: id, result: Box::new(result) };
                         drop(sender.send(done.into()).await);
                     }
                 }
@@ -411,25 +411,8 @@ impl Inner {
 }
 
 fn warm(id: SandboxId, function: FunctionName, function_revision: u64) -> SandboxReport {
-    SandboxReport {
-        id,
-        function,
-        function_revision,
-        state: SandboxState::Warm,
-        state_age: Duration::ZERO,
-        age: Duration::ZERO,
-        private_bytes: 32 << 20,
-        stored_bytes: 0,
-        bases: Vec::new(),
-        base_snapshot: None,
-        undumpable: None,
-        requests: 0,
-        starts_from_dedup: 0,
-        last_phases: Vec::new(),
-        pages: Default::default(),
-        open_requests: 0,
-        heat: Default::default(),
-    }
+    let report = SandboxReport::new(id, function, function_revision, SandboxState::Warm);
+    SandboxReport { private_bytes: 32 << 20, ..report }
 }
 
 #[tonic::async_trait]

@@ -135,7 +135,7 @@ impl From<AgentMessage> for wire::AgentMessage {
                 Message::Heartbeat(wire::Heartbeat { memory, sandboxes, snapshots })
             }
             AgentMessage::Done { command, result } => {
-                let result = match result {
+                let result = match *result {
                     Ok(success) => wire::done::Result::Success(success.into()),
                     Err(failure) => wire::done::Result::Failure(failure.into()),
                 };
@@ -165,10 +165,10 @@ impl TryFrom<wire::AgentMessage> for AgentMessage {
             }
             Message::Done(wire::Done { command, result }) => Self::Done {
                 command: CommandId(command),
-                result: match result.ok_or(WireError::missing("done.result"))? {
+                result: Box::new(match result.ok_or(WireError::missing("done.result"))? {
                     wire::done::Result::Success(success) => Ok(success.try_into()?),
                     wire::done::Result::Failure(failure) => Err(failure.try_into()?),
-                },
+                }),
             },
             Message::Idle(wire::Idle { sandbox, idle_ms }) => Self::Idle {
                 sandbox: SandboxId::from_wire(sandbox, "idle.sandbox")?,
