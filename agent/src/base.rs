@@ -82,7 +82,7 @@ pub async fn make_base(
     let (bytes, processes) = blocking(move || copy(&dump)).await.map_err(MakeBaseError::Keep)?;
     let too_large = MakeBaseError::TooLarge { bytes: bytes.len() as u64 };
     let (function, tenant) = (warm.spec.name.clone(), warm.spec.tenant.clone());
-    let snapshot = Arc::new(Snapshot::new(id, function.clone(), tenant, bytes, processes).ok_or(too_large)?);
+    let snapshot = Arc::new(Snapshot::new(id, function, tenant, bytes, processes).ok_or(too_large)?);
     watch.step("copy");
     let aligned = engine.level() != Level::None;
     let fingerprints = fingerprint(snapshot.clone(), engine).await;
@@ -100,9 +100,17 @@ pub async fn make_base(
         return Err(error.into());
     }
     watch.step("register");
-    let report =
-        SnapshotReport { id, function, pages: snapshot.page_count().into(), bytes: snapshot.len_bytes() };
-    Ok((report, watch.phases()))
+    Ok((report(&snapshot), watch.phases()))
+}
+
+/// A snapshot as the controller hears of it.
+pub fn report(snapshot: &Snapshot) -> SnapshotReport {
+    SnapshotReport {
+        id: snapshot.id,
+        function: snapshot.function.clone(),
+        pages: snapshot.page_count().into(),
+        bytes: snapshot.len_bytes(),
+    }
 }
 
 /// Tells the registry of every base of this node once more. It lives in the controller's memory: that of a new

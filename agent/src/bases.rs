@@ -169,6 +169,22 @@ impl Bases {
         }
     }
 
+    /// Copies a snapshot of another node, and holds it from now on as one made here.
+    ///
+    /// Cancel-safe: what has come so far is thrown away.
+    ///
+    /// # Errors
+    /// Its node does not deliver, or not what it promised; there is no memory for it.
+    pub async fn replicate(&self, place: &SnapshotPlace) -> Result<Arc<Snapshot>, FetchError> {
+        if let Some(held) = self.local.get(place.snapshot) {
+            return Ok(held);
+        }
+        let fetched = self.replicas.take(&self.peers, place).await?;
+        self.local.insert(fetched.clone());
+        tracing::info!(snapshot = %fetched.id, from = %place.node, bytes = fetched.len_bytes(), "copied a base");
+        Ok(fetched)
+    }
+
     /// Forgets a snapshot of this node.
     pub fn remove(&self, snapshot: SnapshotId) {
         self.local.remove(snapshot);

@@ -103,6 +103,13 @@ pub enum Event {
         /// The snapshot.
         result: Result<(SnapshotReport, Vec<Phase>), DedupFailed>,
     },
+    /// A base snapshot of another node was copied, or not.
+    Replicated {
+        /// Which.
+        snapshot: SnapshotId,
+        /// What it is.
+        result: Result<SnapshotReport, Failure>,
+    },
     /// An attempt to make a dedup image smaller has ended.
     Shrunk {
         /// Whose.
@@ -242,6 +249,11 @@ pub enum Action {
         /// Which.
         sandbox: SandboxId,
     },
+    /// Copy a base snapshot of another node; answer with [`Event::Replicated`].
+    Replicate {
+        /// Which, and where it is.
+        place: SnapshotPlace,
+    },
     /// Free a base snapshot.
     DropSnapshot {
         /// Which.
@@ -318,6 +330,8 @@ struct Entry {
 pub struct Driver {
     sandboxes: BTreeMap<SandboxId, Entry>,
     snapshots: BTreeMap<SnapshotId, SnapshotReport>,
+    /// Those that are being copied, and the command to answer then.
+    replicating: BTreeMap<SnapshotId, CommandId>,
     idle_period: Duration,
     small_after: Duration,
     /// An image is being made smaller: one at a time.
@@ -331,6 +345,7 @@ impl Driver {
         Self {
             sandboxes: BTreeMap::new(),
             snapshots: BTreeMap::new(),
+            replicating: BTreeMap::new(),
             idle_period: Duration::from_secs(60),
             small_after: Duration::ZERO,
             shrinking: false,
@@ -355,6 +370,7 @@ impl Driver {
             Event::Deduped { sandbox, result } => self.deduped(now, sandbox, result, out),
             Event::Restored { sandbox, result } => self.restored(now, sandbox, result, out),
             Event::BaseMade { sandbox, result } => self.base_made(now, sandbox, result, out),
+            Event::Replicated { snapshot, result } => self.replicated(snapshot, result, out),
             Event::Shrunk { sandbox, smaller } => self.shrunk(sandbox, smaller),
             Event::Removed { sandbox } => self.removed(sandbox, out),
             Event::Exited { sandbox, why } => self.exited(sandbox, why, out),

@@ -219,7 +219,7 @@ impl Node {
         futures::future::join_all(removals).await;
         while let Some(input) = inputs.recv().await {
             if let Input::Worked(worked) = input
-                && let (sandbox, Some(remains)) = worked.into_remains()
+                && let Some((sandbox, remains)) = worked.into_remains()
             {
                 work::remove(sandbox, Some(remains)).await;
             }
@@ -326,6 +326,7 @@ impl Node {
                 let remains = self.bodies.remove(&sandbox).and_then(Body::into_remains);
                 self.work(work::remove(sandbox, remains));
             }
+            Action::Replicate { place } => self.work(work::replicate(self.tools.bases.clone(), place)),
             Action::DropSnapshot { snapshot } => self.tools.bases.remove(snapshot),
             Action::Admit { ticket } => self.admit(ticket),
             Action::Refuse { ticket, why } => {
@@ -364,7 +365,7 @@ impl Node {
             let worked = Input::Worked(Box::new(work.await));
             // The node is closing and takes nothing back any more: what the work brings is removed here.
             if let Err(mpsc::error::SendError(Input::Worked(worked))) = inbox.send(worked).await
-                && let (sandbox, Some(remains)) = worked.into_remains()
+                && let Some((sandbox, remains)) = worked.into_remains()
             {
                 work::remove(sandbox, Some(remains)).await;
             }
@@ -446,6 +447,7 @@ impl Node {
                 self.keep_ruin(sandbox, Some(ruin));
                 Event::Restored { sandbox, result: Err(failure) }
             }
+            Worked::Replicated { snapshot, result } => Event::Replicated { snapshot, result },
             Worked::Shrunk { sandbox, of, result } => self.shrunk(sandbox, &of, result),
             Worked::Removed { sandbox } => {
                 self.measured.forget(sandbox);

@@ -114,6 +114,14 @@ impl Registry {
         self.bounded("acquire from", client.acquire(request)).await.map(drop)
     }
 
+    /// Every node that holds one of these, as far as the controller knows. Cancel-safe.
+    pub async fn locate(&self, snapshots: &[SnapshotId]) -> Result<Vec<SnapshotPlace>, RegistryError> {
+        let snapshots = snapshots.iter().map(|id| id.get()).collect();
+        let mut client = self.client.clone();
+        let reply = self.bounded("ask", client.locate(wire::LocateRequest { snapshots })).await?;
+        Ok(reply.places.into_iter().map(SnapshotPlace::try_from).collect::<Result<_, _>>()?)
+    }
+
     async fn bounded<T>(
         &self,
         doing: &'static str,

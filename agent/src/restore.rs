@@ -8,7 +8,11 @@
 //! Eager, as the paper has it: every page is in place before the first instruction runs. After a failure there
 //! is no sandbox: half of one is killed, and what is left is removed by the caller.
 
-use std::{collections::BTreeMap, fmt, io, num::NonZeroUsize};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt, io,
+    num::NonZeroUsize,
+};
 
 use medes_dedup::{
     image::{DedupImage, OpenImageError, ReadSectionsError},
@@ -17,7 +21,7 @@ use medes_dedup::{
 };
 use medes_proto::{
     failure::{Failure, FailureKind},
-    ids::{SandboxId, TenantName},
+    ids::{NodeId, SandboxId, TenantName},
     registry::SnapshotPlace,
 };
 
@@ -35,6 +39,9 @@ use crate::{
     sandbox::{AdoptError, Housing, Tree},
     skeleton::{self, UnpackError},
 };
+
+/// Nodes that may not deliver before a restore is given up.
+const HOLDERS_MAX: usize = 3;
 
 /// Why a sandbox did not come back.
 #[derive(Debug, thiserror::Error)]
@@ -90,10 +97,9 @@ impl RestoreError {
     /// As the controller hears of it.
     pub fn failure(&self, sandbox: SandboxId) -> Failure {
         let kind = match self {
-            Self::Open(_) | Self::Rebuild(_) | Self::Sections(_) | Self::Fetch(FetchError::Hash(_)) => {
-                FailureKind::Corrupt
-            }
-            Self::Bases(_) | Self::Fetch(_) => FailureKind::BaseLost,
+            Self::Open(_) | Self::Rebuild(_) | Self::Sections(_) => FailureKind::Corrupt,
+            Self::Fetch(error) => error.kind(),
+            Self::Bases(_) => FailureKind::BaseLost,
             Self::Folder(source) | Self::Unpack(UnpackError::Write { source, .. })
                 if source.kind() == io::ErrorKind::StorageFull =>
             {
@@ -104,6 +110,15 @@ impl RestoreError {
         let mut failure = Failure::from_error(kind, self);
         failure.message = format!("restore {sandbox}: {}", failure.message);
         failure
+    }
+
+    /// The node that did not deliver a base, if it is that: another may hold it, too.
+    const fn holder(&self) -> Option<&NodeId> {
+        match self {
+            Self::Bases(ReadBasesError::Remote { node, .. }) => Some(node),
+            Self::Fetch(error) => error.holder(),
+            _ => None,
+        }
     }
 }
 
@@ -170,8 +185,47 @@ pub async fn restore(
     }
 }
 
-/// Reads what the image's pages are made of. Most bases are here as a whole, or are wanted so; of others only what is needed.
+/// Reads what the image's pages are made of, from where it was when the image was made; if a node does not deliver, from whoever the
+/// controller says holds it now.
 pub(crate) async fn read_bases(
+    roads: &Roads,
+    tenant: &TenantName,
+    image: &DedupImage<MappedFile>,
+    places: &BTreeMap<SnapshotId, SnapshotPlace>,
+) -> Result<HeldPages, RestoreError> {
+    let mut places = places.clone();
+    let mut silent = BTreeSet::new();
+    loop {
+        let error = match read_from(roads, tenant, image, &places).await {
+            Ok(bases) => return Ok(bases),
+            Err(error) => error,
+        };
+        // Each turn leaves one more node out: it ends.
+        let Some(holder) = error.holder().cloned() else { return Err(error) };
+        if !silent.insert(holder.clone()) || silent.len() > HOLDERS_MAX {
+            return Err(error);
+        }
+        let located = match roads.registry.locate(image.bases()).await {
+            Ok(located) => located,
+            Err(unknown) => {
+                tracing::warn!(%holder, error = &unknown as &dyn std::error::Error, "ask who else holds a base");
+                return Err(error);
+            }
+        };
+        for (snapshot, place) in &mut places {
+            if silent.contains(&place.node) {
+                let other =
+                    located.iter().find(|one| one.snapshot == *snapshot && !silent.contains(&one.node));
+                let Some(other) = other else { return Err(error) };
+                tracing::info!(%snapshot, %holder, instead = %other.node, "a base is read from another node");
+                *place = other.clone();
+            }
+        }
+    }
+}
+
+/// Reads what the image's pages are made of. Most bases are here as a whole, or are wanted so; of others only what is needed.
+async fn read_from(
     roads: &Roads,
     tenant: &TenantName,
     image: &DedupImage<MappedFile>,

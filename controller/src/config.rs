@@ -120,6 +120,7 @@ struct RawFleet {
     heartbeats_missed_max: u32,
     settle: Span,
     lost_node_memory: Span,
+    base_copies: u32,
     nodes_max: usize,
 }
 
@@ -289,6 +290,7 @@ impl Raw {
         let body_max = usize::try_from(requests.body_max.0).unwrap_or(usize::MAX);
         within(body_max, 1..=limits::BODY_BYTES_MAX, "requests.body_max", "not 1B to 6MiB")?;
         sandboxes.check()?;
+        within(fleet.base_copies, 1..=16, "fleet.base_copies", "not 1 to 16")?;
         within(fleet.nodes_max, 1..=100_000, "fleet.nodes_max", "not 1 to 100000")?;
         within(registry.list_max, 1..=1_024, "registry.list_max", "not 1 to 1024")?;
         within(
@@ -320,6 +322,7 @@ impl Raw {
             dedup_max: limits.dedup.0,
             purge_max: limits.purge.0,
             lost_memory: fleet.lost_node_memory.0,
+            base_copies: fleet.base_copies,
             keeping: policy.keeping(),
             ..driver::Settings::default()
         };

@@ -32,6 +32,7 @@ use crate::{now::Now, policy::Policy};
 
 mod bases;
 mod commands;
+mod copies;
 mod decision;
 mod event;
 mod evict;
@@ -89,6 +90,10 @@ pub struct Driver {
     waiting: BTreeSet<FunctionName>,
     /// Some reference has gone: look for snapshots to drop.
     check_bases: bool,
+    /// Snapshots that images refer to and that fewer nodes hold than should.
+    short: BTreeSet<SnapshotId>,
+    /// Something has changed for these: look whether they can be copied.
+    check_copies: bool,
     stopping: bool,
     settled_at: Now,
     sandbox_counter: u32,
@@ -126,6 +131,8 @@ impl Driver {
             dirty: BTreeSet::new(),
             waiting: BTreeSet::new(),
             check_bases: false,
+            short: BTreeSet::new(),
+            check_copies: false,
             stopping: false,
             settled_at,
             sandbox_counter: 0,
@@ -205,6 +212,9 @@ impl Driver {
         }
         if std::mem::take(&mut self.check_bases) {
             self.drop_bases(now, out);
+        }
+        if std::mem::take(&mut self.check_copies) {
+            self.make_copies(now, out);
         }
     }
 

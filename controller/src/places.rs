@@ -7,12 +7,12 @@ use std::{
 
 use medes_proto::{ids::SnapshotId, registry::SnapshotPlace};
 
-/// Snapshots whose fingerprints may be registered, and where those are that lookups may name.
+/// Snapshots whose fingerprints may be registered, and who holds those that lookups may name: whom to ask first is the first.
 #[derive(Debug, Default)]
-pub struct Places(RwLock<BTreeMap<SnapshotId, Option<SnapshotPlace>>>);
+pub struct Places(RwLock<BTreeMap<SnapshotId, Vec<SnapshotPlace>>>);
 
 impl Places {
-    fn change(&self, change: impl FnOnce(&mut BTreeMap<SnapshotId, Option<SnapshotPlace>>)) {
+    fn change(&self, change: impl FnOnce(&mut BTreeMap<SnapshotId, Vec<SnapshotPlace>>)) {
         change(&mut self.0.write().unwrap_or_else(PoisonError::into_inner));
     }
 
@@ -24,13 +24,13 @@ impl Places {
     }
 
     /// It is there.
-    pub(crate) fn place(&self, place: SnapshotPlace) {
-        self.change(|places| drop(places.insert(place.snapshot, Some(place))));
+    pub(crate) fn place(&self, id: SnapshotId, holders: Vec<SnapshotPlace>) {
+        self.change(|places| drop(places.insert(id, holders)));
     }
 
     /// Not for now.
     pub(crate) fn hide(&self, id: SnapshotId) {
-        self.change(|places| drop(places.insert(id, None)));
+        self.change(|places| drop(places.insert(id, Vec::new())));
     }
 
     /// Never again.
@@ -45,12 +45,22 @@ impl Places {
 
     /// Whether lookups may name it.
     pub fn is_placed(&self, id: SnapshotId) -> bool {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).get(&id).is_some_and(Option::is_some)
+        self.0
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&id)
+            .is_some_and(|holders| !holders.is_empty())
     }
 
-    /// Where these are; those that went away meanwhile are left out.
+    /// Where each of these is; those that went away meanwhile are left out.
     pub fn of(&self, ids: impl IntoIterator<Item = SnapshotId>) -> Vec<SnapshotPlace> {
         let places = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        ids.into_iter().filter_map(|id| places.get(&id)?.clone()).collect()
+        ids.into_iter().filter_map(|id| places.get(&id)?.first().cloned()).collect()
+    }
+
+    /// Everybody who holds one of these.
+    pub fn holders_of(&self, ids: impl IntoIterator<Item = SnapshotId>) -> Vec<SnapshotPlace> {
+        let places = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        ids.into_iter().filter_map(|id| places.get(&id)).flatten().cloned().collect()
     }
 }

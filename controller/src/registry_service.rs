@@ -6,6 +6,7 @@ use futures::{Stream, StreamExt, stream};
 use medes_proto::{
     failure::FailureKind,
     ids::SnapshotId,
+    limits::IMAGE_BASES_MAX,
     registry::{Acquire, LookupBatch, LookupReply, RegisterBatch},
     wire::{self, registry_server::Registry as RegistryRpc},
 };
@@ -126,6 +127,18 @@ impl RegistryRpc for RegistryService {
         });
         let Registered { added, refused } = total.await?;
         Ok(Response::new(wire::RegisterReply { entries_added: added, entries_refused: refused }))
+    }
+
+    async fn locate(
+        &self,
+        request: Request<wire::LocateRequest>,
+    ) -> Result<Response<wire::LocateReply>, Status> {
+        let wire::LocateRequest { snapshots } = request.into_inner();
+        if snapshots.len() > IMAGE_BASES_MAX {
+            return Err(Status::invalid_argument("more snapshots than an image can refer to"));
+        }
+        let holders = self.places.holders_of(snapshots.into_iter().filter_map(SnapshotId::new));
+        Ok(Response::new(wire::LocateReply { places: holders.into_iter().map(Into::into).collect() }))
     }
 
     async fn acquire(

@@ -356,7 +356,7 @@ impl Running {
                 }
             }
             Action::ExpectSnapshot(id) => self.shell.places.expect(id),
-            Action::PlaceSnapshot(place) => self.shell.places.place(place),
+            Action::PlaceSnapshot { snapshot, holders } => self.shell.places.place(snapshot, holders),
             Action::HideSnapshot(id) => self.shell.places.hide(id),
             Action::ForgetSnapshot(id) => {
                 self.shell.places.forget(id);

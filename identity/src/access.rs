@@ -72,6 +72,7 @@ const METHODS: &[(&str, &[Role])] = &[
     ("/medes.v1.Node/PageAccess", AGENTS),
     ("/medes.v1.Node/ReadLayout", AGENTS),
     ("/medes.v1.Registry/Acquire", AGENTS),
+    ("/medes.v1.Registry/Locate", AGENTS),
     ("/medes.v1.Registry/Lookup", AGENTS),
     ("/medes.v1.Registry/Register", AGENTS),
     ("/medes.v1.Tokens/Create", OPERATORS),

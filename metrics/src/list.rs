@@ -146,7 +146,7 @@ const AGENT: [Metric; 14] = rows(
             "medes_operations_total",
             "operations",
             "operation, result",
-            "launch, dedup, shrink, base, restore: done or failed",
+            "launch, dedup, shrink, base, replicate, restore: done or failed",
         ),
         (
             Histogram,

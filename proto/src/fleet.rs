@@ -248,7 +248,12 @@ pub enum Command {
         /// Which.
         sandbox: SandboxId,
     },
-    /// Forget a base snapshot that nobody refers to.
+    /// Copy a base snapshot that another node holds, and hold it as one made here.
+    Replicate {
+        /// Which, and where it is.
+        place: SnapshotPlace,
+    },
+    /// Forget a base snapshot that nobody needs here.
     DropSnapshot {
         /// Which.
         snapshot: SnapshotId,
@@ -266,7 +271,7 @@ impl Command {
             | Self::CancelPark { sandbox }
             | Self::Restore { sandbox, .. }
             | Self::Purge { sandbox } => Some(*sandbox),
-            Self::DropSnapshot { .. } => None,
+            Self::Replicate { .. } | Self::DropSnapshot { .. } => None,
         }
     }
 }

@@ -10,7 +10,12 @@ use std::{
 };
 
 use medes_dedup::page::{BasePage, PAGE_BYTES, Page, PageIndex, SnapshotId, ZERO_PAGE};
-use medes_proto::{ids::TenantName, layout::SnapshotLayout, registry::SnapshotPlace};
+use medes_proto::{
+    failure::FailureKind,
+    ids::{NodeId, TenantName},
+    layout::SnapshotLayout,
+    registry::SnapshotPlace,
+};
 
 use super::{
     local::Snapshot,
@@ -30,7 +35,7 @@ pub enum FetchError {
         /// Which snapshot.
         snapshot: SnapshotId,
         /// From which node.
-        node: medes_proto::ids::NodeId,
+        node: NodeId,
         /// What happened.
         #[source]
         source: ReadRemoteError,
@@ -73,6 +78,27 @@ pub enum FetchError {
     /// It was made on this node and is gone.
     #[error("{0} is no longer on this node")]
     Gone(SnapshotId),
+}
+
+impl FetchError {
+    /// As the controller hears of it.
+    pub fn kind(&self) -> FailureKind {
+        match self {
+            Self::Hash(_) => FailureKind::Corrupt,
+            Self::Keep { .. } | Self::TooLarge { .. } => FailureKind::NoSpace,
+            Self::Remote { .. } | Self::Tenant(_) | Self::Deadline { .. } | Self::Gone(_) => {
+                FailureKind::BaseLost
+            }
+        }
+    }
+
+    /// The node that did not deliver, if it is that.
+    pub const fn holder(&self) -> Option<&NodeId> {
+        match self {
+            Self::Remote { node, .. } => Some(node),
+            _ => None,
+        }
+    }
 }
 
 /// Snapshots of other nodes that are kept, the one used last at the end.
@@ -124,6 +150,25 @@ impl Replicas {
             .unwrap_or(Err(FetchError::Deadline { snapshot, deadline: self.deadline }))
     }
 
+    /// The snapshot, out of the cache or fetched, to be held elsewhere: it counts here no more, and the budget does not bound it.
+    ///
+    /// Cancel-safe: what has come so far is thrown away.
+    pub async fn take(&self, peers: &Peers, place: &SnapshotPlace) -> Result<Arc<Snapshot>, FetchError> {
+        let snapshot = place.snapshot;
+        let fetch = async {
+            let _turn = self.fetching.lock().await;
+            if let Some(kept) = self.get(snapshot) {
+                return Ok(kept);
+            }
+            let layout = layout(peers, place).await?;
+            fetch_whole(peers, place, layout).await
+        };
+        let taken = tokio::time::timeout(self.deadline, fetch).await;
+        let taken = taken.unwrap_or(Err(FetchError::Deadline { snapshot, deadline: self.deadline }))?;
+        self.lock().retain(|kept| kept.id != snapshot);
+        Ok(taken)
+    }
+
     async fn fetch_in_turn(
         &self,
         peers: &Peers,
@@ -135,8 +180,7 @@ impl Replicas {
         if let Some(kept) = self.get(snapshot) {
             return own(kept, tenant);
         }
-        let remote = |source| FetchError::Remote { snapshot, node: place.node.clone(), source };
-        let layout = peers.layout(&place.address, snapshot).await.map_err(remote)?;
+        let layout = layout(peers, place).await?;
         if layout.tenant != *tenant {
             return Err(FetchError::Tenant(snapshot));
         }
@@ -145,11 +189,7 @@ impl Replicas {
             return Err(FetchError::TooLarge { snapshot, bytes, budget_bytes: self.budget_bytes });
         }
         self.make_room(bytes);
-        let pages = fetch_pages(peers, place, &layout).await?;
-        let SnapshotLayout { tenant, function, processes, .. } = layout;
-        let fetched = Snapshot::new(snapshot, function, tenant, pages, processes);
-        // A checked layout has no more pages in its processes than in all.
-        let fetched = Arc::new(fetched.ok_or(FetchError::Hash(snapshot))?);
+        let fetched = fetch_whole(peers, place, layout).await?;
         self.lock().push(fetched.clone());
         tracing::info!(%snapshot, from = %place.node, bytes, "fetched a base of another node");
         Ok(fetched)
@@ -175,6 +215,25 @@ impl Replicas {
 
 fn own(kept: Arc<Snapshot>, tenant: &TenantName) -> Result<Arc<Snapshot>, FetchError> {
     if kept.tenant == *tenant { Ok(kept) } else { Err(FetchError::Tenant(kept.id)) }
+}
+
+/// What its node says it is.
+async fn layout(peers: &Peers, place: &SnapshotPlace) -> Result<SnapshotLayout, FetchError> {
+    let (snapshot, node) = (place.snapshot, place.node.clone());
+    let layout = peers.layout(&place.address, snapshot).await;
+    layout.map_err(|source| FetchError::Remote { snapshot, node, source })
+}
+
+async fn fetch_whole(
+    peers: &Peers,
+    place: &SnapshotPlace,
+    layout: SnapshotLayout,
+) -> Result<Arc<Snapshot>, FetchError> {
+    let pages = fetch_pages(peers, place, &layout).await?;
+    let SnapshotLayout { tenant, function, processes, .. } = layout;
+    let fetched = Snapshot::new(place.snapshot, function, tenant, pages, processes);
+    // A checked layout has no more pages in its processes than in all.
+    Ok(Arc::new(fetched.ok_or(FetchError::Hash(place.snapshot))?))
 }
 
 /// All pages, sealed, with the hash that was promised.

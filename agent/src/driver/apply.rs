@@ -1,13 +1,14 @@
 //! What each event does to the state.
 
-use std::time::Instant;
+use std::{collections::btree_map::Entry as MapEntry, time::Instant};
 
 use super::{Action, DedupFailed, DedupOrder, Deduped, Driver, Entry, Restored, Ticket, busy, not_here};
 use medes_proto::{
     failure::{Failure, FailureKind},
     fleet::{Command, SnapshotReport, Success},
     function::FunctionSpec,
-    ids::{CommandId, SandboxId},
+    ids::{CommandId, SandboxId, SnapshotId},
+    registry::SnapshotPlace,
     sandbox::{PageClasses, Phase, SandboxState},
 };
 
@@ -25,6 +26,7 @@ impl Driver {
                     Err(not_here(sandbox))
                 }
             }
+            Command::Replicate { place } => self.replicate(id, place, out),
             Command::DropSnapshot { snapshot } => match self.snapshots.remove(&snapshot) {
                 Some(_) => {
                     out.push(Action::DropSnapshot { snapshot });
@@ -253,6 +255,45 @@ impl Driver {
                 self.finish(now, sandbox, success, out);
             }
             Err(failed) => self.not_dumped(now, sandbox, failed, out),
+        }
+    }
+
+    fn replicate(
+        &mut self,
+        id: CommandId,
+        place: SnapshotPlace,
+        out: &mut Vec<Action>,
+    ) -> Result<(), Failure> {
+        let snapshot = place.snapshot;
+        if let Some(held) = self.snapshots.get(&snapshot) {
+            let success = Success { snapshot: Some(held.clone()), ..Success::default() };
+            out.push(Action::Reply { command: id, result: Ok(Box::new(success)) });
+            return Ok(());
+        }
+        match self.replicating.entry(snapshot) {
+            MapEntry::Vacant(free) => {
+                free.insert(id);
+                out.push(Action::Replicate { place });
+                Ok(())
+            }
+            MapEntry::Occupied(_) => {
+                Err(Failure::new(FailureKind::Busy, format!("copy {snapshot}: that is under way")))
+            }
+        }
+    }
+
+    pub(super) fn replicated(
+        &mut self,
+        snapshot: SnapshotId,
+        result: Result<SnapshotReport, Failure>,
+        out: &mut Vec<Action>,
+    ) {
+        if let Ok(report) = &result {
+            self.snapshots.insert(snapshot, report.clone());
+        }
+        if let Some(command) = self.replicating.remove(&snapshot) {
+            let held = |report| Box::new(Success { snapshot: Some(report), ..Success::default() });
+            out.push(Action::Reply { command, result: result.map(held) });
         }
     }
 

@@ -29,6 +29,9 @@ enum Step {
     CancelPark(u8),
     Unwanted(u8),
     DropSnapshot(Index),
+    Replicate(u8),
+    /// A snapshot was copied, or not.
+    Replicated(bool),
     Ask(u8),
     EndRequest(Index),
     Exit(u8),
@@ -51,6 +54,8 @@ fn step() -> impl Strategy<Value = Step> {
         1 => sandbox.clone().prop_map(Step::Purge),
         1 => sandbox.clone().prop_map(Step::Unwanted),
         1 => any::<Index>().prop_map(Step::DropSnapshot),
+        1 => sandbox.clone().prop_map(Step::Replicate),
+        1 => any::<bool>().prop_map(Step::Replicated),
         4 => sandbox.clone().prop_map(Step::Ask),
         4 => any::<Index>().prop_map(Step::EndRequest),
         1 => sandbox.prop_map(Step::Exit),
@@ -70,6 +75,8 @@ struct World {
     at_the_door: BTreeMap<Ticket, SandboxId>,
     unanswered: BTreeSet<CommandId>,
     snapshots: Vec<SnapshotId>,
+    /// Those that are being copied.
+    copying: BTreeSet<SnapshotId>,
     /// Sandboxes with processes, as far as the shell can tell.
     alive: BTreeSet<SandboxId>,
     /// Those of them that are frozen, without memory.
@@ -97,6 +104,7 @@ impl World {
             at_the_door: BTreeMap::new(),
             unanswered: BTreeSet::new(),
             snapshots: Vec::new(),
+            copying: BTreeSet::new(),
             alive: BTreeSet::new(),
             parked: BTreeSet::new(),
             shrinking: None,
@@ -159,6 +167,10 @@ impl World {
                 assert!(!self.alive.contains(&sandbox), "there is an image");
             }
             Action::Remove { sandbox } => self.begin(sandbox, Work::Remove),
+            Action::Replicate { ref place } => {
+                assert!(!self.snapshots.contains(&place.snapshot), "it is here");
+                assert!(self.copying.insert(place.snapshot), "copied twice at once");
+            }
             Action::DropSnapshot { snapshot } => self.snapshots.retain(|other| *other != snapshot),
             Action::Admit { ticket } => {
                 let sandbox = self.at_the_door.remove(&ticket).expect("admitted once");
@@ -283,6 +295,22 @@ impl World {
                     self.command(Command::DropSnapshot { snapshot });
                 }
             }
+            Step::Replicate(number) => {
+                let snapshot = SnapshotId::new(1_000_000 + u64::from(number)).unwrap();
+                let (node, address) = ("n".parse().unwrap(), String::new());
+                self.command(Command::Replicate { place: SnapshotPlace { snapshot, node, address } });
+            }
+            Step::Replicated(good) => {
+                if let Some(snapshot) = self.copying.pop_first() {
+                    let function = "f".parse().unwrap();
+                    let report = SnapshotReport { id: snapshot, function, pages: 1, bytes: 4096 };
+                    if good {
+                        self.snapshots.push(snapshot);
+                    }
+                    let result = if good { Ok(report) } else { Err(failure()) };
+                    self.apply(Event::Replicated { snapshot, result });
+                }
+            }
             Step::Ask(sandbox) => {
                 let ticket = Ticket(self.next);
                 self.next += 1;
@@ -332,6 +360,9 @@ proptest! {
             world.step(step);
         }
         // When all work has ended, nobody waits any more.
+        while !world.copying.is_empty() {
+            world.step(Step::Replicated(true));
+        }
         for _ in 0..100 {
             if world.work.is_empty() {
                 break;

@@ -12,6 +12,7 @@ use medes_proto::{
     function::FunctionSpec,
     ids::{NodeId, SandboxId, SnapshotId, TenantName},
     limits::FAILURE_LINES_MAX,
+    registry::SnapshotPlace,
     sandbox::Phase,
 };
 
@@ -20,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Tools, finished::Finished};
 use crate::{
     base,
+    bases::Bases,
     dedupe::{
         self,
         shrink::{self, Shrunk},
@@ -28,6 +30,7 @@ use crate::{
     earlier::Origin,
     launch_spec::launch_spec,
     memory_file::MappedFile,
+    metrics,
     pager::{FaultError, Pager, ReleaseError},
     park::{self, ParkOrder},
     restore,
@@ -73,6 +76,8 @@ pub(crate) enum Worked {
     },
     /// A restore.
     Restored { sandbox: SandboxId, result: Outcome<(Box<Warm>, Restored), Box<Housing>> },
+    /// A base snapshot of another node was copied.
+    Replicated { snapshot: SnapshotId, result: Result<SnapshotReport, Failure> },
     /// The image `of` was made smaller, or there is no smaller one.
     Shrunk { sandbox: SandboxId, of: MappedFile, result: Result<Option<Box<Shrunk>>, Failure> },
     /// A removal.
@@ -115,32 +120,33 @@ impl Worked {
                     result.as_ref().map(|shrunk| shrunk.as_ref().map_or(&[][..], |one| &one.phases[..]));
                 ("shrink", sandbox, phases)
             }
-            Self::Removed { .. } | Self::Exited { .. } | Self::Answered { .. } => return None,
+            Self::Replicated { .. } | Self::Removed { .. } | Self::Exited { .. } | Self::Answered { .. } => {
+                return None;
+            }
         };
         Some(Finished { operation, sandbox: *sandbox, result, at: SystemTime::now() })
     }
 
     /// What is to be removed when the node closes.
-    pub(super) fn into_remains(self) -> (SandboxId, Option<Box<Housing>>) {
-        match self {
+    pub(super) fn into_remains(self) -> Option<(SandboxId, Box<Housing>)> {
+        Some(match self {
             Self::Launched { sandbox, result: Ok((warm, _)) }
             | Self::Restored { sandbox, result: Ok((warm, _)) }
             | Self::BaseMade { sandbox, warm: Some(warm), .. }
-            | Self::Deduped { sandbox, result: Err((Some(warm), _)) } => {
-                (sandbox, Some(Box::new(warm.housing)))
-            }
-            Self::Launched { sandbox, result: Err((ruin, _)) } => (sandbox, ruin),
-            Self::Restored { sandbox, result: Err((ruin, _)) } => (sandbox, Some(ruin)),
+            | Self::Deduped { sandbox, result: Err((Some(warm), _)) } => (sandbox, Box::new(warm.housing)),
+            Self::Launched { sandbox, result: Err((ruin, _)) } => (sandbox, ruin?),
+            Self::Restored { sandbox, result: Err((ruin, _)) } => (sandbox, ruin),
             Self::Deduped { sandbox, result: Ok((put_away, _)) } => {
-                (sandbox, Some(Box::new(put_away.into_housing())))
+                (sandbox, Box::new(put_away.into_housing()))
             }
-            Self::Deduped { sandbox, result: Err((None, _)) }
-            | Self::BaseMade { sandbox, warm: None, .. }
-            | Self::Shrunk { sandbox, .. }
-            | Self::Removed { sandbox }
-            | Self::Exited { sandbox, .. }
-            | Self::Answered { sandbox, .. } => (sandbox, None),
-        }
+            Self::Deduped { result: Err((None, _)), .. }
+            | Self::BaseMade { warm: None, .. }
+            | Self::Replicated { .. }
+            | Self::Shrunk { .. }
+            | Self::Removed { .. }
+            | Self::Exited { .. }
+            | Self::Answered { .. } => return None,
+        })
     }
 }
 
@@ -299,6 +305,22 @@ pub(super) async fn make_base(
     let result =
         base::make_base(&roads, sandbox, &warm, snapshot).await.map_err(|error| error.failure(sandbox));
     Worked::BaseMade { sandbox, warm: Some(warm), result }
+}
+
+/// Copies a base that another node holds.
+pub(super) async fn replicate(bases: Arc<Bases>, place: SnapshotPlace) -> Worked {
+    let snapshot = place.snapshot;
+    let result = match bases.replicate(&place).await {
+        // What is known about its bytes is found out now: the first sandbox to come back would wait for it.
+        Ok(held) => Ok(blocking(move || {
+            held.facts();
+            base::report(&held)
+        })
+        .await),
+        Err(error) => Err(Failure::from_error(error.kind(), &error)),
+    };
+    metrics::operation("replicate", result.is_ok().then_some(&[]));
+    Worked::Replicated { snapshot, result }
 }
 
 pub(super) async fn restore(

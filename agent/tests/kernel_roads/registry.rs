@@ -26,6 +26,7 @@ use tonic::{Request, Response, Status, Streaming, transport::Channel};
 struct Shared {
     chunks: Mutex<BTreeMap<u64, Vec<BasePage>>>,
     places: Mutex<BTreeMap<SnapshotId, SnapshotPlace>>,
+    others: Mutex<Vec<SnapshotPlace>>,
     refuses: AtomicBool,
 }
 
@@ -59,6 +60,11 @@ impl TestRegistry {
     /// From now on it says that a snapshot is there.
     pub(crate) fn place(&self, place: SnapshotPlace) {
         self.shared.places.lock().expect("lock").insert(place.snapshot, place);
+    }
+
+    /// Says that somebody else holds it, too, to who asks for that.
+    pub(crate) fn also(&self, place: SnapshotPlace) {
+        self.shared.others.lock().expect("lock").push(place);
     }
 }
 
@@ -113,6 +119,14 @@ impl Registry for TestRegistry {
             }
         }
         Ok(Response::new(RegisterReply::default()))
+    }
+
+    async fn locate(
+        &self,
+        _request: Request<wire::LocateRequest>,
+    ) -> Result<Response<wire::LocateReply>, Status> {
+        let others = self.shared.others.lock().expect("lock").clone();
+        Ok(Response::new(wire::LocateReply { places: others.into_iter().map(Into::into).collect() }))
     }
 
     async fn acquire(&self, _: Request<AcquireRequest>) -> Result<Response<AcquireReply>, Status> {

@@ -10,7 +10,7 @@ use medes_agent::{
     roads::{Stored, Warm},
 };
 use medes_dedup::page::{Page, SnapshotId};
-use medes_proto::{failure::FailureKind, ids::SandboxId};
+use medes_proto::{failure::FailureKind, ids::SandboxId, registry::SnapshotPlace};
 
 use crate::{
     holder::{self, Wire},
@@ -31,6 +31,11 @@ pub(crate) const TESTS: &[Test] = &[
         base_pages_from_another_node_are_used_only_if_they_are_right,
     ),
     ("a_base_that_is_gone_is_told", a_base_that_is_gone_is_told),
+    (
+        "a_base_whose_holder_breaks_off_is_read_from_another_node",
+        a_base_whose_holder_breaks_off_is_read_from_another_node,
+    ),
+    ("a_copy_of_a_base_is_held_like_one_made_here", a_copy_of_a_base_is_held_like_one_made_here),
     ("a_full_scratch_leaves_the_sandbox_warm", a_full_scratch_leaves_the_sandbox_warm),
     (
         "an_open_connection_is_refused_before_anything_is_touched",
@@ -167,6 +172,46 @@ fn base_pages_from_another_node_are_used_only_if_they_are_right() {
             }
             station.roads.bases.local.insert(snapshot);
         }
+    });
+}
+
+fn a_base_whose_holder_breaks_off_is_read_from_another_node() {
+    at_station(SCRATCH, async |mut station: Station| {
+        let base = station.base().await.id;
+        let snapshot = station.roads.bases.local.get(base).expect("the base");
+        let (_, mut stored) = stored(&mut station).await;
+        let short = holder::serve(snapshot.clone(), Wire::Short).await;
+        stored.origin.places.insert(base, short.clone());
+        let good = holder::serve(snapshot.clone(), Wire::Good).await;
+        // The controller has not noticed yet: it still names the one that does not deliver, and first.
+        station.registry.also(short);
+        station.registry.also(SnapshotPlace { node: "other".parse().expect("a name"), ..good });
+        station.roads.bases.local.remove(base);
+        let (warm, _) = station.restore(stored).await.expect("restored from the other node");
+        works(&warm).await;
+        warm.housing.remove().await.expect("removed");
+    });
+}
+
+fn a_copy_of_a_base_is_held_like_one_made_here() {
+    at_station(SCRATCH, async |mut station: Station| {
+        let base = station.base().await.id;
+        let bases = station.roads.bases.clone();
+        let snapshot = bases.local.get(base).expect("the base");
+        let (_, stored) = stored(&mut station).await;
+        bases.local.remove(base);
+        for wire in [Wire::Short, Wire::FlippedBit] {
+            let place = holder::serve(snapshot.clone(), wire).await;
+            assert!(bases.replicate(&place).await.is_err(), "{wire:?}");
+            assert!(bases.local.get(base).is_none(), "{wire:?}");
+        }
+        let place = holder::serve(snapshot.clone(), Wire::Good).await;
+        let copy = bases.replicate(&place).await.expect("copied");
+        assert!(copy.pages().eq(snapshot.pages()));
+        assert_eq!(bases.bytes(), copy.len_bytes(), "it is held once");
+        let (warm, _) = station.restore(stored).await.expect("restored without another node");
+        works(&warm).await;
+        warm.housing.remove().await.expect("removed");
     });
 }
 

@@ -32,7 +32,7 @@ const PAGE_BYTES: u64 = 4096;
 const WARM_START: Duration = Duration::from_millis(1);
 
 /// The driver's settings here never ask for it.
-const NO_PARK: &str = "parked sandboxes are not simulated";
+const NOT_HERE: &str = "parks and copies of bases are not simulated";
 
 /// What a purge takes.
 const PURGE: Duration = Duration::from_millis(10);
@@ -121,6 +121,8 @@ impl<'t> World<'t> {
             // Nobody falls silent here.
             silent_max: settings.heartbeat * 1_000,
             nodes_max: settings.nodes as usize,
+            // Nodes do not fail here, so copies would only be a cost.
+            base_copies: 1,
             ..driver::Settings::default()
         };
         let driver = Driver::new(Now::START, driver_settings, settings.policy.build(), specs);
@@ -315,7 +317,7 @@ impl<'t> World<'t> {
             | Action::IdlePeriod { .. }
             | Action::Answer { .. }
             | Action::ExpectSnapshot(_)
-            | Action::PlaceSnapshot(_)
+            | Action::PlaceSnapshot { .. }
             | Action::HideSnapshot(_)
             | Action::ForgetSnapshot(_)
             | Action::Tell(_) => {}
@@ -368,7 +370,9 @@ impl<'t> World<'t> {
                 restore
             }
             Command::Purge { .. } | Command::DropSnapshot { .. } => PURGE,
-            Command::Park { .. } | Command::CancelPark { .. } => anyhow::bail!("{NO_PARK}"),
+            Command::Park { .. } | Command::CancelPark { .. } | Command::Replicate { .. } => {
+                anyhow::bail!("{NOT_HERE}")
+            }
         };
         self.plan(takes, What::Does { agent, id, command: Box::new(command) });
         Ok(())
@@ -417,7 +421,9 @@ impl<'t> World<'t> {
                 self.shrink(agent, if held.state == SandboxState::Dedup { held.stored_bytes } else { warm });
                 self.outcome.purges += 1;
             }
-            Command::Park { .. } | Command::CancelPark { .. } => anyhow::bail!("{NO_PARK}"),
+            Command::Park { .. } | Command::CancelPark { .. } | Command::Replicate { .. } => {
+                anyhow::bail!("{NOT_HERE}")
+            }
             Command::DropSnapshot { snapshot } => {
                 let mut all = self.agents.iter().flat_map(|agent| agent.sandboxes.values());
                 ensure!(!all.any(|held| held.bases.contains(snapshot)), "{snapshot} was dropped in use");

@@ -85,6 +85,14 @@ impl Registry for Service {
         Ok(Response::new(RegisterReply { entries_added, entries_refused }))
     }
 
+    async fn locate(
+        &self,
+        _request: Request<wire::LocateRequest>,
+    ) -> Result<Response<wire::LocateReply>, Status> {
+        // One node holds all there is.
+        Ok(Response::new(wire::LocateReply::default()))
+    }
+
     async fn acquire(&self, _: Request<AcquireRequest>) -> Result<Response<AcquireReply>, Status> {
         Ok(Response::new(AcquireReply {}))
     }

@@ -23,6 +23,7 @@ pub(crate) const QUIET: &str = "
 [fleet]
 heartbeat = '200ms'
 settle = '0ms'
+base_copies = 1
 [policy]
 idle = '1h'
 keep_alive = '2h'

@@ -3,7 +3,7 @@
 use std::{thread, time::Instant};
 
 use nix::sys::signal::Signal;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::{
     cluster::{Cluster, QUIET, can_run},
@@ -199,4 +199,42 @@ fn a_copy_of_a_lost_base_brings_sandboxes_back() {
     cluster.kill_agent("a");
     let reply = cluster.post_to(&sandbox, "f/count");
     assert_eq!((reply.start(), &reply.good()["count"]), ("restore", &json!(2)), "{reply:?}");
+}
+
+#[test]
+fn a_base_is_copied_to_another_node_and_its_holder_is_not_missed() {
+    if !can_run("a_base_is_copied_to_another_node_and_its_holder_is_not_missed") {
+        return;
+    }
+    // The node with the sandbox keeps no page of another one.
+    let none = ["--replica-memory", "0B", "--page-memory", "0B"];
+    let copied = QUIET.replace("base_copies = 1", "base_copies = 2");
+    let mut cluster = Cluster::start(&copied, &[("a", &[]), ("b", &none), ("c", &[])]);
+    cluster.apply("f");
+    let source = cluster.start_on("a", "f");
+    cluster.ask(&["base", &source]);
+    let sandbox = cluster.start_on("b", "f");
+    cluster.post_to(&sandbox, "f/count").good();
+    // A copy would be nearest there.
+    cluster.ask(&["node", "cordon", &cluster.node("b")]);
+    cluster.ask(&["dedup", &sandbox]);
+    let holders = |cluster: &Cluster| -> Vec<String> {
+        let nodes = cluster.ask(&["nodes"])["nodes"].as_array().unwrap().clone();
+        let holds = |node: &&Value| !node["snapshots"].as_array().unwrap().is_empty();
+        nodes.iter().filter(holds).map(|node| node["node"].as_str().unwrap().to_owned()).collect()
+    };
+    let both = [cluster.node("a"), cluster.node("c")];
+    until("the base is copied", || (holders(&cluster) == both).then_some(()));
+    cluster.ask(&["node", "uncordon", &cluster.node("b")]);
+    cluster.kill_agent("a");
+    let reply = cluster.post_to(&sandbox, "f/count");
+    assert_eq!(
+        (reply.start(), reply.node(), &reply.good()["count"]),
+        ("restore", &*cluster.node("b"), &json!(2)),
+        "{reply:?}"
+    );
+    // And as soon as an image refers to it again, it is on two nodes again.
+    cluster.ask(&["dedup", &sandbox]);
+    let both = [cluster.node("b"), cluster.node("c")];
+    until("the base is copied again", || (holders(&cluster) == both).then_some(()));
 }

@@ -38,6 +38,7 @@ const QUIET: &str = "
 [fleet]
 heartbeat = '1s'
 settle = '0ms'
+base_copies = 1
 [policy]
 idle = '1h'
 keep_alive = '2h'

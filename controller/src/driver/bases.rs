@@ -41,7 +41,7 @@ impl Driver {
             return false;
         }
         let report = SnapshotReport { id: snapshot, function: function.clone(), pages: 0, bytes: 0 };
-        self.insert_snapshot(snapshot, Snapshot { function, node, life: SnapshotLife::Making, report });
+        self.insert_snapshot(snapshot, Snapshot::new(function, node, SnapshotLife::Making, report));
         self.enter(now, id, Life::MakingBase, Cause::Decided, out);
         true
     }
@@ -94,10 +94,11 @@ impl Driver {
     /// Lookups may name it from now on, if its node can be reached.
     fn place_snapshot(&mut self, id: SnapshotId, out: &mut Vec<Action>) {
         let Some(snapshot) = self.snapshots.get_mut(&id) else { return };
-        let Some(node) = self.nodes.get(&snapshot.node) else { return };
+        if !self.nodes.contains_key(&snapshot.node) {
+            return;
+        }
         snapshot.life = SnapshotLife::Live;
-        let (node, address) = (snapshot.node.clone(), node.address.clone());
-        out.push(Action::PlaceSnapshot(SnapshotPlace { snapshot: id, node, address }));
+        self.place_again(id, out);
     }
 
     pub(super) fn forget_snapshot(&mut self, id: SnapshotId, out: &mut Vec<Action>) {
@@ -132,19 +133,31 @@ impl Driver {
         ids.filter_map(|id| Some((*id, self.snapshots.get(id)?)))
     }
 
-    pub(super) fn forget_snapshots_of(&mut self, node: &NodeId, out: &mut Vec<Action>) {
+    pub(super) fn forget_snapshots_of(&mut self, now: Now, node: &NodeId, out: &mut Vec<Action>) {
+        self.leave_copies(now, node, out);
         for id in self.snapshots_of(node) {
-            self.forget_snapshot(id, out);
+            self.lose_holder(id, out);
         }
     }
 
+    /// Those for which readers are sent to it.
     fn snapshots_of(&self, node: &NodeId) -> Vec<SnapshotId> {
         self.snapshots.iter().filter(|(_, snapshot)| snapshot.node == *node).map(|(&id, _)| id).collect()
     }
 
     /// A node is away (`until` unknown) or lost: nobody is told to read from it.
-    pub(super) fn hide_snapshots(&mut self, node: &NodeId, until: Option<Now>, out: &mut Vec<Action>) {
+    pub(super) fn hide_snapshots(
+        &mut self,
+        now: Now,
+        node: &NodeId,
+        until: Option<Now>,
+        out: &mut Vec<Action>,
+    ) {
+        self.leave_copies(now, node, out);
         for id in self.snapshots_of(node) {
+            if self.promote(id, out) {
+                continue;
+            }
             let Some(snapshot) = self.snapshots.get_mut(&id) else { continue };
             if !matches!(snapshot.life, SnapshotLife::Hidden { .. }) {
                 out.push(Action::HideSnapshot(id));
@@ -159,6 +172,7 @@ impl Driver {
     /// What a node says it holds. Only a Hello is sure that a snapshot is not there: a MakeBase may be under way.
     pub(super) fn reconcile_snapshots(
         &mut self,
+        now: Now,
         node: &NodeId,
         reports: Vec<SnapshotReport>,
         sure: bool,
@@ -169,8 +183,7 @@ impl Driver {
             let id = report.id;
             seen.insert(id);
             match self.snapshots.get_mut(&id) {
-                // A replica elsewhere would be a later issue's business; this controller made no such thing.
-                Some(snapshot) if snapshot.node != *node => {}
+                Some(snapshot) if snapshot.node != *node => self.has_copy(id, node, out),
                 Some(snapshot) => {
                     snapshot.report = report;
                     if matches!(snapshot.life, SnapshotLife::Hidden { .. })
@@ -182,11 +195,14 @@ impl Driver {
                 None => {
                     let function = report.function.clone();
                     let life = SnapshotLife::Live;
-                    self.insert_snapshot(id, Snapshot { function, node: node.clone(), life, report });
+                    self.insert_snapshot(id, Snapshot::new(function, node.clone(), life, report));
                     self.place_snapshot(id, out);
                     self.check_bases = true;
                 }
             }
+        }
+        if sure {
+            self.lacks_copies(now, node, &seen, out);
         }
         let gone = self.snapshots_of(node).into_iter().filter(|id| !seen.contains(id));
         for id in gone.collect::<Vec<_>>() {
@@ -194,7 +210,7 @@ impl Driver {
             let life = self.snapshots.get(&id).map(|snapshot| snapshot.life);
             // A heartbeat may have crossed the MakeBase's answer; the next Hello settles it.
             if !making && (sure || life == Some(SnapshotLife::Dropping)) {
-                self.forget_snapshot(id, out);
+                self.lose_holder(id, out);
             }
         }
     }
@@ -205,9 +221,10 @@ impl Driver {
         let sandbox = self.sandboxes.get(&id)?;
         let readable =
             self.bases_of(&sandbox.function).filter(|(_, snapshot)| snapshot.life == SnapshotLife::Live);
-        let (snapshot, best) = readable.max_by_key(|(id, snapshot)| (snapshot.node == sandbox.node, *id))?;
-        let address = self.nodes.get(&best.node)?.address.clone();
-        Some(SnapshotPlace { snapshot, node: best.node.clone(), address })
+        let (snapshot, best) = readable.max_by_key(|(id, snapshot)| (snapshot.is_on(&sandbox.node), *id))?;
+        let node = if best.is_on(&sandbox.node) { &sandbox.node } else { &best.node };
+        let address = self.nodes.get(node)?.address.clone();
+        Some(SnapshotPlace { snapshot, node: node.clone(), address })
     }
 
     pub(super) fn acquire(&mut self, ticket: Ticket, acquire: Acquire, out: &mut Vec<Action>) {
@@ -220,6 +237,7 @@ impl Driver {
         } else if !self.sandboxes.contains_key(&sandbox) {
             Err(failure(FailureKind::NotFound, format!("{sandbox} is not known")))
         } else {
+            self.want_copies(snapshots.iter().copied());
             self.leases.entry(sandbox).or_default().extend(snapshots);
             Ok(Success::default())
         };
@@ -280,6 +298,10 @@ impl Driver {
     fn drop_snapshot(&mut self, now: Now, id: SnapshotId, out: &mut Vec<Action>) {
         let Some(node) = self.snapshots.get(&id).map(|snapshot| snapshot.node.clone()) else { return };
         let limit = self.settings.purge_max;
+        if self.drop_copies(now, id, out) {
+            // The last one goes when no copy is left that could come back as a base of its own.
+            return;
+        }
         let command = Command::DropSnapshot { snapshot: id };
         if !self.issue(now, &node, command, Kind::DropSnapshot(id), limit, None, 0, out) {
             return;
@@ -315,7 +337,8 @@ impl Driver {
         match snapshot.life {
             SnapshotLife::Hidden { until: Some(until) } if until <= now => self.forget_snapshot(id, out),
             SnapshotLife::Dropping => {
-                let told = self.commands.values().any(|pending| pending.kind == Kind::DropSnapshot(id));
+                let dropping = [Kind::DropSnapshot(id), Kind::DropCopy(id)];
+                let told = self.commands.values().any(|pending| dropping.contains(&pending.kind));
                 if !told {
                     self.drop_snapshot(now, id, out);
                 }

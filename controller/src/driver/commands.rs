@@ -77,6 +77,8 @@ impl Driver {
             Kind::CancelPark => {}
             Kind::Purge => self.purge_done(&pending, result, out),
             Kind::DropSnapshot(snapshot) => self.drop_done(now, snapshot, result),
+            Kind::Copy(snapshot) => self.copy_done(now, &pending, snapshot, result, out),
+            Kind::DropCopy(snapshot) => self.copy_dropped(now, &pending.node, snapshot, &result, out),
         }
         if let Some(sandbox) = pending.sandbox {
             self.touch(now, sandbox, out);
@@ -146,7 +148,7 @@ impl Driver {
             }
             // What became of it, the next report tells. Until then it is used for nothing.
             (_, Some(sandbox)) => self.arm(now.after(self.settings.dedup_max), Timer::Passing(sandbox)),
-            (Kind::DropSnapshot(snapshot), None) => {
+            (Kind::DropSnapshot(snapshot) | Kind::DropCopy(snapshot), None) => {
                 self.arm(now.after(self.settings.purge_max), Timer::Snapshot(snapshot));
             }
             (_, None) => {}

@@ -245,7 +245,12 @@ pub enum Action {
     /// Fingerprints of this snapshot may now be registered.
     ExpectSnapshot(SnapshotId),
     /// Lookups may now name this snapshot.
-    PlaceSnapshot(SnapshotPlace),
+    PlaceSnapshot {
+        /// Which.
+        snapshot: SnapshotId,
+        /// Who holds it; readers are sent to the first.
+        holders: Vec<SnapshotPlace>,
+    },
     /// Lookups must no longer name this snapshot, but it may come back.
     HideSnapshot(SnapshotId),
     /// Delete this snapshot from the registry.

@@ -108,10 +108,11 @@ impl Driver {
         let ghosts = &mut self.ghosts;
         inventory.sandboxes.iter().for_each(|report| drop(ghosts.remove(&report.id)));
         self.check_bases = true;
+        self.want_copies(inventory.sandboxes.iter().flat_map(|report| &report.bases).copied());
         let purge = self.reconcile(now, &name, inventory.sandboxes, true, out);
         let idle = self.settings.keeping.idle;
         out.insert(welcome_at, Action::Welcome { connection, idle, purge });
-        self.reconcile_snapshots(&name, inventory.snapshots, true, out);
+        self.reconcile_snapshots(now, &name, inventory.snapshots, true, out);
         let sandboxes = self.nodes.get(&name).map_or(0, |node| node.sandboxes.len());
         self.tell_node(&name, NodeChange::Attached, sandboxes, out);
         self.wake_waiting();
@@ -123,7 +124,7 @@ impl Driver {
             node.connection = None;
         }
         self.cut_commands(now, &name, out);
-        self.hide_snapshots(&name, None, out);
+        self.hide_snapshots(now, &name, None, out);
         let sandboxes = self.nodes.get(&name).map_or(0, |node| node.sandboxes.len());
         self.tell_node(&name, NodeChange::Away, sandboxes, out);
         // Its grace runs from when it was last heard, as if it were silent.
@@ -146,7 +147,10 @@ impl Driver {
         for stranger in self.reconcile(now, &name, inventory.sandboxes, false, out) {
             self.purge_stranger(now, &name, stranger, out);
         }
-        self.reconcile_snapshots(&name, inventory.snapshots, false, out);
+        self.reconcile_snapshots(now, &name, inventory.snapshots, false, out);
+        // There may be room for a copy now, or too little for one that is there.
+        self.check_copies = true;
+        self.shed_copy(now, &name, out);
         self.relieve(now, &name, out);
         self.wake_waiting();
     }
@@ -328,10 +332,10 @@ impl Driver {
             self.remove_sandbox(id, Cause::NodeLost, None, out);
         }
         if cut_off {
-            self.hide_snapshots(name, Some(until), out);
+            self.hide_snapshots(now, name, Some(until), out);
         } else {
             self.ghosts.retain(|_, ghost| ghost.node != *name);
-            self.forget_snapshots_of(name, out);
+            self.forget_snapshots_of(now, name, out);
         }
         self.nodes.remove(name);
         self.check_bases = true;

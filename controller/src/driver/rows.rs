@@ -121,7 +121,7 @@ impl Driver {
             snapshots: self
                 .snapshots
                 .values()
-                .filter(|snapshot| snapshot.node == *name && snapshot.life != SnapshotLife::Making)
+                .filter(|snapshot| snapshot.is_on(name) && snapshot.life != SnapshotLife::Making)
                 .map(|snapshot| snapshot.report.clone())
                 .collect(),
             lacks: node.lacks.clone(),

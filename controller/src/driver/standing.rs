@@ -71,6 +71,9 @@ impl Driver {
         for id in all {
             self.touch(now, id, out);
         }
+        if standing == Standing::Draining {
+            self.copy_away(node);
+        }
         self.wake_waiting();
     }
 

@@ -266,7 +266,12 @@ pub(super) enum SnapshotLife {
 #[derive(Debug)]
 pub(super) struct Snapshot {
     pub(super) function: FunctionName,
+    /// Whom readers are sent to.
     pub(super) node: NodeId,
+    /// Other nodes that can be reached and hold it, too.
+    pub(super) copies: BTreeSet<NodeId>,
+    /// No copy of it is made before that: one did not come about, or had to make room.
+    pub(super) copy_after: Option<Now>,
     pub(super) life: SnapshotLife,
     pub(super) report: SnapshotReport,
 }
@@ -309,6 +314,10 @@ pub(super) enum Kind {
     Unpark,
     Purge,
     DropSnapshot(SnapshotId),
+    /// One more node is to hold it.
+    Copy(SnapshotId),
+    /// A node is to hold it no more, others do.
+    DropCopy(SnapshotId),
 }
 
 impl Kind {
@@ -323,7 +332,9 @@ impl Kind {
             | Self::Park
             | Self::CancelPark
             | Self::Purge
-            | Self::DropSnapshot(_) => None,
+            | Self::DropSnapshot(_)
+            | Self::Copy(_)
+            | Self::DropCopy(_) => None,
         }
     }
 

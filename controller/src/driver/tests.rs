@@ -15,6 +15,7 @@ use super::*;
 use crate::policy::{Fixed, FixedSettings};
 
 mod bases;
+mod copies;
 mod gain;
 mod nodes;
 mod policies;

@@ -307,6 +307,7 @@ impl From<Command> for wire::command::Action {
                 Self::Restore(wire::Restore { sandbox: sandbox.get(), digest_memory })
             }
             Command::Purge { sandbox } => Self::Purge(wire::Purge { sandbox: sandbox.get() }),
+            Command::Replicate { place } => Self::Replicate(wire::Replicate { place: Some(place.into()) }),
             Command::DropSnapshot { snapshot } => {
                 Self::DropSnapshot(wire::DropSnapshot { snapshot: snapshot.get() })
             }
@@ -393,6 +394,9 @@ impl TryFrom<wire::command::Action> for Command {
                 Self::Restore { sandbox: id(sandbox)?, digest_memory }
             }
             Action::Purge(wire::Purge { sandbox }) => Self::Purge { sandbox: id(sandbox)? },
+            Action::Replicate(wire::Replicate { place }) => {
+                Self::Replicate { place: place.ok_or(WireError::missing("replicate.place"))?.try_into()? }
+            }
             Action::DropSnapshot(wire::DropSnapshot { snapshot }) => {
                 Self::DropSnapshot { snapshot: snapshot_from_wire(snapshot, "drop_snapshot.snapshot")? }
             }

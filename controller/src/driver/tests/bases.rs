@@ -42,7 +42,10 @@ fn the_first_idle_sandbox_becomes_base_and_then_dedup_like_the_others() {
     assert!(bench.actions.iter().any(|a| matches!(a, Action::ExpectSnapshot(id) if *id == snapshot)));
     bench.succeed(node, id, &command);
     assert!(
-        bench.actions.iter().any(|a| matches!(a, Action::PlaceSnapshot(place) if place.snapshot == snapshot))
+        bench
+            .actions
+            .iter()
+            .any(|a| matches!(a, Action::PlaceSnapshot { snapshot: placed, .. } if *placed == snapshot))
     );
     bench.clear();
     pass(&mut bench, node, 6, &warm, &[snapshot]);

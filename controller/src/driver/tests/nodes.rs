@@ -128,7 +128,10 @@ fn snapshots_of_a_node_that_is_away_are_hidden_and_come_back_with_it() {
     let inventory = Inventory { snapshots: vec![snapshot_report(base)], ..Inventory::default() };
     let node = bench.attach("n1", 1, inventory);
     assert!(
-        bench.actions.iter().any(|a| matches!(a, Action::PlaceSnapshot(place) if place.snapshot == base))
+        bench
+            .actions
+            .iter()
+            .any(|a| matches!(a, Action::PlaceSnapshot { snapshot, .. } if *snapshot == base))
     );
     bench.tell(Event::Detached { connection: node });
     bench.wait(5 * SECOND);

@@ -237,7 +237,7 @@ impl World {
                     self.acquired.insert(ticket, result.is_ok());
                 }
             }
-            Action::PlaceSnapshot(place) => drop(self.placed.insert(place.snapshot)),
+            Action::PlaceSnapshot { snapshot, .. } => drop(self.placed.insert(snapshot)),
             Action::HideSnapshot(id) | Action::ForgetSnapshot(id) => drop(self.placed.remove(&id)),
             Action::Tell(told) if overdue(&told) => {
                 let known = &self.bench.driver.commands;
@@ -272,12 +272,15 @@ impl World {
             assert_eq!(other, None, "{sandbox}: one command at a time");
         }
         if let Command::DropSnapshot { snapshot } = command {
-            for agent in &self.agents {
+            // A copy may go while others hold it.
+            let held_by = |other: &Agent| other.snapshots.contains_key(&snapshot);
+            let last = self.agents.iter().filter(|other| held_by(other)).count() <= 1;
+            for agent in self.agents.iter().filter(|_| last) {
                 for (id, held) in &agent.sandboxes {
                     assert!(!held.bases.contains(&snapshot), "{snapshot} is dropped, {id} refers to it");
                 }
             }
-            self.saw("base dropped");
+            self.saw(if last { "base dropped" } else { "copy dropped" });
         }
         let agent = &mut self.agents[agent];
         if matches!(command, Command::Start { .. } | Command::Restore { .. }) {
@@ -331,6 +334,7 @@ impl World {
                 }
                 Command::Purge { sandbox } => drop(agent.sandboxes.remove(&sandbox)),
                 Command::DropSnapshot { snapshot } => drop(agent.snapshots.remove(&snapshot)),
+                Command::Replicate { place } => drop(agent.snapshots.insert(place.snapshot, "f".into())),
                 _ => {}
             }
         }
@@ -412,6 +416,11 @@ impl World {
             }
             (Command::Purge { sandbox }, Some(_)) => {
                 agent.sandboxes.remove(sandbox);
+                Ok(())
+            }
+            (Command::Replicate { .. }, _) if fails => Err(FailureKind::BaseLost),
+            (Command::Replicate { place }, _) => {
+                agent.snapshots.insert(place.snapshot, "f".into());
                 Ok(())
             }
             (Command::DropSnapshot { snapshot }, _) => {

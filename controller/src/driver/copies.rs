@@ -1,0 +1,291 @@
+//! Copies of base snapshots on other nodes: made once an image refers to a base, so that no node's end loses what it is made of.
+//!
+//! A snapshot has one holder that readers are sent to and any number of copies, on nodes that can be reached. When the holder goes,
+//! a copy takes its place; another copy is made where there is room. Nobody is ended for a copy, and on a node that is full
+//! it is the first to go.
+
+use std::collections::BTreeSet;
+
+use medes_proto::{
+    failure::{Failure, FailureKind},
+    fleet::{Command, SnapshotReport, Success},
+    ids::{FunctionName, NodeId, SnapshotId},
+    registry::SnapshotPlace,
+    standing::Standing,
+};
+
+use super::{
+    Action, Driver,
+    state::{Kind, Pending, Snapshot, SnapshotLife, Timer},
+};
+use crate::now::Now;
+
+/// Copies under way in the whole cluster.
+const UNDER_WAY_MAX: usize = 4;
+/// Snapshots looked at after one event.
+const LOOKED_AT_MAX: usize = 16;
+/// A copy may fill a node up to this part of its memory...
+const FILLS_PERCENT: u64 = 75;
+/// ... and goes when more than this is used.
+const SHED_PERCENT: u64 = 90;
+
+impl Snapshot {
+    pub(super) const fn new(
+        function: FunctionName,
+        node: NodeId,
+        life: SnapshotLife,
+        report: SnapshotReport,
+    ) -> Self {
+        Self { function, node, copies: BTreeSet::new(), copy_after: None, life, report }
+    }
+
+    /// Whether this node holds it.
+    pub(super) fn is_on(&self, node: &NodeId) -> bool {
+        self.node == *node || self.copies.contains(node)
+    }
+
+    fn holders(&self) -> impl Iterator<Item = &NodeId> {
+        std::iter::once(&self.node).chain(&self.copies)
+    }
+}
+
+impl Driver {
+    /// An image refers to these: they are worth a copy.
+    pub(super) fn want_copies(&mut self, ids: impl Iterator<Item = SnapshotId>) {
+        if self.settings.base_copies > 1 {
+            self.short.extend(ids);
+            self.check_copies = true;
+        }
+    }
+
+    /// Begins to make copies that are missing, where there is room for them.
+    pub(super) fn make_copies(&mut self, now: Now, out: &mut Vec<Action>) {
+        let wanted = usize::try_from(self.settings.base_copies).unwrap_or(usize::MAX);
+        for id in self.short.iter().copied().take(LOOKED_AT_MAX).collect::<Vec<_>>() {
+            let few = |snapshot: &&Snapshot| self.lasting_holders(snapshot) < wanted;
+            let Some(snapshot) = self.snapshots.get(&id).filter(few) else {
+                self.short.remove(&id);
+                continue;
+            };
+            let paused = snapshot.copy_after.is_some_and(|after| now < after);
+            let mut under_way =
+                self.commands.values().filter(|pending| matches!(pending.kind, Kind::Copy(_)));
+            let busy = under_way.clone().count() >= UNDER_WAY_MAX
+                || under_way.any(|pending| pending.kind == Kind::Copy(id));
+            if snapshot.life != SnapshotLife::Live || paused || busy {
+                continue;
+            }
+            let Some(node) = self.node_for_copy(now, id, snapshot) else { continue };
+            let Some(place) = self.place_of(id, &snapshot.node) else { continue };
+            let (bytes, limit) = (snapshot.report.bytes, self.settings.dedup_max);
+            self.issue(now, &node, Command::Replicate { place }, Kind::Copy(id), limit, None, bytes, out);
+        }
+    }
+
+    /// Those that nobody is about to take out of service.
+    fn lasting_holders(&self, snapshot: &Snapshot) -> usize {
+        snapshot.holders().filter(|node| self.standing(node) != Standing::Draining).count()
+    }
+
+    /// What a node that is to be taken out of service holds is wanted elsewhere.
+    pub(super) fn copy_away(&mut self, node: &NodeId) {
+        let held = self.snapshots.iter().filter(|(_, snapshot)| snapshot.is_on(node));
+        let held: Vec<_> = held.map(|(&id, _)| id).collect();
+        self.want_copies(held.into_iter());
+    }
+
+    /// Where a copy does most good: where sandboxes refer to it, else where most is free.
+    fn node_for_copy(&self, now: Now, id: SnapshotId, snapshot: &Snapshot) -> Option<NodeId> {
+        let fits = |name: &NodeId| {
+            let after = self.projected(name).saturating_add(snapshot.report.bytes);
+            self.cap(name).is_none_or(|cap| after <= cap / 100 * FILLS_PERCENT)
+        };
+        let candidates = self.nodes.iter().filter(|(name, node)| {
+            let avoided = node.avoid_until.is_some_and(|until| now < until);
+            let open = node.connection.is_some() && self.standing(name) == Standing::Open;
+            open && !avoided && !snapshot.is_on(name) && fits(name)
+        });
+        let best = candidates.max_by_key(|(name, node)| {
+            let refers = |sandbox| self.sandboxes.get(sandbox).is_some_and(|s| s.report.bases.contains(&id));
+            let referring = node.sandboxes.iter().filter(|sandbox| refers(sandbox)).count();
+            (referring, std::cmp::Reverse(self.projected(name)))
+        });
+        best.map(|(name, _)| name.clone())
+    }
+
+    pub(super) fn copy_done(
+        &mut self,
+        now: Now,
+        pending: &Pending,
+        id: SnapshotId,
+        result: Result<Success, Failure>,
+        out: &mut Vec<Action>,
+    ) {
+        match result {
+            Ok(success) => {
+                let bytes = success.snapshot.map_or(0, |report| report.bytes);
+                self.drift(&pending.node, i64::try_from(bytes).unwrap_or(i64::MAX));
+                self.has_copy(id, &pending.node, out);
+            }
+            Err(_told_by_its_agent) => self.pause_copies(now, id),
+        }
+        self.check_copies = true;
+    }
+
+    /// A node holds it, as it seems.
+    pub(super) fn has_copy(&mut self, id: SnapshotId, node: &NodeId, out: &mut Vec<Action>) {
+        let Some(snapshot) = self.snapshots.get_mut(&id) else { return };
+        if snapshot.copies.insert(node.clone()) {
+            match snapshot.life {
+                SnapshotLife::Live => self.place_again(id, out),
+                SnapshotLife::Hidden { .. } => drop(self.promote(id, out)),
+                SnapshotLife::Making | SnapshotLife::Dropping => {}
+            }
+        }
+    }
+
+    /// Tells readers who holds it now.
+    pub(super) fn place_again(&mut self, id: SnapshotId, out: &mut Vec<Action>) {
+        let Some(snapshot) = self.snapshots.get(&id) else { return };
+        let holders: Vec<_> = snapshot.holders().filter_map(|node| self.place_of(id, node)).collect();
+        if !holders.is_empty() {
+            out.push(Action::PlaceSnapshot { snapshot: id, holders });
+        }
+    }
+
+    fn place_of(&self, snapshot: SnapshotId, node: &NodeId) -> Option<SnapshotPlace> {
+        let address = self.nodes.get(node)?.address.clone();
+        Some(SnapshotPlace { snapshot, node: node.clone(), address })
+    }
+
+    /// Its holder is not to be counted on: a copy takes its place. False: there is none.
+    pub(super) fn promote(&mut self, id: SnapshotId, out: &mut Vec<Action>) -> bool {
+        let Some(snapshot) = self.snapshots.get_mut(&id) else { return false };
+        if matches!(snapshot.life, SnapshotLife::Making | SnapshotLife::Dropping) {
+            return false;
+        }
+        let Some(node) = snapshot.copies.pop_first() else { return false };
+        (snapshot.node, snapshot.life) = (node, SnapshotLife::Live);
+        self.place_again(id, out);
+        self.want_copies(std::iter::once(id));
+        true
+    }
+
+    /// Its holder says that it is not there any more.
+    pub(super) fn lose_holder(&mut self, id: SnapshotId, out: &mut Vec<Action>) {
+        if !self.promote(id, out) {
+            self.forget_snapshot(id, out);
+        }
+    }
+
+    /// A node is away: nobody is told to read from its copies.
+    pub(super) fn leave_copies(&mut self, now: Now, node: &NodeId, out: &mut Vec<Action>) {
+        self.drop_from(now, node, out, |_| true);
+    }
+
+    /// All that a node says it holds is `seen`.
+    pub(super) fn lacks_copies(
+        &mut self,
+        now: Now,
+        node: &NodeId,
+        seen: &BTreeSet<SnapshotId>,
+        out: &mut Vec<Action>,
+    ) {
+        self.drop_from(now, node, out, |id| !seen.contains(&id));
+    }
+
+    fn drop_from(
+        &mut self,
+        now: Now,
+        node: &NodeId,
+        out: &mut Vec<Action>,
+        lacks: impl Fn(SnapshotId) -> bool,
+    ) {
+        let held =
+            self.snapshots.iter().filter(|(id, snapshot)| snapshot.copies.contains(node) && lacks(**id));
+        for id in held.map(|(&id, _)| id).collect::<Vec<_>>() {
+            self.has_no_copy(now, id, node, out);
+        }
+    }
+
+    fn has_no_copy(&mut self, now: Now, id: SnapshotId, node: &NodeId, out: &mut Vec<Action>) {
+        let Some(snapshot) = self.snapshots.get_mut(&id) else { return };
+        snapshot.copies.remove(node);
+        match snapshot.life {
+            SnapshotLife::Live => {
+                self.place_again(id, out);
+                self.want_copies(std::iter::once(id));
+            }
+            // The last of its copies is gone: its turn.
+            SnapshotLife::Dropping => self.arm(now, Timer::Snapshot(id)),
+            SnapshotLife::Making | SnapshotLife::Hidden { .. } => {}
+        }
+    }
+
+    /// Nobody needs it: its copies go first. False: there is none.
+    pub(super) fn drop_copies(&mut self, now: Now, id: SnapshotId, out: &mut Vec<Action>) -> bool {
+        let Some(snapshot) = self.snapshots.get_mut(&id).filter(|snapshot| !snapshot.copies.is_empty())
+        else {
+            return false;
+        };
+        if snapshot.life != SnapshotLife::Dropping {
+            snapshot.life = SnapshotLife::Dropping;
+            out.push(Action::HideSnapshot(id));
+        }
+        for node in snapshot.copies.clone() {
+            self.drop_copy(now, id, &node, out);
+        }
+        true
+    }
+
+    fn drop_copy(&mut self, now: Now, id: SnapshotId, node: &NodeId, out: &mut Vec<Action>) {
+        let told = |pending: &Pending| pending.kind == Kind::DropCopy(id) && pending.node == *node;
+        if !self.commands.values().any(told) {
+            let (command, limit) = (Command::DropSnapshot { snapshot: id }, self.settings.purge_max);
+            self.issue(now, node, command, Kind::DropCopy(id), limit, None, 0, out);
+        }
+    }
+
+    pub(super) fn copy_dropped(
+        &mut self,
+        now: Now,
+        node: &NodeId,
+        id: SnapshotId,
+        result: &Result<Success, Failure>,
+        out: &mut Vec<Action>,
+    ) {
+        match result {
+            Err(why) if why.kind != FailureKind::NotFound => {
+                self.arm(now.after(self.settings.purge_max), Timer::Snapshot(id));
+            }
+            _ => {
+                let bytes = self.snapshots.get(&id).map_or(0, |snapshot| snapshot.report.bytes);
+                self.drift(node, i64::try_from(bytes).unwrap_or(i64::MAX).saturating_neg());
+                self.has_no_copy(now, id, node, out);
+            }
+        }
+    }
+
+    /// On a node that is almost full one copy goes, before anybody is ended for room.
+    pub(super) fn shed_copy(&mut self, now: Now, node: &NodeId, out: &mut Vec<Action>) {
+        let Some(cap) = self.cap(node) else { return };
+        if self.projected(node) <= cap / 100 * SHED_PERCENT {
+            return;
+        }
+        let live =
+            |snapshot: &Snapshot| snapshot.life == SnapshotLife::Live && snapshot.copies.contains(node);
+        let copies = self.snapshots.iter().filter(|(_, snapshot)| live(snapshot));
+        let largest = copies.max_by_key(|(_, snapshot)| snapshot.report.bytes).map(|(&id, _)| id);
+        if let Some(id) = largest {
+            self.pause_copies(now, id);
+            self.drop_copy(now, id, node, out);
+        }
+    }
+
+    fn pause_copies(&mut self, now: Now, id: SnapshotId) {
+        let after = now.after(self.settings.purge_max);
+        if let Some(snapshot) = self.snapshots.get_mut(&id) {
+            snapshot.copy_after = Some(after);
+        }
+    }
+}
