@@ -269,14 +269,20 @@ impl RawSandboxes {
     }
 }
 
+impl RawFleet {
+    fn check(&self) -> Result<(), ConfigError> {
+        let ms = Duration::from_millis;
+        within(self.heartbeat.0, ms(10)..=ms(600_000), "fleet.heartbeat", "not 10ms to 10m")?;
+        within(self.heartbeats_missed_max, 1..=1_000, "fleet.heartbeats_missed_max", "not 1 to 1000")?;
+        within(self.base_copies, 1..=16, "fleet.base_copies", "not 1 to 16")?;
+        within(self.nodes_max, 1..=100_000, "fleet.nodes_max", "not 1 to 100000").map(drop)
+    }
+}
+
 impl Raw {
     fn check(self, document: Document) -> Result<Config, ConfigError> {
         let ms = Duration::from_millis;
         let Raw { requests, sandboxes, fleet, limits, policy, engine, registry, stop } = self;
-        let heartbeat =
-            within(fleet.heartbeat.0, ms(10)..=ms(600_000), "fleet.heartbeat", "not 10ms to 10m")?;
-        let missed =
-            within(fleet.heartbeats_missed_max, 1..=1_000, "fleet.heartbeats_missed_max", "not 1 to 1000")?;
         within(requests.queue_max, 1..=1_000_000, "requests.queue_max", "not 1 to 1000000")?;
         within(requests.open_max, 1..=1_000_000, "requests.open_max", "not 1 to 1000000")?;
         within(requests.attempts_max, 1..=100, "requests.attempts_max", "not 1 to 100")?;
@@ -290,8 +296,7 @@ impl Raw {
         let body_max = usize::try_from(requests.body_max.0).unwrap_or(usize::MAX);
         within(body_max, 1..=limits::BODY_BYTES_MAX, "requests.body_max", "not 1B to 6MiB")?;
         sandboxes.check()?;
-        within(fleet.base_copies, 1..=16, "fleet.base_copies", "not 1 to 16")?;
-        within(fleet.nodes_max, 1..=100_000, "fleet.nodes_max", "not 1 to 100000")?;
+        fleet.check()?;
         within(registry.list_max, 1..=1_024, "registry.list_max", "not 1 to 1024")?;
         within(
             policy.dump_pause.0,
@@ -307,7 +312,7 @@ impl Raw {
             within(limit.0, ms(1)..=ms(86_400_000), field, "not 1ms to 24h")?;
         }
         let driver = driver::Settings {
-            silent_max: heartbeat * missed,
+            silent_max: fleet.heartbeat.0 * fleet.heartbeats_missed_max,
             settle: fleet.settle.0,
             queue_max: requests.queue_max,
             function_sandboxes_max: Some(sandboxes.per_function_max).filter(|&max| max > 0),
@@ -331,7 +336,7 @@ impl Raw {
             driver,
             policy: policy.check()?,
             engine: engine.check()?,
-            heartbeat,
+            heartbeat: fleet.heartbeat.0,
             registry: TableSettings { entries_max: registry.entries_max, list_max: registry.list_max },
             requests: RequestSettings {
                 deadline: requests.deadline.0,

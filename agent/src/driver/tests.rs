@@ -90,6 +90,11 @@ fn id(number: u8) -> SandboxId {
     SandboxId::new(number.into()).unwrap()
 }
 
+fn elsewhere(number: u8) -> SnapshotPlace {
+    let snapshot = SnapshotId::new(1_000_000 + u64::from(number)).unwrap();
+    SnapshotPlace { snapshot, node: "n".parse().unwrap(), address: String::new() }
+}
+
 fn failure() -> Failure {
     Failure::new(FailureKind::Internal, "a test wanted it")
 }
@@ -267,6 +272,17 @@ impl World {
         }
     }
 
+    /// A copy has come about, or not.
+    fn replicated(&mut self, good: bool) {
+        let Some(snapshot) = self.copying.pop_first() else { return };
+        let report = SnapshotReport { id: snapshot, function: "f".parse().unwrap(), pages: 1, bytes: 4096 };
+        if good {
+            self.snapshots.push(snapshot);
+        }
+        let result = if good { Ok(report) } else { Err(failure()) };
+        self.apply(Event::Replicated { snapshot, result });
+    }
+
     fn step(&mut self, step: Step) {
         match step {
             Step::Start(sandbox) => {
@@ -295,22 +311,8 @@ impl World {
                     self.command(Command::DropSnapshot { snapshot });
                 }
             }
-            Step::Replicate(number) => {
-                let snapshot = SnapshotId::new(1_000_000 + u64::from(number)).unwrap();
-                let (node, address) = ("n".parse().unwrap(), String::new());
-                self.command(Command::Replicate { place: SnapshotPlace { snapshot, node, address } });
-            }
-            Step::Replicated(good) => {
-                if let Some(snapshot) = self.copying.pop_first() {
-                    let function = "f".parse().unwrap();
-                    let report = SnapshotReport { id: snapshot, function, pages: 1, bytes: 4096 };
-                    if good {
-                        self.snapshots.push(snapshot);
-                    }
-                    let result = if good { Ok(report) } else { Err(failure()) };
-                    self.apply(Event::Replicated { snapshot, result });
-                }
-            }
+            Step::Replicate(number) => self.command(Command::Replicate { place: elsewhere(number) }),
+            Step::Replicated(good) => self.replicated(good),
             Step::Ask(sandbox) => {
                 let ticket = Ticket(self.next);
                 self.next += 1;
