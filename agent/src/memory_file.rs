@@ -17,15 +17,23 @@ use std::{
     ptr::NonNull,
     slice,
     sync::Arc,
+    thread,
+    time::Duration,
 };
 
 use nix::{
+    errno::Errno,
     fcntl::{FallocateFlags, FcntlArg, SealFlag, fallocate, fcntl},
     sys::{
         memfd::{MFdFlags, memfd_create},
         mman::{MapFlags, ProtFlags, mmap, munmap},
     },
 };
+
+/// The kernel seals no file of which somebody still holds a page, and that may be the kernel itself, for a moment: it moves a page, or
+/// counts. It waits for that a while (memfd_wait_for_pins in its mm/memfd.c) and then refuses; so it is asked again, after these pauses.
+const SEAL_PAUSES: [Duration; 3] =
+    [Duration::from_millis(5), Duration::from_millis(10), Duration::from_millis(20)];
 
 /// A memory file being written.
 #[derive(Debug)]
@@ -41,12 +49,20 @@ impl MemoryFile {
         Ok(Self { file: File::from(fd) })
     }
 
-    /// No more changes: seals the file and maps it.
+    /// No more changes: seals the file and maps it. Takes longer only where the kernel is busy with the file's pages.
     pub fn seal(self) -> io::Result<MappedFile> {
         let seals =
             SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_SEAL;
-        fcntl(self.file.as_fd(), FcntlArg::F_ADD_SEALS(seals))?;
-        MappedFile::map(self.file)
+        let mut pauses = SEAL_PAUSES.iter();
+        loop {
+            match (fcntl(self.file.as_fd(), FcntlArg::F_ADD_SEALS(seals)), pauses.next()) {
+                (Err(Errno::EBUSY), Some(pause)) => thread::sleep(*pause),
+                (sealed, _) => {
+                    sealed?;
+                    return MappedFile::map(self.file);
+                }
+            }
+        }
     }
 }
 
@@ -209,6 +225,18 @@ mod tests {
         assert_eq!(sealed.as_ref(), b"one two");
         assert!(handle.write_all(b"three").is_err());
         assert!(handle.set_len(0).is_err());
+    }
+
+    #[test]
+    fn a_file_that_somebody_can_still_write_to_is_not_sealed() {
+        let mut file = MemoryFile::create("test").unwrap();
+        file.write_all(&[1; 4096]).unwrap();
+        let handle = file.file.try_clone().unwrap();
+        let writable = Mapping::new(&handle, 4096, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE).unwrap();
+        let refused = file.seal().unwrap_err();
+        assert_eq!(refused.raw_os_error(), Some(Errno::EBUSY as i32));
+        drop(writable);
+        assert!(MemoryFile { file: handle }.seal().is_ok(), "it was only refused, not broken");
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use serde::Deserialize;
 
 use crate::{
-    control,
+    certificates, control,
     hosts::Cluster,
     probe::{self, Init, Running},
     remote::{Remote, RemoteError, quoted},
@@ -80,7 +80,14 @@ pub fn medes(
     within: Duration,
 ) -> Result<String, RemoteError> {
     let (prefix, address) = (quoted(&cluster.prefix), cluster.controller.control);
-    let script = format!("{prefix}/current/bin/medes --controller {address} {verb}");
+    let identity = match cluster.certificates {
+        Some(_) => {
+            let file = certificates::on_host(&cluster.prefix, certificates::OPERATOR);
+            format!(" --identity {}", quoted(&file))
+        }
+        None => String::new(),
+    };
+    let script = format!("{prefix}/current/bin/medes --controller {address}{identity} {verb}");
     controller.run(&format!("medes {verb}"), &script, within)
 }
 

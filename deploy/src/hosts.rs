@@ -9,6 +9,8 @@ use std::{
 
 use serde::Deserialize;
 
+use crate::certificates;
+
 /// Hosts that one file may name.
 const NODES_MAX: usize = 1024;
 
@@ -48,6 +50,10 @@ pub enum HostsError {
 struct Raw {
     #[serde(default = "default_prefix")]
     prefix: String,
+    #[serde(default = "default_certificates")]
+    certificates: PathBuf,
+    #[serde(default)]
+    plaintext: bool,
     #[serde(default)]
     ssh: Ssh,
     controller: RawController,
@@ -58,6 +64,10 @@ struct Raw {
 
 fn default_prefix() -> String {
     "/opt/medes".into()
+}
+
+fn default_certificates() -> PathBuf {
+    "medes-certs".into()
 }
 
 /// How hosts are reached.
@@ -125,6 +135,8 @@ struct RawNode {
 pub struct Cluster {
     /// The folder on every host that everything lies in.
     pub prefix: String,
+    /// The folder on this machine with the certificates by which the programs know each other. `None`: they do not.
+    pub certificates: Option<PathBuf>,
     /// How hosts are reached.
     pub ssh: Ssh,
     /// The controller.
@@ -177,7 +189,9 @@ impl Cluster {
         let raw = toml::from_str::<Raw>(&text);
         let raw = raw.map_err(|source| HostsError::Toml { path: path.into(), source: Box::new(source) })?;
         let beside = path.parent().unwrap_or(Path::new("."));
-        raw.check(|file| read(&beside.join(file)))
+        let mut cluster = raw.check(|file| read(&beside.join(file)))?;
+        cluster.certificates = cluster.certificates.map(|folder| beside.join(folder));
+        Ok(cluster)
     }
 
     /// What ssh calls the hosts, each once, the controller's first.
@@ -226,13 +240,18 @@ impl Raw {
             if !names.insert(node.name.clone()) {
                 return Err(field("node.name", &node.name, "there is another node of this name"));
             }
+            // Certificates are files by name.
+            if ["ca", certificates::CONTROLLER, certificates::OPERATOR].contains(&&*node.name) {
+                return Err(field("node.name", &node.name, "another holder of a certificate has this name"));
+            }
             // One agent is all a host needs: it uses every processor and all the memory it is given.
             if !hosts.insert(node.host.clone()) {
                 return Err(field("node.host", &node.host, "there is another node on this host"));
             }
             nodes.push(node);
         }
-        Ok(Cluster { prefix, ssh: self.ssh, controller, nodes })
+        let certificates = (!self.plaintext).then_some(self.certificates);
+        Ok(Cluster { prefix, certificates, ssh: self.ssh, controller, nodes })
     }
 }
 
@@ -303,6 +322,7 @@ mod tests {
         assert_eq!(cluster.prefix, "/opt/medes");
         assert_eq!(cluster.controller.control.to_string(), "10.0.0.1:7070");
         assert_eq!(cluster.controller.gateway.to_string(), "10.0.0.1:7080");
+        assert_eq!(cluster.certificates.as_deref(), Some(Path::new("medes-certs")), "unless told otherwise");
         assert_eq!(cluster.hosts(), ["10.0.0.1", "b.test"]);
         assert_eq!(cluster.node_on("b.test").unwrap().listen.to_string(), "10.0.0.2:7071");
     }
@@ -310,12 +330,13 @@ mod tests {
     #[test]
     fn a_node_has_the_defaults_and_its_own() {
         let cluster = cluster(
-            "[controller]\nhost = '10.0.0.1'\nconfig = 'c.toml'\n\
+            "plaintext = true\n[controller]\nhost = '10.0.0.1'\nconfig = 'c.toml'\n\
              [node_defaults]\nmemory_cap = '4GiB'\nargs = ['--hot-pages', 'pack']\n\
              [[node]]\nname = 'a'\nhost = '10.0.0.2'\nargs = ['--threads', '2']\nmemory_cap = '8GiB'\n",
         )
         .unwrap();
         assert_eq!(cluster.controller.config.as_deref(), Some("text of c.toml"));
+        assert_eq!(cluster.certificates, None);
         assert_eq!(cluster.nodes[0].args, ["--hot-pages", "pack", "--threads", "2"]);
         assert_eq!(cluster.nodes[0].memory_cap.as_deref(), Some("8GiB"));
     }
@@ -332,6 +353,7 @@ mod tests {
             (format!("prefix = '/opt/a b'\n{base}{one}"), "prefix"),
             (format!("[controller]\nhost = 'c.test'\n{one}"), "controller.address"),
             (format!("{base}{}", node("A", "10.0.0.1")), "node.name"),
+            (format!("{base}{}", node("operator", "10.0.0.1")), "node.name"),
             (format!("{base}{}", node("a", "-oProxyCommand=x")), "host"),
             (format!("{base}{one}{}", node("a", "10.0.0.2")), "node.name"),
             (format!("{base}{one}{}", node("b", "10.0.0.1")), "node.host"),

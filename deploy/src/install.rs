@@ -7,6 +7,7 @@
 //! PREFIX/versions/VERSION    whole
 //! PREFIX/current, previous   links; what runs, and what ran before it
 //! PREFIX/state, run          of the services, whatever their version
+//! PREFIX/certs               by what they know each other, whatever their version
 //! ```
 
 use std::time::Duration;
@@ -76,6 +77,24 @@ pub fn discard(remote: &Remote, prefix: &str) -> Result<(), RemoteError> {
     remote.run("take away what was copied", &script, QUICK).map(drop)
 }
 
+/// Puts certificates and keys where the programs of this host look for them. Those that run take them up by themselves.
+///
+/// # Errors
+/// When the host cannot be reached.
+pub fn certificates(remote: &Remote, prefix: &str, entries: &[Entry]) -> Result<(), RemoteError> {
+    make_room(remote, prefix)?;
+    let prefix = quoted(prefix);
+    let fresh = format!("{prefix}/certs.new");
+    let script = format!("rm -rf {fresh}\nmkdir -m 700 {fresh}");
+    remote.run("make room for certificates", &script, QUICK)?;
+    remote.send(entries, &fresh, QUICK)?;
+    // File after file is replaced; a program uses a key only with the certificate that it belongs to.
+    let script = format!(
+        "chmod 600 {fresh}/*\nmkdir -p -m 700 {prefix}/certs\nmv -f {fresh}/* {prefix}/certs/\nrmdir {fresh}"
+    );
+    remote.run("put certificates in their place", &script, QUICK).map(drop)
+}
+
 /// Makes a version the current one; the one that was current before is the previous one.
 ///
 /// # Errors
@@ -138,7 +157,7 @@ pub fn prune(remote: &Remote, prefix: &str) -> Result<(), RemoteError> {
 pub fn remove(remote: &Remote, prefix: &str, keep_state: bool) -> Result<(), RemoteError> {
     let prefix = quoted(prefix);
     let what = if keep_state {
-        format!("cd {prefix}\nrm -rf current previous versions incoming run lock")
+        format!("cd {prefix}\nrm -rf current previous versions incoming run lock certs certs.new")
     } else {
         format!("rm -rf {prefix}")
     };

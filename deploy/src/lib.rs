@@ -8,6 +8,7 @@
 //! | `hosts` | the cluster as `hosts.toml` describes it, checked |
 //! | `services` | what is to run on a host, and with which rights |
 //! | `units` | the same for systemd |
+//! | `certificates` | by what the programs know each other |
 //! | `release` | what is copied to a host, and its name, which says what is in it |
 //! | `archive` | files as a tar stream |
 //! | `elf` | which C library a program needs |
@@ -22,6 +23,7 @@
 //! | `verbs` | deploy, status, rollback, remove |
 
 pub mod archive;
+pub mod certificates;
 pub mod check;
 pub mod control;
 pub mod elf;

@@ -1,7 +1,8 @@
 //! What is to run on a host, with exactly the rights it needs.
 
 use crate::{
-    hosts::{Cluster, Controller, Node},
+    certificates,
+    hosts::{Cluster, Node},
     service::{HERE, Service, Socket},
 };
 
@@ -39,19 +40,28 @@ pub const AGENT: &str = "agent";
 pub fn of_host(cluster: &Cluster, host: &str, criu: bool) -> Vec<(&'static str, Service)> {
     let mut all = Vec::new();
     if cluster.controller.host == host {
-        all.push((CONTROLLER, controller(&cluster.prefix, &cluster.controller)));
+        all.push((CONTROLLER, controller(cluster)));
     }
     if let Some(node) = cluster.node_on(host) {
-        all.push((AGENT, agent(&cluster.prefix, &cluster.controller, node, criu)));
+        all.push((AGENT, agent(cluster, node, criu)));
     }
     all
 }
 
-fn controller(prefix: &str, controller: &Controller) -> Service {
+/// By what a program is known to others.
+fn identity(cluster: &Cluster, holder: &str) -> Vec<String> {
+    match cluster.certificates {
+        Some(_) => vec!["--identity".into(), certificates::on_host(&cluster.prefix, holder)],
+        None => vec!["--plaintext".into()],
+    }
+}
+
+fn controller(cluster: &Cluster) -> Service {
+    let Cluster { prefix, controller, .. } = cluster;
     let mut args = vec!["--state-dir".to_owned(), format!("{prefix}/state/controller")];
     args.extend(["--control".into(), controller.control.to_string()]);
     args.extend(["--gateway".into(), controller.gateway.to_string()]);
-    args.push("--plaintext".into());
+    args.extend(identity(cluster, certificates::CONTROLLER));
     if controller.config.is_some() {
         args.extend(["--config".into(), format!("{HERE}/etc/controller.toml")]);
     }
@@ -72,12 +82,13 @@ fn controller(prefix: &str, controller: &Controller) -> Service {
     }
 }
 
-fn agent(prefix: &str, controller: &Controller, node: &Node, criu: bool) -> Service {
+fn agent(cluster: &Cluster, node: &Node, criu: bool) -> Service {
+    let Cluster { prefix, controller, .. } = cluster;
     let mut args = vec!["--node".to_owned(), node.name.clone()];
     args.extend(["--controller".into(), controller.control.to_string()]);
     args.extend(["--state-dir".into(), format!("{prefix}/state/agent")]);
     args.extend(["--listen".into(), node.listen.to_string()]);
-    args.push("--plaintext".into());
+    args.extend(identity(cluster, &node.name));
     if let Some(cap) = &node.memory_cap {
         args.extend(["--memory-cap".into(), cap.clone()]);
     }

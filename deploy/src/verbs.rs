@@ -1,11 +1,17 @@
 //! What a person asks for: deploy, status, rollback, remove.
 
-use std::{collections::BTreeMap, io, path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeMap,
+    io,
+    path::PathBuf,
+    time::{Duration, SystemTime},
+};
 
 use serde::Serialize;
 
 use crate::{
     archive::What,
+    certificates::{self, CertificatesError},
     check::{self, Unfit},
     control,
     health::{self, NodeRow},
@@ -34,6 +40,9 @@ pub enum DeployError {
     /// No folder for connections.
     #[error("make a folder for connections")]
     Sockets(#[source] io::Error),
+    /// The certificates.
+    #[error(transparent)]
+    Certificates(#[from] CertificatesError),
     /// Some hosts did not answer or did not do what they were told, before anything ran differently.
     #[error("nothing was changed: {}", lines(.0))]
     Remote(Vec<RemoteError>),
@@ -133,7 +142,13 @@ pub fn deploy(session: &Session<'_>, options: &Options) -> Result<Vec<HostPlan>,
         })
         .collect();
     plans.iter().for_each(|plan| (session.say)("plan", &plan.to_string()));
-    if options.dry_run || plans.iter().all(|plan| plan.need == Need::Nothing) {
+    make_certificates(session, options)?;
+    if options.dry_run {
+        return Ok(plans);
+    }
+    if plans.iter().all(|plan| plan.need == Need::Nothing) {
+        // They may have been renewed.
+        bring_certificates(session, &plans)?;
         return Ok(plans);
     }
     if let Err(error) = bring(session, &plans, &releases, options) {
@@ -216,8 +231,36 @@ fn bring(
         false => Ok(()),
     });
     gathered(settled)?;
+    bring_certificates(session, plans)?;
     roll::roll(session, plans, options.pace)?;
     Ok(())
+}
+
+/// Those that are missing. A dry run only tells of them.
+fn make_certificates(session: &Session<'_>, options: &Options) -> Result<(), DeployError> {
+    let Some(folder) = &session.cluster.certificates else { return Ok(()) };
+    let missing = certificates::missing(session.cluster, folder);
+    if !missing.is_empty() {
+        (session.say)("plan", &format!("make certificates in {}: {}", folder.display(), missing.join(", ")));
+    }
+    if options.dry_run {
+        return Ok(());
+    }
+    certificates::make(session.cluster, folder, &options.binaries)?;
+    for file in certificates::ending(folder, &options.binaries, SystemTime::now())? {
+        let advice = "is good for less than a month: `medes cert rotate`, then deploy again";
+        (session.say)("all", &format!("{file} {advice}"));
+    }
+    Ok(())
+}
+
+fn bring_certificates(session: &Session<'_>, plans: &[HostPlan]) -> Result<(), DeployError> {
+    let Some(folder) = &session.cluster.certificates else { return Ok(()) };
+    let brought = session.each(plans, |plan| {
+        let entries = certificates::of_host(session.cluster, folder, &plan.host);
+        install::certificates(session.remote(&plan.host), &session.cluster.prefix, &entries)
+    });
+    gathered(brought).map(drop)
 }
 
 fn copy(session: &Session<'_>, plan: &HostPlan, release: &HostRelease) -> Result<(), RemoteError> {

@@ -220,6 +220,11 @@ impl Lab {
         path
     }
 
+    /// The folder of this test's files.
+    pub(crate) fn folder(&self) -> &Path {
+        self.dir.path()
+    }
+
     /// The programs, all of them with another last byte: another release.
     pub(crate) fn other_release(&self, name: &str) -> PathBuf {
         let folder = self.dir.path().join(name);

@@ -1,6 +1,11 @@
 //! One cluster's life: each step needs the one before.
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    path::Path,
+};
 
 use serde_json::Value;
 
@@ -72,7 +77,9 @@ fn hosts_file(lab: &Lab, name: &str, third: &str) -> String {
 #[track_caller]
 fn medes(lab: &Lab, args: &[&str]) -> String {
     let mut command = lab.command(lab::binaries().join("medes").to_str().unwrap());
-    let output = command.args(["--controller", &format!("{}:7070", address(0))]).args(args).output().unwrap();
+    let operator = lab.folder().join("medes-certs/operator.pem");
+    command.arg("--identity").arg(operator).args(["--controller", &format!("{}:7070", address(0))]);
+    let output = command.args(args).output().unwrap();
     assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
@@ -108,7 +115,10 @@ fn a_cluster_is_deployed_upgraded_under_load_brought_back_and_removed() {
         lab::repo().join("cli/tests/e2e_cluster").display()
     );
     medes(&lab, &["function", "apply", lab.file("function.toml", &file).to_str().unwrap()]);
-    let traffic = Traffic::start(&lab, &format!("{}:7080", address(0)), "/invoke/f/count");
+    // Everybody shows who it is, so callers do, too.
+    let token: Value = serde_json::from_str(&medes(&lab, &["token", "create", "callers", "--json"])).unwrap();
+    let token = token["token"].as_str().unwrap();
+    let traffic = Traffic::start(&lab, &format!("{}:7080", address(0)), "/invoke/f/count", token);
     traffic.some_more();
 
     upgrade(&lab, &deployer, &traffic);
@@ -151,6 +161,25 @@ fn first_deployment(lab: &Lab, deployer: &Deployer<'_>) {
     let controller =
         lab.processes(0).into_iter().find(|(_, line)| line.contains("bin/medes-controller --state"));
     assert_eq!(bounding_set(controller.unwrap().0), 0);
+    a_host_has_its_own_keys_only(lab);
+}
+
+fn a_host_has_its_own_keys_only(lab: &Lab) {
+    let there = |host: usize| -> BTreeSet<String> {
+        let certs = lab.folder().join(format!("host-{host}/opt/medes/certs"));
+        let files = fs::read_dir(certs).unwrap().map(Result::unwrap);
+        let told = files.map(|file| {
+            assert_eq!(file.metadata().unwrap().permissions().mode() & 0o777, 0o600, "{file:?}");
+            file.file_name().into_string().unwrap()
+        });
+        told.collect()
+    };
+    let own = |holders: &[&str]| -> BTreeSet<String> {
+        let files = holders.iter().flat_map(|name| [format!("{name}.pem"), format!("{name}-key.pem")]);
+        files.chain(["ca.pem".to_owned()]).collect()
+    };
+    assert_eq!(there(1), own(&[&node("b")]));
+    assert_eq!(there(0), own(&["controller", "operator", &node("a")]));
 }
 
 fn upgrade(lab: &Lab, deployer: &Deployer<'_>, traffic: &Traffic) {

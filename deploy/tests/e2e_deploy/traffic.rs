@@ -11,14 +11,14 @@ use crate::lab::{Lab, until};
 
 const CALLERS: &str = r#"
 import http.client, json, sys, threading, os
-gateway, path, record = sys.argv[1:4]
+gateway, path, token, record = sys.argv[1:5]
 stop = threading.Event()
 lock = threading.Lock()
 counts = {"good": 0, "bad": [], "starts": {}}
 def call():
     connection = http.client.HTTPConnection(gateway, timeout=100)
     try:
-        connection.request("POST", path, body=b"")
+        connection.request("POST", path, body=b"", headers={"authorization": "Bearer " + token})
         answer = connection.getresponse()
         body = answer.read()
         return answer.status, answer.getheader("x-medes-start"), body
@@ -58,11 +58,11 @@ pub(crate) struct Traffic {
 
 impl Traffic {
     /// Starts to call a function through a gateway.
-    pub(crate) fn start(lab: &Lab, gateway: &str, path: &str) -> Self {
+    pub(crate) fn start(lab: &Lab, gateway: &str, path: &str, token: &str) -> Self {
         let script = lab.file("callers.py", CALLERS);
         let record = lab.file("callers.json", "");
         let mut command = lab.command("python3");
-        command.arg(script).args([gateway, path]).arg(&record);
+        command.arg(script).args([gateway, path, token]).arg(&record);
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let stdin = child.stdin.take();
         Self { child, stdin, record }
