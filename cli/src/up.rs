@@ -216,9 +216,7 @@ async fn start_controller(
     command.arg("--state-dir").arg(state.folder("controller")?);
     command.arg("--control").arg(listen_at(args.control.as_ref(), CONTROL_PORT));
     command.arg("--gateway").arg(listen_at(args.gateway.as_ref(), GATEWAY_PORT));
-    if let Some(config) = config {
-        command.arg("--config").arg(config);
-    }
+    command.arg("--config").arg(config);
     let stdout = family.start_talking("controller", command, &state.log("controller"))?;
     let first_line = first_line(stdout, family.log(CONTROLLER).into());
     let listening = tokio::select! {

@@ -341,7 +341,7 @@ fn options_reach_the_programs() {
         assert!(story.contains(&part), "{part:?} is not in {story}");
     }
     let config = fs::read_to_string(state.join("controller.toml")).unwrap();
-    assert_eq!(config.trim(), "[policy]\nidle = \"90s\"");
+    assert_eq!(config.trim(), "[fleet]\nbase_copies = 1\n\n[policy]\nidle = \"90s\"");
     up.signal(Signal::SIGTERM);
     assert_eq!(up.end().code(), Some(0), "{}", stage.stderr());
     assert!(state.is_dir(), "a folder that was given is kept");
