@@ -250,7 +250,7 @@ impl Bases {
         let reads = elsewhere.iter().map(|(address, (node, wanted))| {
             let into = rest.split_off_mut(..wanted.len()).unwrap_or_default();
             async move {
-                let read = self.peers.read(address, wanted, into).await;
+                let read = self.peers.read((node, address), wanted, into).await;
                 let (node, pages) = ((*node).clone(), wanted.len());
                 read.map_err(|source| ReadBasesError::Remote { node, pages, source })
             }

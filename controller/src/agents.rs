@@ -1,4 +1,5 @@
-//! Channels to agents' Node services, one per address, and what is asked over them.
+//! Channels to agents' Node services, one per agent, and what is asked over them. With certificates, whoever listens at an agent's address
+//! must show that of its node.
 
 use std::{
     collections::BTreeMap,
@@ -10,7 +11,7 @@ use medes_identity::{access::Service, security::Security};
 use medes_proto::{
     WireError,
     failure::Failure,
-    ids::SandboxId,
+    ids::{NodeId, SandboxId},
     limits,
     node::{Answer, Invoke, Request, reply_from_wire},
     wire::{self, node_client::NodeClient},
@@ -23,11 +24,18 @@ const CONNECT_MAX: Duration = Duration::from_secs(2);
 /// On top of a request's deadline: its agent knows better why, and should be the one to say so.
 const SLACK: Duration = Duration::from_secs(5);
 
+/// An agent: its node, and host:port of its Node service.
+type Agent<'a> = (&'a NodeId, &'a str);
+
+fn key((node, address): Agent<'_>) -> (NodeId, String) {
+    (node.clone(), address.to_owned())
+}
+
 /// A pool of channels. A channel reconnects by itself and carries many requests at a time.
 #[derive(Debug)]
 pub struct Agents {
     security: Security,
-    channels: Mutex<BTreeMap<String, Channel>>,
+    channels: Mutex<BTreeMap<(NodeId, String), Channel>>,
 }
 
 /// Why a sandbox's answer did not come.
@@ -72,10 +80,11 @@ impl Agents {
     }
 
     /// A connected channel. Cancel-safe.
-    async fn channel(&self, address: &str) -> Result<Channel, InvokeError> {
-        if let Some(channel) = self.known(address) {
+    async fn channel(&self, agent: Agent<'_>) -> Result<Channel, InvokeError> {
+        if let Some(channel) = self.known(agent) {
             return Ok(channel);
         }
+        let (node, address) = agent;
         let error = |source| InvokeError::NotSent { address: address.to_owned(), source };
         let endpoint = Endpoint::from_shared(format!("http://{address}"))
             .map_err(error)?
@@ -85,22 +94,23 @@ impl Agents {
             .keep_alive_timeout(Duration::from_secs(5))
             .initial_stream_window_size(1 << 20)
             .initial_connection_window_size(8 << 20);
-        let channel = self.security.channel(&endpoint, Service::Node, None).await.map_err(error)?;
+        let whose = Some(node.into());
+        let channel = self.security.channel(&endpoint, Service::Node, whose).await.map_err(error)?;
         let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
         if channels.len() >= CHANNELS_MAX {
             channels.pop_first();
         }
-        channels.insert(address.to_owned(), channel.clone());
+        channels.insert(key(agent), channel.clone());
         Ok(channel)
     }
 
-    fn known(&self, address: &str) -> Option<Channel> {
-        self.channels.lock().unwrap_or_else(PoisonError::into_inner).get(address).cloned()
+    fn known(&self, agent: Agent<'_>) -> Option<Channel> {
+        self.channels.lock().unwrap_or_else(PoisonError::into_inner).get(&key(agent)).cloned()
     }
 
     /// The next call connects anew, and so learns whether the agent can be reached before anything is sent.
-    fn forget(&self, address: &str) {
-        self.channels.lock().unwrap_or_else(PoisonError::into_inner).remove(address);
+    fn forget(&self, agent: Agent<'_>) {
+        self.channels.lock().unwrap_or_else(PoisonError::into_inner).remove(&key(agent));
     }
 
     fn client(channel: Channel) -> NodeClient<Channel> {
@@ -112,48 +122,48 @@ impl Agents {
     /// Has a sandbox answer a request. Dropping the future resets the stream; the sandbox may have seen the request.
     pub async fn invoke(
         &self,
-        address: &str,
+        agent: Agent<'_>,
         sandbox: SandboxId,
         request: Request,
         deadline: Duration,
     ) -> Result<Answer, InvokeError> {
-        let channel = self.channel(address).await?;
+        let channel = self.channel(agent).await?;
         let mut message =
             tonic::Request::new(wire::InvokeRequest::from(Invoke { sandbox, request, deadline }));
         message.set_timeout(deadline.saturating_add(SLACK));
         let reply = match Self::client(channel).invoke(message).await {
             Ok(reply) => reply.into_inner(),
             Err(status) => {
-                self.forget(address);
-                return Err(InvokeError::Lost { address: address.to_owned(), source: Box::new(status) });
+                self.forget(agent);
+                return Err(InvokeError::Lost { address: agent.1.to_owned(), source: Box::new(status) });
             }
         };
-        let nonsense = |source| InvokeError::Nonsense { address: address.to_owned(), source };
+        let nonsense = |source| InvokeError::Nonsense { address: agent.1.to_owned(), source };
         reply_from_wire(reply).map_err(nonsense)?.map_err(InvokeError::Failed)
     }
 
     /// Where a sandbox's memory is.
-    pub async fn heat(&self, address: &str, sandbox: SandboxId) -> Result<wire::HeatReply, InvokeError> {
-        let channel = self.channel(address).await?;
+    pub async fn heat(&self, agent: Agent<'_>, sandbox: SandboxId) -> Result<wire::HeatReply, InvokeError> {
+        let channel = self.channel(agent).await?;
         let mut message = tonic::Request::new(wire::HeatRequest { sandbox: sandbox.get() });
         message.set_timeout(SLACK);
         let reply = Self::client(channel).heat(message).await;
         reply
             .map(tonic::Response::into_inner)
-            .map_err(|status| InvokeError::Lost { address: address.to_owned(), source: Box::new(status) })
+            .map_err(|status| InvokeError::Lost { address: agent.1.to_owned(), source: Box::new(status) })
     }
 
     /// A sandbox's output.
-    pub async fn logs(&self, address: &str, sandbox: SandboxId) -> Result<wire::LogsReply, InvokeError> {
-        let channel = self.channel(address).await?;
+    pub async fn logs(&self, agent: Agent<'_>, sandbox: SandboxId) -> Result<wire::LogsReply, InvokeError> {
+        let channel = self.channel(agent).await?;
         let mut message = tonic::Request::new(wire::LogsRequest { sandbox: sandbox.get() });
         message.set_timeout(SLACK);
         let reply = Self::client(channel).logs(message).await;
         reply.map(tonic::Response::into_inner).map_err(|status| {
             if status.code() != tonic::Code::NotFound {
-                self.forget(address);
+                self.forget(agent);
             }
-            InvokeError::Lost { address: address.to_owned(), source: Box::new(status) }
+            InvokeError::Lost { address: agent.1.to_owned(), source: Box::new(status) }
         })
     }
 }

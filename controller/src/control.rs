@@ -269,9 +269,9 @@ impl Control for ControlService {
         request: Request<wire::SandboxRequest>,
     ) -> Result<Response<wire::LogsReply>, Status> {
         let id = sandbox_id(request.into_inner().sandbox)?;
-        let address = self.driver.look(move |driver, _| driver.address_of(id)).await?;
-        let address = address.ok_or_else(|| Status::not_found(format!("there is no {id}")))?;
-        match self.agents.logs(&address, id).await {
+        let home = self.driver.look(move |driver, _| driver.home_of(id)).await?;
+        let (node, address) = home.ok_or_else(|| Status::not_found(format!("there is no {id}")))?;
+        match self.agents.logs((&node, &address), id).await {
             Ok(logs) => Ok(Response::new(logs)),
             Err(InvokeError::Lost { source, .. }) => Err(*source),
             Err(error) => {
@@ -365,9 +365,9 @@ impl Control for ControlService {
 
     async fn heat(&self, request: Request<wire::HeatRequest>) -> Result<Response<wire::HeatReply>, Status> {
         let id = sandbox_id(request.into_inner().sandbox)?;
-        let address = self.driver.look(move |driver, _| driver.address_of(id)).await?;
-        let address = address.ok_or_else(|| Status::not_found(format!("there is no {id}")))?;
-        match self.agents.heat(&address, id).await {
+        let home = self.driver.look(move |driver, _| driver.home_of(id)).await?;
+        let (node, address) = home.ok_or_else(|| Status::not_found(format!("there is no {id}")))?;
+        match self.agents.heat((&node, &address), id).await {
             Ok(map) => Ok(Response::new(HeatMap::try_from(map)?.into())),
             Err(InvokeError::Lost { source, .. }) => Err(*source),
             Err(error) => {

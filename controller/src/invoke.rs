@@ -124,8 +124,12 @@ impl Work {
                 // The driver stops, or the request was withdrawn.
                 None => return drop(answer.send(Err(Refusal::Stopping))),
             };
-            let invoke =
-                self.agents.invoke(&target.address, target.sandbox, self.request.clone(), target.deadline);
+            let invoke = self.agents.invoke(
+                (&target.node, &target.address),
+                target.sandbox,
+                self.request.clone(),
+                target.deadline,
+            );
             let end = tokio::select! {
                 result = invoke => match result {
                     Ok(reply) => {

@@ -9,6 +9,7 @@ use std::{
 };
 
 use medes_controller::{
+    agents::{Agents, InvokeError},
     config::Config,
     server::{Controller, Place},
 };
@@ -18,6 +19,7 @@ use medes_identity::{
 };
 use medes_proto::{
     fleet::{AgentMessage, Hello, Inventory, NodeMemory},
+    ids::SandboxId,
     wire::{self, control_client::ControlClient, fleet_client::FleetClient, registry_client::RegistryClient},
 };
 use tonic::{
@@ -197,4 +199,29 @@ async fn calls_go_on_while_certificates_are_rotated() {
     };
     tokio::join!(rotate, call);
     stage.controller.stop().await;
+}
+
+#[tokio::test]
+async fn an_agent_at_the_address_of_another_one_is_asked_nothing() {
+    let stage = Stage::start().await;
+    let agent = stage.issue(Role::Agent, "node-1");
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let door = tokio_util::task::TaskTracker::new().spawn(async move {
+        let mut open = Vec::new();
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            open.push(agent.accept(stream, Service::Node).await);
+        }
+    });
+    let agents = Agents::new(stage.security.clone());
+    let sandbox = SandboxId::of(1, 1).unwrap();
+    let [itself, another] = ["node-1", "node-2"].map(|name| name.parse().unwrap());
+    let refused = agents.logs((&another, &address), sandbox).await;
+    assert!(matches!(refused, Err(InvokeError::NotSent { .. })), "{refused:?}");
+    // It says nothing more, so the right one is asked and waited for.
+    let asked =
+        tokio::time::timeout(Duration::from_millis(500), agents.logs((&itself, &address), sandbox)).await;
+    assert!(asked.is_err(), "{asked:?}");
+    door.abort();
 }

@@ -181,6 +181,13 @@ name_type!(
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct CommandId(pub u64);
 
+/// An agent's certificate has the name of its node.
+impl From<&NodeId> for HolderName {
+    fn from(node: &NodeId) -> Self {
+        Self(Arc::clone(&node.0))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

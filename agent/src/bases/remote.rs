@@ -12,6 +12,7 @@ use medes_dedup::page::{BasePage, Page, SnapshotId};
 use medes_identity::{access::Service, security::Security};
 use medes_proto::{
     WireError,
+    ids::NodeId,
     layout::SnapshotLayout,
     limits::MESSAGE_BYTES_MAX,
     node::PageAccess,
@@ -85,13 +86,16 @@ pub enum ReadRemoteError {
     },
 }
 
+/// A node that holds snapshots: its name, which its certificate must have, and host:port of its Node service.
+pub type Holder<'a> = (&'a NodeId, &'a str);
+
 /// Other nodes, each met when first needed.
 #[derive(Debug)]
 pub struct Peers {
     deadline: Duration,
     security: Security,
     by_rdma: bool,
-    peers: Mutex<BTreeMap<String, Arc<Peer>>>,
+    peers: Mutex<BTreeMap<(NodeId, String), Arc<Peer>>>,
     buffers: Arc<Buffers>,
     tasks: TaskTracker,
 }
@@ -104,6 +108,7 @@ const PATIENCE_PART: u32 = 4;
 /// One other node.
 #[derive(Debug)]
 struct Peer {
+    node: NodeId,
     address: String,
     channel: Channel,
     /// How its pages are read, once it has said so.
@@ -133,12 +138,13 @@ impl Peers {
     /// Reads page `wanted[i]`, which that node holds, into `into[i]`. On an error, what is in `into` means nothing.
     pub async fn read(
         &self,
-        address: &str,
+        holder: Holder<'_>,
         wanted: &[BasePage],
         into: &mut [Page],
     ) -> Result<(), ReadRemoteError> {
+        let (_, address) = holder;
         let read = async {
-            let peer = self.peer(address)?;
+            let peer = self.peer(holder)?;
             let failed = |source| ReadRemoteError::Pages { address: address.into(), source };
             let pages = self.pages(&peer).await?;
             match pages.read(wanted, into).await {
@@ -160,11 +166,12 @@ impl Peers {
     /// What a node says of a snapshot it holds.
     pub async fn layout(
         &self,
-        address: &str,
+        holder: Holder<'_>,
         snapshot: SnapshotId,
     ) -> Result<SnapshotLayout, ReadRemoteError> {
+        let (_, address) = holder;
         let mut client =
-            NodeClient::new(self.peer(address)?.channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX);
+            NodeClient::new(self.peer(holder)?.channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX);
         let ask = client.read_layout(ReadLayoutRequest { snapshot: snapshot.get() });
         match tokio::time::timeout(self.deadline, ask).await {
             Ok(Ok(reply)) => SnapshotLayout::try_from(reply.into_inner())
@@ -187,7 +194,7 @@ impl Peers {
         let (place, access) = peer.access().await?;
         let patience = self.deadline / PATIENCE_PART;
         let tcp = TcpPages::new((place, access.token), patience, self.buffers.clone(), self.tasks.clone());
-        let tcp = tcp.secured(self.security.clone());
+        let tcp = tcp.secured(self.security.clone(), &peer.node);
         Ok(pages.insert(self.best_way(tcp, place, access)).clone())
     }
 
@@ -210,9 +217,10 @@ impl Peers {
         }
     }
 
-    fn peer(&self, address: &str) -> Result<Arc<Peer>, ReadRemoteError> {
+    fn peer(&self, (node, address): Holder<'_>) -> Result<Arc<Peer>, ReadRemoteError> {
+        let key = (node.clone(), address.to_owned());
         let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(peer) = peers.get(address) {
+        if let Some(peer) = peers.get(&key) {
             return Ok(peer.clone());
         }
         let endpoint = Endpoint::from_shared(format!("http://{address}"))
@@ -221,10 +229,10 @@ impl Peers {
         if peers.len() >= PEERS_MAX {
             peers.clear();
         }
-        let channel = self.security.channel_lazy(&endpoint, Service::Node, None);
-        let address = address.to_owned();
-        let peer = Arc::new(Peer { address: address.clone(), channel, pages: tokio::sync::Mutex::default() });
-        peers.insert(address, peer.clone());
+        let channel = self.security.channel_lazy(&endpoint, Service::Node, Some(node.into()));
+        let (node, address) = key.clone();
+        let peer = Arc::new(Peer { node, address, channel, pages: tokio::sync::Mutex::default() });
+        peers.insert(key, peer.clone());
         Ok(peer)
     }
 }

@@ -220,7 +220,7 @@ fn own(kept: Arc<Snapshot>, tenant: &TenantName) -> Result<Arc<Snapshot>, FetchE
 /// What its node says it is.
 async fn layout(peers: &Peers, place: &SnapshotPlace) -> Result<SnapshotLayout, FetchError> {
     let (snapshot, node) = (place.snapshot, place.node.clone());
-    let layout = peers.layout(&place.address, snapshot).await;
+    let layout = peers.layout((&place.node, &place.address), snapshot).await;
     layout.map_err(|source| FetchError::Remote { snapshot, node, source })
 }
 
@@ -253,11 +253,10 @@ async fn fetch_pages(
         let wanted: Vec<BasePage> =
             (first..end).map(|page| BasePage { snapshot, page: PageIndex(page) }).collect();
         let pages = &mut into[..wanted.len()];
-        peers.read(&place.address, &wanted, pages).await.map_err(|source| FetchError::Remote {
-            snapshot,
-            node: place.node.clone(),
-            source,
-        })?;
+        peers
+            .read((&place.node, &place.address), &wanted, pages)
+            .await
+            .map_err(|source| FetchError::Remote { snapshot, node: place.node.clone(), source })?;
         hasher.update(pages.as_flattened());
         file.write_all(pages.as_flattened()).map_err(keep)?;
         first = end;

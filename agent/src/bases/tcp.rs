@@ -21,6 +21,7 @@ use medes_identity::{
     access::Service,
     security::{self, Security},
 };
+use medes_proto::ids::{HolderName, NodeId};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::TcpStream,
@@ -145,6 +146,8 @@ pub struct TcpPages {
     address: SocketAddr,
     token: Token,
     security: Security,
+    /// Whose certificate it must show; `None`: that of any agent.
+    holder: Option<HolderName>,
     /// An answer, or a connection, that takes longer does not come.
     patience: Duration,
     slots: [tokio::sync::Mutex<Option<Connection>>; CONNECTIONS],
@@ -165,6 +168,7 @@ impl TcpPages {
             address,
             token,
             security: Security::Plaintext,
+            holder: None,
             patience,
             slots: Default::default(),
             next: AtomicUsize::new(0),
@@ -175,8 +179,8 @@ impl TcpPages {
 
     /// The same, from a holder that we know, and that knows us, by a certificate.
     #[must_use]
-    pub fn secured(self, security: Security) -> Self {
-        Self { security, ..self }
+    pub fn secured(self, security: Security, holder: &NodeId) -> Self {
+        Self { security, holder: Some(holder.into()), ..self }
     }
 
     /// One request, on one of the connections.
@@ -222,7 +226,7 @@ impl TcpPages {
                 greet(&mut stream, address, &self.token).await?;
                 return Ok(open(stream.into_split(), patience, buffers, &self.tasks));
             };
-            let stream = security::connect(credentials, stream, Service::Pages, None).await;
+            let stream = security::connect(credentials, stream, Service::Pages, self.holder.clone()).await;
             let mut stream =
                 stream.map_err(|source| ReadPagesError::Handshake { address, source: Box::new(source) })?;
             greet(&mut stream, address, &self.token).await?;

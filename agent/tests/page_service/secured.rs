@@ -62,8 +62,14 @@ async fn with_door(security: Security) -> (PageServer, Arc<Door>) {
 }
 
 fn reader(holder: &PageServer, security: Security) -> TcpPages {
+    reader_from(holder, security, "node-1")
+}
+
+/// One who expects the holder to be this node.
+fn reader_from(holder: &PageServer, security: Security, node: &str) -> TcpPages {
     let place: (SocketAddr, _) = (holder.address(), holder.access().token);
-    TcpPages::new(place, PATIENCE, Arc::default(), TaskTracker::new()).secured(security)
+    let node = node.parse().expect("a name");
+    TcpPages::new(place, PATIENCE, Arc::default(), TaskTracker::new()).secured(security, &node)
 }
 
 #[tokio::test]
@@ -78,6 +84,18 @@ async fn agents_read_each_others_pages() {
     for wanted in [scattered, all] {
         assert_right(&wanted, &read(&reader, &wanted).await.expect("works"));
     }
+}
+
+#[tokio::test]
+async fn an_agent_at_the_address_of_another_one_is_not_believed() {
+    let dir = tempfile::tempdir().expect("works");
+    let certs = folder(dir.path());
+    let holder = holder(issue(dir.path(), &certs, Role::Agent, "node-1")).await;
+    let security = issue(dir.path(), &certs, Role::Agent, "node-2");
+    let error =
+        read(&reader_from(&holder, security, "node-3"), &[place(1, 1)]).await.expect_err("another node");
+    assert!(matches!(error, ReadPagesError::Handshake { .. }), "{error:?}");
+    assert_eq!(holder.pages_sent(), 0);
 }
 
 #[tokio::test]

@@ -103,6 +103,7 @@ impl Driver {
 
     pub(super) fn forget_snapshot(&mut self, id: SnapshotId, out: &mut Vec<Action>) {
         let Some(Snapshot { function, .. }) = self.snapshots.remove(&id) else { return };
+        self.short.remove(&id);
         if let Some(bases) = self.bases_of.get_mut(&function) {
             bases.remove(&id);
             if bases.is_empty() {

@@ -22,6 +22,8 @@ use crate::now::Now;
 
 /// Copies under way in the whole cluster.
 const UNDER_WAY_MAX: usize = 4;
+/// Snapshots remembered as held by too few.
+const SHORT_MAX: usize = 1 << 16;
 /// Snapshots looked at after one event.
 const LOOKED_AT_MAX: usize = 16;
 /// A copy may fill a node up to this part of its memory...
@@ -53,33 +55,53 @@ impl Driver {
     /// An image refers to these: they are worth a copy.
     pub(super) fn want_copies(&mut self, ids: impl Iterator<Item = SnapshotId>) {
         if self.settings.base_copies > 1 {
-            self.short.extend(ids);
+            let room = SHORT_MAX.saturating_sub(self.short.len());
+            self.short.extend(ids.take(room));
             self.check_copies = true;
         }
     }
 
     /// Begins to make copies that are missing, where there is room for them.
     pub(super) fn make_copies(&mut self, now: Now, out: &mut Vec<Action>) {
-        let wanted = usize::try_from(self.settings.base_copies).unwrap_or(usize::MAX);
-        for id in self.short.iter().copied().take(LOOKED_AT_MAX).collect::<Vec<_>>() {
+        let is_due = |snapshot: &Snapshot| {
+            snapshot.life == SnapshotLife::Live && snapshot.copy_after.is_none_or(|after| now >= after)
+        };
+        // One that is not known may be on a node that has not come yet.
+        let due = self.short.iter().filter(|id| self.snapshots.get(id).is_some_and(is_due));
+        for id in due.copied().take(LOOKED_AT_MAX).collect::<Vec<_>>() {
+            let wanted = usize::try_from(self.settings.base_copies).unwrap_or(usize::MAX);
             let few = |snapshot: &&Snapshot| self.lasting_holders(snapshot) < wanted;
             let Some(snapshot) = self.snapshots.get(&id).filter(few) else {
                 self.short.remove(&id);
                 continue;
             };
-            let paused = snapshot.copy_after.is_some_and(|after| now < after);
-            let mut under_way =
-                self.commands.values().filter(|pending| matches!(pending.kind, Kind::Copy(_)));
-            let busy = under_way.clone().count() >= UNDER_WAY_MAX
-                || under_way.any(|pending| pending.kind == Kind::Copy(id));
-            if snapshot.life != SnapshotLife::Live || paused || busy {
+            let under_way = self.commands.values().filter(|pending| matches!(pending.kind, Kind::Copy(_)));
+            let kinds: Vec<Kind> = under_way.map(|pending| pending.kind).collect();
+            if kinds.contains(&Kind::Copy(id)) {
                 continue;
             }
-            let Some(node) = self.node_for_copy(now, id, snapshot) else { continue };
+            if kinds.len() >= UNDER_WAY_MAX {
+                return;
+            }
+            let Some(node) = self.node_for_copy(now, id, snapshot) else {
+                // Looking for one takes time: not at each report.
+                self.pause_copies(now, id);
+                continue;
+            };
             let Some(place) = self.place_of(id, &snapshot.node) else { continue };
             let (bytes, limit) = (snapshot.report.bytes, self.settings.dedup_max);
             self.issue(now, &node, Command::Replicate { place }, Kind::Copy(id), limit, None, bytes, out);
         }
+    }
+
+    /// There is a node that was not there before: perhaps it has room.
+    pub(super) fn try_copies_again(&mut self) {
+        for id in &self.short {
+            if let Some(snapshot) = self.snapshots.get_mut(id) {
+                snapshot.copy_after = None;
+            }
+        }
+        self.check_copies = true;
     }
 
     /// Those that nobody is about to take out of service.

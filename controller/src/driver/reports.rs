@@ -113,6 +113,7 @@ impl Driver {
         let idle = self.settings.keeping.idle;
         out.insert(welcome_at, Action::Welcome { connection, idle, purge });
         self.reconcile_snapshots(now, &name, inventory.snapshots, true, out);
+        self.try_copies_again();
         let sandboxes = self.nodes.get(&name).map_or(0, |node| node.sandboxes.len());
         self.tell_node(&name, NodeChange::Attached, sandboxes, out);
         self.wake_waiting();

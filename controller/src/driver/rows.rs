@@ -138,10 +138,10 @@ impl Driver {
         rows.collect()
     }
 
-    /// host:port of the node that has a sandbox.
-    pub fn address_of(&self, id: SandboxId) -> Option<String> {
-        let sandbox = self.sandboxes.get(&id)?;
-        Some(self.nodes.get(&sandbox.node)?.address.clone())
+    /// The node that has a sandbox, and its host:port.
+    pub fn home_of(&self, id: SandboxId) -> Option<(NodeId, String)> {
+        let node = &self.sandboxes.get(&id)?.node;
+        Some((node.clone(), self.nodes.get(node)?.address.clone()))
     }
 
     /// Sandboxes of a function, in any state.

@@ -4,6 +4,7 @@
 //! exception that is larger than needed is a complaint too.
 
 mod budgets;
+mod claims;
 mod fences;
 mod manifests;
 mod rules;
@@ -42,6 +43,7 @@ pub(crate) fn complaints(repo: &Repo) -> Result<Vec<String>> {
     }
     complaints.extend(rules.stale(&sources));
     complaints.extend(manifests::check(repo, &rules)?);
+    complaints.extend(claims::check(repo, &sources)?);
     Ok(complaints)
 }
 

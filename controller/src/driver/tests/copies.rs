@@ -164,7 +164,14 @@ fn a_copy_is_not_made_where_there_is_no_room_and_goes_where_there_is_none_left()
     story.bench.driver.want_copies(std::iter::once(story.base));
     story.bench.tell(Event::Tick);
     assert!(story.bench.commands().is_empty(), "409,600 bytes more would fill it");
+    // It is not looked for room at each report.
     story.bench.beat(third, Story::held(full(100_000), &[]));
+    assert!(story.bench.commands().is_empty());
+    for _second in 0..30 {
+        story.bench.now = story.bench.now.after(SECOND);
+        story.bench.beat(story.first, Story::held(NodeMemory::default(), &[story.base]));
+        story.bench.beat(third, Story::held(full(100_000), &[]));
+    }
     story.copied(third);
     assert_eq!(story.holders(), ["n1", "n3"]);
     story.bench.clear();
@@ -191,6 +198,24 @@ fn a_node_that_is_drained_is_no_holder_to_count_on() {
     let snapshot = Some(snapshot_report(story.base));
     story.bench.done(third, id, Ok(Success { snapshot, ..Success::default() }));
     assert_eq!(story.holders(), ["n1", "n2", "n3"]);
+}
+
+#[test]
+fn after_a_restart_of_the_controller_what_images_refer_to_is_copied() {
+    let mut bench = Bench::new(Settings::default(), &[function("f")]);
+    let base = SnapshotId::new(7 << 32 | 1).unwrap();
+    let mut image = report(SandboxId::of(7, 1).unwrap(), "f", SandboxState::Dedup);
+    image.bases = vec![base];
+    let inventory = Inventory { sandboxes: vec![image], ..Inventory::default() };
+    bench.attach("n2", 1, inventory);
+    assert!(bench.commands().is_empty(), "nobody knows where it is");
+    bench.attach("n1", 1, Story::held(NodeMemory::default(), &[base]));
+    let copies = bench.commands();
+    let places = copies.iter().filter_map(|(_, command)| match command {
+        Command::Replicate { place } => Some((place.snapshot, place.node.to_string())),
+        _ => None,
+    });
+    assert_eq!(places.collect::<Vec<_>>(), [(base, "n1".into())]);
 }
 
 #[test]

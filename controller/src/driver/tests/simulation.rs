@@ -421,6 +421,7 @@ impl World {
             (Command::Replicate { .. }, _) if fails => Err(FailureKind::BaseLost),
             (Command::Replicate { place }, _) => {
                 agent.snapshots.insert(place.snapshot, "f".into());
+                *self.seen.entry("base copied").or_default() += 1;
                 Ok(())
             }
             (Command::DropSnapshot { snapshot }, _) => {
@@ -747,9 +748,17 @@ fn nothing_that_must_not_happen_happens() {
         drop(guard);
     }
     // A simulation in which nothing happens proves nothing.
-    for what in
-        ["sent", "failed", "node lost", "late", "never ready", "deduplicated", "base dropped", "forgotten"]
-    {
+    for what in [
+        "sent",
+        "failed",
+        "node lost",
+        "late",
+        "never ready",
+        "deduplicated",
+        "base copied",
+        "base dropped",
+        "forgotten",
+    ] {
         assert!(seen.get(what).is_some_and(|&count| count >= 20), "too few {what}: {seen:?}");
     }
     // Only of a park under way.
