@@ -162,6 +162,7 @@ fn watch(warm: &Warm) -> Result<(Watch, Key)> {
 
 /// A burst with writes tracked, armed once before it.
 async fn tracked(station: &Station, warm: &Warm, requests: u32, row: &mut Row) -> Result<Burst> {
+    settle(warm).await?;
     let begun = Instant::now();
     let writes = Writes::begin(&station.roads.reaper, &station.program, warm.tree.pid()).await?;
     row.begin_ms.push(begun.elapsed().as_secs_f64() * 1e3);

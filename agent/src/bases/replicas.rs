@@ -68,10 +68,12 @@ pub enum FetchError {
         source: io::Error,
     },
     /// It took too long.
-    #[error("{snapshot} did not come within {deadline:?}")]
+    #[error("{snapshot} did not come from {node} within {deadline:?}")]
     Deadline {
         /// Which snapshot.
         snapshot: SnapshotId,
+        /// From which node.
+        node: NodeId,
         /// How long it had.
         deadline: Duration,
     },
@@ -85,17 +87,19 @@ impl FetchError {
     pub fn kind(&self) -> FailureKind {
         match self {
             Self::Hash(_) => FailureKind::Corrupt,
-            Self::Keep { .. } | Self::TooLarge { .. } => FailureKind::NoSpace,
-            Self::Remote { .. } | Self::Tenant(_) | Self::Deadline { .. } | Self::Gone(_) => {
-                FailureKind::BaseLost
-            }
+            Self::Remote { .. }
+            | Self::Tenant(_)
+            | Self::TooLarge { .. }
+            | Self::Keep { .. }
+            | Self::Deadline { .. }
+            | Self::Gone(_) => FailureKind::BaseLost,
         }
     }
 
     /// The node that did not deliver, if it is that.
     pub const fn holder(&self) -> Option<&NodeId> {
         match self {
-            Self::Remote { node, .. } => Some(node),
+            Self::Remote { node, .. } | Self::Deadline { node, .. } => Some(node),
             _ => None,
         }
     }
@@ -145,9 +149,7 @@ impl Replicas {
             return own(kept, tenant);
         }
         let fetch = self.fetch_in_turn(peers, place, tenant);
-        tokio::time::timeout(self.deadline, fetch)
-            .await
-            .unwrap_or(Err(FetchError::Deadline { snapshot, deadline: self.deadline }))
+        tokio::time::timeout(self.deadline, fetch).await.unwrap_or_else(|_elapsed| Err(self.late(place)))
     }
 
     /// The snapshot, out of the cache or fetched, to be held elsewhere: it counts here no more, and the budget does not bound it.
@@ -164,9 +166,14 @@ impl Replicas {
             fetch_whole(peers, place, layout).await
         };
         let taken = tokio::time::timeout(self.deadline, fetch).await;
-        let taken = taken.unwrap_or(Err(FetchError::Deadline { snapshot, deadline: self.deadline }))?;
+        let taken = taken.unwrap_or_else(|_elapsed| Err(self.late(place)))?;
         self.lock().retain(|kept| kept.id != snapshot);
         Ok(taken)
+    }
+
+    fn late(&self, place: &SnapshotPlace) -> FetchError {
+        let (snapshot, node) = (place.snapshot, place.node.clone());
+        FetchError::Deadline { snapshot, node, deadline: self.deadline }
     }
 
     async fn fetch_in_turn(

@@ -135,7 +135,7 @@ impl Driver {
     }
 
     pub(super) fn forget_snapshots_of(&mut self, now: Now, node: &NodeId, out: &mut Vec<Action>) {
-        self.leave_copies(now, node, out);
+        self.holds_only(now, node, &BTreeSet::new(), out);
         for id in self.snapshots_of(node) {
             self.lose_holder(id, out);
         }
@@ -154,7 +154,7 @@ impl Driver {
         until: Option<Now>,
         out: &mut Vec<Action>,
     ) {
-        self.leave_copies(now, node, out);
+        self.holds_only(now, node, &BTreeSet::new(), out);
         for id in self.snapshots_of(node) {
             if self.promote(id, out) {
                 continue;
@@ -203,7 +203,7 @@ impl Driver {
             }
         }
         if sure {
-            self.lacks_copies(now, node, &seen, out);
+            self.holds_only(now, node, &seen, out);
         }
         let gone = self.snapshots_of(node).into_iter().filter(|id| !seen.contains(id));
         for id in gone.collect::<Vec<_>>() {

@@ -200,32 +200,17 @@ impl Driver {
         }
     }
 
-    /// A node is away: nobody is told to read from its copies.
-    pub(super) fn leave_copies(&mut self, now: Now, node: &NodeId, out: &mut Vec<Action>) {
-        self.drop_from(now, node, out, |_| true);
-    }
-
-    /// All that a node says it holds is `seen`.
-    pub(super) fn lacks_copies(
+    /// All that a node holds, as far as anybody may rely on it, is `held`; one that is away: nothing.
+    pub(super) fn holds_only(
         &mut self,
         now: Now,
         node: &NodeId,
-        seen: &BTreeSet<SnapshotId>,
+        held: &BTreeSet<SnapshotId>,
         out: &mut Vec<Action>,
     ) {
-        self.drop_from(now, node, out, |id| !seen.contains(&id));
-    }
-
-    fn drop_from(
-        &mut self,
-        now: Now,
-        node: &NodeId,
-        out: &mut Vec<Action>,
-        lacks: impl Fn(SnapshotId) -> bool,
-    ) {
-        let held =
-            self.snapshots.iter().filter(|(id, snapshot)| snapshot.copies.contains(node) && lacks(**id));
-        for id in held.map(|(&id, _)| id).collect::<Vec<_>>() {
+        let copies = self.snapshots.iter().filter(|(_, snapshot)| snapshot.copies.contains(node));
+        let lacks: Vec<_> = copies.map(|(&id, _)| id).filter(|id| !held.contains(id)).collect();
+        for id in lacks {
             self.has_no_copy(now, id, node, out);
         }
     }
