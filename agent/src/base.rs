@@ -1,23 +1,25 @@
 //! A base snapshot of a warm sandbox: the same dump, copied into a sealed memory file, told to the registry.
 //!
-//! The sandbox runs on (the paper's way, section 4.1.3): only its pages are wanted, the skeleton is thrown away.
+//! The sandbox runs on (the paper's way, section 4.1.3). Of one that has served requests only the pages are wanted; of one that
+//! has just become ready ([`make_init`]) the rest is kept as well: new sandboxes are made of it.
 
 use std::{io, sync::Arc};
 
 use medes_dedup::fingerprint::Fingerprint;
 use medes_proto::{
     failure::{Failure, FailureKind},
-    fleet::{Level, SnapshotReport},
+    fleet::{InitState, Level, SnapshotReport},
     ids::{SandboxId, SnapshotId},
     layout::ProcessLayout,
     sandbox::Phase,
 };
 
 use crate::{
-    bases::local::Snapshot,
-    criu::Leave,
+    bases::local::{Init, Snapshot},
+    criu::{Leave, tree},
     dump::{self, Dump, DumpSandboxError},
     engine::Engine,
+    init::{self, Besides, InitImageError},
     memory_file::{MappedFile, MemoryFile},
     page_work,
     registry::RegistryError,
@@ -79,11 +81,96 @@ pub async fn make_base(
         taken => taken?,
     };
     watch.step("dump");
-    let (bytes, processes) = blocking(move || copy(&dump)).await.map_err(MakeBaseError::Keep)?;
+    let (snapshot, _dump, _order) = snapshot(id, warm, dump).await?;
+    watch.step("copy");
+    publish(roads, engine, snapshot, watch).await
+}
+
+/// The same of a sandbox that has become ready and has served no request yet: new sandboxes can be made of it, if its program agrees.
+///
+/// It stands still a little longer, while its private files are read: they have to go with its memory.
+pub async fn make_init(
+    roads: &Roads,
+    sandbox: SandboxId,
+    warm: &Warm,
+    (id, revision): (SnapshotId, u64),
+) -> Result<(SnapshotReport, Vec<Phase>), MakeBaseError> {
+    let engine = roads.engine()?;
+    let mut watch = Stopwatch::start();
+    let hooks = init::ask(&warm.housing, warm.spec.start).await.unwrap_or_else(|error| {
+        tracing::warn!(%sandbox, error = &error as &dyn std::error::Error, "no clones of its init snapshot");
+        None
+    });
+    watch.step("hook");
+    warm.past.end_tracking().await;
+    let (dump, files) = take_whole(roads, sandbox, warm).await?;
+    watch.step("dump");
+    let (snapshot, dump, order) = snapshot(id, warm, dump).await?;
+    watch.step("copy");
+    let (key, encoding, of) = (engine.key(&warm.spec.tenant), engine.clone(), snapshot.clone());
+    let made = blocking(move || {
+        let besides = Besides { hooks: hooks?, files: files? };
+        Some(init::image(&dump, (&of, &order), (&encoding, &key), besides))
+    });
+    let image = made.await.and_then(|made| {
+        let failed = |error: &InitImageError| {
+            tracing::warn!(%sandbox, error = error as &dyn std::error::Error, "no clones of its init snapshot");
+        };
+        made.inspect_err(failed).ok()
+    });
+    snapshot.is_init(Init { revision, image });
+    watch.step("skeleton");
+    publish(roads, engine, snapshot, watch).await
+}
+
+/// A dump and the private files that go with it. The sandbox runs again.
+async fn take_whole(
+    roads: &Roads,
+    sandbox: SandboxId,
+    warm: &Warm,
+) -> Result<(Dump, Option<Vec<u8>>), MakeBaseError> {
+    let dump = match Dump::take(roads, warm, Leave::Stopped).await {
+        Err(error) if error.leaves_doubt() => {
+            dump::end_doubtful(sandbox, warm).await;
+            return Err(error.into());
+        }
+        taken => taken,
+    };
+    let folder = warm.housing.private_dir().to_owned();
+    let files = match dump.is_ok() {
+        true => blocking(move || init::pack_files(&folder)).await.inspect_err(|error| {
+            tracing::warn!(%sandbox, %error, "its private files are not read: no clones of it");
+        }),
+        false => Ok(Vec::new()),
+    };
+    if let Err(error) = tree::resume(warm.tree.pid()) {
+        tracing::warn!(%sandbox, error = &error as &dyn std::error::Error, "resume after an init snapshot");
+    }
+    Ok((dump?, files.ok()))
+}
+
+/// The snapshot of a dump, the dump, and its files in the order of the snapshot's pages.
+async fn snapshot(
+    id: SnapshotId,
+    warm: &Warm,
+    dump: Dump,
+) -> Result<(Arc<Snapshot>, Dump, Vec<usize>), MakeBaseError> {
+    let (copied, dump) = blocking(move || (copy(&dump), dump)).await;
+    let Copied { bytes, processes, order } = copied.map_err(MakeBaseError::Keep)?;
     let too_large = MakeBaseError::TooLarge { bytes: bytes.len() as u64 };
     let (function, tenant) = (warm.spec.name.clone(), warm.spec.tenant.clone());
-    let snapshot = Arc::new(Snapshot::new(id, function, tenant, bytes, processes).ok_or(too_large)?);
-    watch.step("copy");
+    let snapshot = Snapshot::new(id, function, tenant, bytes, processes).ok_or(too_large)?;
+    Ok((Arc::new(snapshot), dump, order))
+}
+
+/// Takes it in and tells of it.
+async fn publish(
+    roads: &Roads,
+    engine: Engine,
+    snapshot: Arc<Snapshot>,
+    mut watch: Stopwatch,
+) -> Result<(SnapshotReport, Vec<Phase>), MakeBaseError> {
+    let id = snapshot.id;
     let aligned = engine.level() != Level::None;
     let fingerprints = fingerprint(snapshot.clone(), engine).await;
     watch.step("fingerprint");
@@ -110,6 +197,9 @@ pub fn report(snapshot: &Snapshot) -> SnapshotReport {
         function: snapshot.function.clone(),
         pages: snapshot.page_count().into(),
         bytes: snapshot.len_bytes(),
+        init: snapshot
+            .init()
+            .map(|Init { revision, image }| InitState { revision: *revision, clonable: image.is_some() }),
     }
 }
 
@@ -140,8 +230,16 @@ async fn fingerprint(snapshot: Arc<Snapshot>, engine: Engine) -> Vec<Fingerprint
     .await
 }
 
-/// The pages, processes first and the one with most pages before the others, as a snapshot has them.
-fn copy(dump: &Dump) -> io::Result<(MappedFile, Vec<ProcessLayout>)> {
+/// The pages of a dump, as a snapshot has them.
+struct Copied {
+    bytes: MappedFile,
+    processes: Vec<ProcessLayout>,
+    /// The dump's files, in the order in which they were copied.
+    order: Vec<usize>,
+}
+
+/// Processes first, and the one with most pages before the others.
+fn copy(dump: &Dump) -> io::Result<Copied> {
     use io::Write;
     let processes = dump.processes().unwrap_or_else(|error| {
         let error = &error as &dyn std::error::Error;
@@ -150,9 +248,11 @@ fn copy(dump: &Dump) -> io::Result<(MappedFile, Vec<ProcessLayout>)> {
     });
     let of_processes: Vec<usize> = processes.iter().map(|(file, _)| *file).collect();
     let others = (0..dump.files().len()).filter(|file| !of_processes.contains(file));
+    let order: Vec<usize> = of_processes.iter().copied().chain(others).collect();
     let mut file = MemoryFile::create("medes-base")?;
-    for at in of_processes.iter().copied().chain(others) {
+    for &at in &order {
         file.write_all(dump.files()[at].as_ref())?;
     }
-    Ok((file.seal()?, processes.into_iter().map(|(_, layout)| layout).collect()))
+    let processes = processes.into_iter().map(|(_, layout)| layout).collect();
+    Ok(Copied { bytes: file.seal()?, processes, order })
 }

@@ -203,6 +203,8 @@ pub enum Action {
         sandbox: SandboxId,
         /// What it runs.
         spec: Box<FunctionSpec>,
+        /// The init snapshot that it is a clone of, and where that is; `None`: from nothing.
+        clone_of: Option<SnapshotPlace>,
     },
     /// Take its memory; answer with [`Event::Deduped`].
     Dedup {
@@ -243,6 +245,8 @@ pub enum Action {
         sandbox: SandboxId,
         /// Its number.
         snapshot: SnapshotId,
+        /// Of which text of the function's file, if it is the function's init snapshot.
+        init: Option<u64>,
     },
     /// End it and free all it has; answer with [`Event::Removed`].
     Remove {

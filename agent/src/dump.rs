@@ -89,6 +89,7 @@ pub struct Dump {
     folder: Folder,
     images: ImageSet,
     files: Vec<MappedFile>,
+    pipe: String,
 }
 
 /// Why there is no dump. Unless it says otherwise the sandbox runs as before.
@@ -182,18 +183,26 @@ impl Dump {
         };
         criu::dump(worker, &request).await?;
         roads.faults.pass(Step::Dump)?;
-        Self::open(folder)
+        let pipe = warm.housing.log().pipe_name();
+        let pipe =
+            pipe.map_err(|source| DumpSandboxError::Read { path: "its output pipe".into(), source })?;
+        Self::open(folder, pipe)
     }
 
-    /// What CRIU has left in this folder, or what was laid out there as it would have.
-    pub fn open(folder: Folder) -> Result<Self, DumpSandboxError> {
+    /// What CRIU has left in this folder, or what was laid out there as it would have; `pipe` is where its output went.
+    pub fn open(folder: Folder, pipe: String) -> Result<Self, DumpSandboxError> {
         let images = ImageSet::read(folder.path())?;
         let map = |file: &PagesFile| {
             let path = folder.path().join(&file.name);
             MappedFile::open(&path).map_err(|source| DumpSandboxError::Read { path, source })
         };
         let files = images.pages.iter().filter(|file| file.pages > 0).map(map).collect::<Result<_, _>>()?;
-        Ok(Self { folder, images, files })
+        Ok(Self { folder, images, files, pipe })
+    }
+
+    /// The pipe its output went to, as CRIU's files name it.
+    pub fn pipe(&self) -> &str {
+        &self.pipe
     }
 
     /// All pages, in the order of the pages files and of the bytes in them.

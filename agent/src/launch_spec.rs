@@ -15,6 +15,8 @@ pub fn launch_spec(spec: &FunctionSpec, sandbox: SandboxId, node: &NodeId) -> La
         ("MEDES_FUNCTION", spec.name.to_string()),
         ("MEDES_NODE", node.to_string()),
         ("MEDES_SANDBOX", sandbox.to_string()),
+        // A clone has those of the sandbox it was made from; its own number is in /run/medes/generation.
+        ("MEDES_GENERATION", sandbox.get().to_string()),
     ];
     launch.env.extend(ours.map(|(name, value)| (name.to_owned(), value)));
     launch.ready_path.clone_from(&spec.ready_path);

@@ -6,6 +6,7 @@
 
 pub mod base;
 pub mod bases;
+pub mod clone;
 pub mod config;
 pub mod criu;
 pub mod dedupe;
@@ -18,6 +19,7 @@ pub mod engine;
 pub mod faults;
 pub mod heap;
 pub mod heat;
+pub mod init;
 pub mod inject;
 pub mod keeper;
 pub mod launch_spec;

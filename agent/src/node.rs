@@ -304,11 +304,7 @@ impl Node {
 
     fn act(&mut self, action: Action) {
         match action {
-            Action::Launch { sandbox, spec } => {
-                let tools = self.tools.clone();
-                let identity = self.identity.node.clone();
-                self.work(work::launch(tools, identity, sandbox, spec));
-            }
+            Action::Launch { sandbox, spec, clone_of } => self.launch(sandbox, spec, clone_of),
             Action::Dedup { sandbox, order } => self.dedup(sandbox, order),
             Action::Park { sandbox, base, resident_percent } => {
                 self.park(sandbox, ParkOrder { base, resident_percent });
@@ -318,7 +314,7 @@ impl Node {
                 self.parking.get(&sandbox).into_iter().for_each(CancellationToken::cancel);
             }
             Action::Shrink { sandbox } => self.shrink(sandbox),
-            Action::MakeBase { sandbox, snapshot } => self.make_base(sandbox, snapshot),
+            Action::MakeBase { sandbox, snapshot, init } => self.make_base(sandbox, snapshot, init),
             Action::Restore { sandbox, digest_memory } => self.restore(sandbox, digest_memory),
             Action::Remove { sandbox } => {
                 self.watching.end(sandbox);
@@ -409,11 +405,11 @@ impl Node {
             self.tools.tasks.spawn_blocking(heap::trim);
         }
         let event = match worked {
-            Worked::Launched { sandbox, result: Ok((warm, phases)) } => {
+            Worked::Launched { sandbox, result: Ok((warm, phases)), .. } => {
                 self.keep_warm(sandbox, warm);
                 Event::Launched { sandbox, result: Ok(phases) }
             }
-            Worked::Launched { sandbox, result: Err((ruin, failure)) } => {
+            Worked::Launched { sandbox, result: Err((ruin, failure)), .. } => {
                 self.keep_ruin(sandbox, ruin);
                 Event::Launched { sandbox, result: Err(failure) }
             }

@@ -27,7 +27,11 @@ use medes_proto::{
 
 use crate::{
     bases::{HeldPages, ReadBasesError, replicas::FetchError},
-    criu::{self, RestoreRequest, TakeWorkerError, tree},
+    criu::{
+        self, RestoreRequest, TakeWorkerError,
+        images::{ImageSet, ReadImagesError},
+        tree,
+    },
     digest::{DigestError, Mask, digest},
     driver::Restored,
     dump::Folder,
@@ -70,6 +74,9 @@ pub enum RestoreError {
     /// CRIU's files could not be laid out.
     #[error("lay out its images")]
     Unpack(#[from] UnpackError),
+    /// CRIU's files make no sense.
+    #[error("read its images")]
+    Images(#[from] ReadImagesError),
     /// No CRIU.
     #[error("restore it")]
     Worker(#[from] TakeWorkerError),
@@ -142,7 +149,7 @@ pub async fn restore(
     stored: Stored,
     digest_memory: bool,
 ) -> Result<(Warm, Restored), Box<NotRestored>> {
-    let Stored { spec, mut housing, image, origin, tracked } = stored;
+    let Stored { spec, mut housing, image, mut origin, tracked } = stored;
     let engine = match roads.engine() {
         Ok(engine) => engine,
         Err(error) => return Err(Box::new(NotRestored { housing, error: error.into() })),
@@ -158,11 +165,16 @@ pub async fn restore(
         watch.step("read_bases");
         let folder = Folder::create(housing.work_dir().join("restore")).map_err(RestoreError::Folder)?;
         let named = image.bases().to_vec();
+        let unknown = origin.files.is_empty();
         let (laid, image) = lay_out(engine.threads, image, bases, folder).await.inspect_err(|error| {
             if matches!(error, RestoreError::Rebuild(_)) {
                 named.iter().for_each(|base| roads.bases.distrust(*base));
             }
         })?;
+        if unknown {
+            // A clone: its image came without.
+            origin.files = ImageSet::read(laid.folder.path())?.pages;
+        }
         roads.faults.pass(Step::Rebuild)?;
         watch.step("rebuild");
         Ok((laid, image))
@@ -242,19 +254,30 @@ async fn read_from(
     Ok(bases)
 }
 
+/// What CRIU reads, laid out.
+#[derive(Debug)]
+pub(crate) struct LaidOut {
+    /// Where.
+    pub(crate) folder: Folder,
+    /// Memory that the kernel changes by itself.
+    pub(crate) masks: Vec<Mask>,
+    /// The pipe its output went to, as CRIU's files name it.
+    pub(crate) pipe: String,
+}
+
 /// Rebuilds every page where CRIU will read it.
 pub(crate) async fn lay_out(
     threads: NonZeroUsize,
     image: DedupImage<MappedFile>,
     bases: HeldPages,
     folder: Folder,
-) -> Result<((Folder, Vec<Mask>), DedupImage<MappedFile>), RestoreError> {
+) -> Result<(LaidOut, DedupImage<MappedFile>), RestoreError> {
     blocking(move || {
         let mut laid = skeleton::unpack(&image.sections()?, image.pages(), folder.path())?;
         let mut pages: Vec<&mut Page> =
             laid.pages.iter_mut().flat_map(|file| file.as_mut().as_chunks_mut::<PAGE_BYTES>().0).collect();
         page_work::rebuild(&image, &bases, &mut pages, threads)?;
-        Ok(((folder, laid.masks), image))
+        Ok((LaidOut { folder, masks: laid.masks, pipe: laid.pipe }, image))
     })
     .await
 }
@@ -263,14 +286,16 @@ pub(crate) async fn lay_out(
 async fn revive(
     roads: &Roads,
     housing: &mut Housing,
-    (folder, masks): (Folder, Vec<Mask>),
+    LaidOut { folder, masks, pipe }: LaidOut,
     digest_memory: bool,
     watch: &mut Stopwatch,
 ) -> Result<(Tree, Option<[u8; 32]>), RestoreError> {
     let (worker, intake) = roads.pool.take(roads.limits.worker).await?;
     watch.step("worker");
     roads.faults.pass(Step::CriuRestore)?;
+    // Named as in the images: a clone's own pipe was never the one of the sandbox it is a clone of.
     let inherited = housing.move_in(intake).map_err(RestoreError::MoveIn)?;
+    let inherited: Vec<_> = inherited.into_iter().map(|(_, end)| (pipe.clone(), end)).collect();
     let request = RestoreRequest {
         images: folder.path(),
         root: housing.root(),

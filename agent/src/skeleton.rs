@@ -28,6 +28,8 @@ struct Table {
     pages: Vec<(String, u64)>,
     /// Process, first address, length.
     masks: Vec<(i32, u64, u64)>,
+    /// The pipe its output went to, as CRIU's files name it.
+    pipe: String,
 }
 
 /// Puts everything but pages into the image.
@@ -36,6 +38,7 @@ pub fn pack(dump: &Dump, image: &mut ImageBuilder) -> Result<(), PackError> {
     let table = Table {
         pages: dump.pages_files().map(|(name, pages)| (name.to_owned(), pages)).collect(),
         masks: masks.collect(),
+        pipe: dump.pipe().to_owned(),
     };
     image.section(TABLE, serde_json::to_vec(&table)?)?;
     for (name, bytes) in dump.skeleton()? {
@@ -88,6 +91,8 @@ pub struct Laid {
     pub pages: Vec<NewFile>,
     /// Memory that the kernel changes by itself.
     pub masks: Vec<Mask>,
+    /// The pipe its output went to, as CRIU's files name it.
+    pub pipe: String,
 }
 
 /// Writes CRIU's files into `folder` and makes pages files for `pages` pages in all.
@@ -117,7 +122,8 @@ pub fn unpack(sections: &Sections, pages: u32, folder: &Path) -> Result<Laid, Un
         .masks
         .iter()
         .filter_map(|&(pid, start, length)| Some(Mask { pid, range: start..start.checked_add(length)? }));
-    Ok(Laid { pages: table.pages.iter().map(create).collect::<Result<_, _>>()?, masks: masks.collect() })
+    let pages = table.pages.iter().map(create).collect::<Result<_, _>>()?;
+    Ok(Laid { pages, masks: masks.collect(), pipe: table.pipe })
 }
 
 /// An image may have travelled: a name out of it must stay inside the folder.

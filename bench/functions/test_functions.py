@@ -216,6 +216,37 @@ class Trouble(unittest.TestCase):
             self.assertEqual(function.request("POST", "/", headers={"Content-Length": "-1"})[0], 400)
             self.assertEqual(function.ask(1)["served"], 1)
 
+    def test_a_clone_draws_anew_and_calls_what_was_registered(self):
+        program = (
+            "import sys; sys.path.insert(0, 'runtime'); import medes_runtime, random, ssl, uuid\n"
+            "calls = []\n"
+            "medes_runtime.before_snapshot(lambda: (random.seed(1), calls.append('before')))\n"
+            "medes_runtime.after_restore(lambda: calls.append('registered first'))\n"
+            "medes_runtime.after_restore(lambda: calls.append('registered last'))\n"
+            "answer = lambda state, n: [random.random(), medes_runtime.generation, calls]\n"
+            "medes_runtime.serve('drawing', lambda seed: 0, answer)\n"
+        )
+        drawn = []
+        for _ in range(2):
+            port = free_port()
+            with subprocess.Popen(
+                [PYTHON, "-c", program], cwd=HERE, env={"PORT": str(port)}, stdout=subprocess.PIPE, text=True
+            ) as child:
+                try:
+                    self.assertIn("ready after", child.stdout.readline())
+                    ask = lambda *what: self.ask(port, *what)
+                    self.assertEqual(ask("GET", "/medes/hooks")[1], {"hooks": ["snapshot", "restored"]})
+                    self.assertEqual(ask("POST", "/medes/snapshot", "")[0], 200)
+                    told = '{"sandbox": "sb-1-7", "generation": 4294967303}'
+                    self.assertEqual(ask("POST", "/medes/restored", told)[1], {"generation": 4294967303})
+                    number, generation, calls = ask("POST", "/", '{"n": 1}')[1]["result"]
+                    self.assertEqual(generation, 4294967303)
+                    self.assertEqual(calls, ["before", "registered last", "registered first"])
+                    drawn.append(number)
+                finally:
+                    child.terminate()
+        self.assertNotEqual(drawn[0], drawn[1], "both were seeded alike before")
+
     def test_a_client_that_goes_away_does_not_end_the_function(self):
         with Process("vanilla", seed=7) as function:
             with socket.create_connection(("127.0.0.1", function.port), timeout=10) as client:
@@ -233,18 +264,18 @@ class Trouble(unittest.TestCase):
         ) as child:
             try:
                 self.assertIn("ready after", child.stdout.readline())
-                answers = [self.post(port, n) for n in (0, 1)]
+                answers = [self.ask(port, "POST", "/", json.dumps({"n": n})) for n in (0, 1)]
             finally:
                 child.kill()
         self.assertEqual(answers[0], (500, {"error": "ZeroDivisionError: integer division or modulo by zero"}))
         self.assertEqual((answers[1][0], answers[1][1]["served"]), (200, 1))
 
     @staticmethod
-    def post(port, n):
+    def ask(port, method, path, body=None):
         for _ in range(1000):
             try:
                 connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-                connection.request("POST", "/", json.dumps({"n": n}))
+                connection.request(method, path, body)
                 response = connection.getresponse()
                 return response.status, json.loads(response.read())
             except ConnectionRefusedError:

@@ -60,6 +60,7 @@ struct FunctionView {
     requests: u64,
     cold_starts: u64,
     restores: u64,
+    clones: u64,
     toml: String,
 }
 
@@ -139,8 +140,9 @@ impl From<wire::FunctionRow> for FunctionView {
             requests,
             cold_starts,
             restores,
+            clones,
         } = row;
-        Self { name, revision, tenant, warm, dedup, bases, requests, cold_starts, restores, toml }
+        Self { name, revision, tenant, warm, dedup, bases, requests, cold_starts, restores, clones, toml }
     }
 }
 
@@ -155,6 +157,7 @@ fn table(functions: &[FunctionView]) -> String {
         ">REQUESTS",
         ">COLD",
         ">RESTORED",
+        ">CLONED",
     ]);
     for row in functions {
         sheet.row(vec![
@@ -167,6 +170,7 @@ fn table(functions: &[FunctionView]) -> String {
             row.requests.to_string(),
             row.cold_starts.to_string(),
             row.restores.to_string(),
+            row.clones.to_string(),
         ]);
     }
     sheet.text("no functions")

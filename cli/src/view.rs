@@ -130,6 +130,9 @@ pub(crate) struct SnapshotView {
     function: String,
     pages: u64,
     bytes: u64,
+    /// Only of an init snapshot: of which text of the function, and whether new sandboxes are made of it.
+    init_revision: Option<u64>,
+    clonable: Option<bool>,
 }
 
 impl From<&SnapshotReport> for SnapshotView {
@@ -139,6 +142,8 @@ impl From<&SnapshotReport> for SnapshotView {
             function: report.function.to_string(),
             pages: report.pages,
             bytes: report.bytes,
+            init_revision: report.init.map(|init| init.revision),
+            clonable: report.init.map(|init| init.clonable),
         }
     }
 }

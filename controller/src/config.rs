@@ -110,6 +110,7 @@ struct RawSandboxes {
     starts_per_node_max: usize,
     dedups_per_node_max: usize,
     estimate: ByteSize,
+    init_snapshots: bool,
     node_memory: ByteSize,
 }
 
@@ -327,6 +328,7 @@ impl Raw {
             dedup_max: limits.dedup.0,
             purge_max: limits.purge.0,
             lost_memory: fleet.lost_node_memory.0,
+            init_snapshots: sandboxes.init_snapshots,
             base_copies: fleet.base_copies,
             keeping: policy.keeping(),
             ..driver::Settings::default()
@@ -427,8 +429,9 @@ mod tests {
         assert_eq!(config.policy, PolicySettings::default());
         assert_eq!(config.engine, EngineSettings::default());
         assert_eq!(config.registry, TableSettings::default());
-        let settle = Duration::from_secs(1);
-        assert_eq!(config.driver, driver::Settings { settle, ..driver::Settings::default() });
+        // The driver's tests are about one thing at a time.
+        let (settle, init_snapshots) = (Duration::from_secs(1), true);
+        assert_eq!(config.driver, driver::Settings { settle, init_snapshots, ..driver::Settings::default() });
     }
 
     #[test]

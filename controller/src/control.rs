@@ -131,6 +131,7 @@ impl Control for ControlService {
             requests: row.requests,
             cold_starts: row.cold_starts,
             restores: row.restores,
+            clones: row.clones,
         });
         Ok(Response::new(wire::ListFunctionsReply { functions: functions.collect() }))
     }

@@ -14,6 +14,7 @@
 //! | `standing` | nodes that are cordoned or being drained |
 //! | `reports` | nodes: attach, heartbeat, silence, loss |
 //! | `bases` | base snapshots: leases, references, dropping |
+//! | `clones` | init snapshots, and what is a clone of them |
 //! | `idle` | reviews by the policy |
 //! | `operations` | what people ask for |
 //! | `rows` | what people are shown |
@@ -31,6 +32,7 @@ use medes_proto::{
 use crate::{now::Now, policy::Policy};
 
 mod bases;
+mod clones;
 mod commands;
 mod copies;
 mod decision;
@@ -78,6 +80,8 @@ pub struct Driver {
     bases_of: BTreeMap<FunctionName, BTreeSet<SnapshotId>>,
     /// Those of these functions that are no more.
     orphaned: BTreeSet<FunctionName>,
+    /// Init snapshots of texts that their functions had before.
+    outdated: BTreeSet<SnapshotId>,
     requests: BTreeMap<RequestId, Request>,
     commands: BTreeMap<CommandId, Pending>,
     /// Claims on snapshots that no report shows yet.
@@ -123,6 +127,7 @@ impl Driver {
             snapshots: BTreeMap::new(),
             bases_of: BTreeMap::new(),
             orphaned: BTreeSet::new(),
+            outdated: BTreeSet::new(),
             requests: BTreeMap::new(),
             commands: BTreeMap::new(),
             leases: BTreeMap::new(),
@@ -236,6 +241,7 @@ impl Driver {
             }
         }
         self.retire_unwanted(now, &name, out);
+        self.applied_init(now, &name);
         self.dirty.insert(name);
     }
 

@@ -97,6 +97,17 @@ pub struct SnapshotReport {
     pub pages: u64,
     /// Bytes it holds.
     pub bytes: u64,
+    /// Its sandbox had served no request.
+    pub init: Option<InitState>,
+}
+
+/// What is said of an init snapshot: one of a sandbox that was ready and had served no request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct InitState {
+    /// Of which text of the function's file.
+    pub revision: u64,
+    /// New sandboxes may be made of it.
+    pub clonable: bool,
 }
 
 /// What a command came to.
@@ -197,7 +208,7 @@ impl EngineSettings {
 /// What a controller wants done.
 #[derive(Debug, Clone)]
 pub enum Command {
-    /// Start a sandbox cold.
+    /// Start a sandbox.
     Start {
         /// Its number.
         sandbox: SandboxId,
@@ -205,6 +216,8 @@ pub enum Command {
         function: Box<FunctionSpec>,
         /// Of which text of the function's file.
         revision: u64,
+        /// The init snapshot that it is a clone of, and where that is; `None`: from nothing.
+        clone_of: Option<SnapshotPlace>,
     },
     /// Make a base snapshot of a warm sandbox, which stays warm.
     MakeBase {
@@ -212,6 +225,8 @@ pub enum Command {
         sandbox: SandboxId,
         /// Its number.
         snapshot: SnapshotId,
+        /// Its function's init snapshot: refused when it has served a request.
+        init: bool,
     },
     /// Take a warm sandbox's memory.
     Dedup {

@@ -55,10 +55,13 @@ pub struct FunctionSpec {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum StartMode {
-    /// The fastest way there is.
+    /// The fastest way there is: a clone of the function's init snapshot, if the program said when it was asked that it can
+    /// live with that (`POST /medes/snapshot`).
     #[default]
     Auto,
-    /// Always from nothing; never a copy of another sandbox.
+    /// A clone, also of a program that knows nothing of clones: it keeps nothing that must differ between two sandboxes.
+    Clone,
+    /// Always from nothing; never a clone of another sandbox.
     Cold,
 }
 

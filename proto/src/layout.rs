@@ -13,7 +13,7 @@ use medes_dedup::{
 use crate::{
     WireError,
     ids::{FunctionName, TenantName},
-    limits::{LAYOUT_PROCESSES_MAX, LAYOUT_RUNS_MAX, PATH_BYTES_MAX},
+    limits::{CLONE_BYTES_MAX, LAYOUT_PROCESSES_MAX, LAYOUT_RUNS_MAX, PATH_BYTES_MAX},
     wire,
 };
 
@@ -30,6 +30,17 @@ pub struct SnapshotLayout {
     pub hash: [u8; 32],
     /// Its processes, in the order of their pages.
     pub processes: Vec<ProcessLayout>,
+    /// Its sandbox had served no request.
+    pub init: Option<InitSnapshot>,
+}
+
+/// What an init snapshot is, besides pages.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InitSnapshot {
+    /// Of which text of the function's file.
+    pub revision: u64,
+    /// A dedup image of its sandbox whose pages are those of the snapshot; empty: no sandbox may be made of it.
+    pub image: Vec<u8>,
 }
 
 /// Pages at consecutive addresses.
@@ -272,8 +283,11 @@ fn region(raw: &wire::MappingLayout, files: &[Arc<[u8]>]) -> Result<Region, Wire
 
 impl From<SnapshotLayout> for wire::SnapshotLayout {
     fn from(layout: SnapshotLayout) -> Self {
-        let SnapshotLayout { tenant, function, pages, hash, processes } = layout;
+        let SnapshotLayout { tenant, function, pages, hash, processes, init } = layout;
+        let init =
+            init.map(|InitSnapshot { revision, image }| wire::InitSnapshot { revision, image: image.into() });
         Self {
+            init,
             tenant: tenant.into(),
             function: function.into(),
             pages,
@@ -287,7 +301,10 @@ impl TryFrom<wire::SnapshotLayout> for SnapshotLayout {
     type Error = WireError;
 
     fn try_from(raw: wire::SnapshotLayout) -> Result<Self, WireError> {
-        let wire::SnapshotLayout { tenant, function, pages, hash, processes } = raw;
+        let wire::SnapshotLayout { tenant, function, pages, hash, processes, init } = raw;
+        if init.as_ref().is_some_and(|init| init.image.len() > CLONE_BYTES_MAX) {
+            return Err(WireError::invalid("layout.init.image", "too large"));
+        }
         if processes.len() > LAYOUT_PROCESSES_MAX {
             return Err(WireError::invalid("layout.processes", "too many"));
         }
@@ -307,6 +324,8 @@ impl TryFrom<wire::SnapshotLayout> for SnapshotLayout {
             pages,
             hash: hash[..].try_into().map_err(|_length| WireError::invalid("layout.hash", "not 32 bytes"))?,
             processes,
+            init: init
+                .map(|wire::InitSnapshot { revision, image }| InitSnapshot { revision, image: image.into() }),
         })
     }
 }
@@ -352,7 +371,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_layout_comes_back(processes in prop::collection::vec(processes(), 0..4), more in 0u32..9, hash: [u8; 32]) {
+        fn a_layout_comes_back(processes in prop::collection::vec(processes(), 0..4), more in 0u32..9, hash: [u8; 32], init in prop::option::of((any::<u64>(), prop::collection::vec(any::<u8>(), 0..9)))) {
             let pages: usize = processes.iter().map(ProcessLayout::pages).sum();
             let sent = SnapshotLayout {
                 tenant: "t".parse().unwrap(),
@@ -360,6 +379,7 @@ mod tests {
                 pages: u32::try_from(pages).unwrap() + more,
                 hash,
                 processes,
+                init: init.map(|(revision, image)| InitSnapshot { revision, image }),
             };
             prop_assert_eq!(SnapshotLayout::try_from(wire::SnapshotLayout::from(sent.clone())), Ok(sent));
         }
@@ -403,9 +423,10 @@ mod tests {
                     offset: 0,
                 }],
             }],
+            init: None,
         };
         assert!(SnapshotLayout::try_from(good()).is_ok());
-        let bad: [fn(&mut wire::SnapshotLayout); 9] = [
+        let bad: [fn(&mut wire::SnapshotLayout); 10] = [
             |raw| raw.tenant = "T!".into(),
             |raw| raw.pages = 2,
             |raw| raw.hash = vec![0; 31].into(),
@@ -415,6 +436,10 @@ mod tests {
             |raw| raw.processes[0].mappings[0].file = 1,
             |raw| raw.processes[0].mappings[0].end = PAGE,
             |raw| raw.processes[0].files[0] = vec![b'a'; PATH_BYTES_MAX + 1].into(),
+            |raw| {
+                let image = vec![0; CLONE_BYTES_MAX + 1].into();
+                raw.init = Some(wire::InitSnapshot { revision: 1, image });
+            },
         ];
         for (at, change) in bad.iter().enumerate() {
             let mut raw = good();

@@ -20,6 +20,8 @@ pub const PAGE_CANDIDATES_MAX: usize = 8;
 pub const LAYOUT_PROCESSES_MAX: usize = 1_024;
 /// Runs of pages in the layout of one process.
 pub const LAYOUT_RUNS_MAX: usize = 1 << 20;
+/// Bytes of what a clone needs besides the pages of its snapshot. It travels in one message with the layout.
+pub const CLONE_BYTES_MAX: usize = 8 << 20;
 /// Bytes of a path in a layout: as long as Linux allows.
 pub const PATH_BYTES_MAX: usize = 4_096;
 /// Base snapshots one dedup image may refer to, whatever the configuration says.

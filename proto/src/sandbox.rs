@@ -34,6 +34,7 @@ impl StartKind {
             Self::Restore => "restore",
             Self::Cold => "cold",
             Self::Unpark => "unpark",
+            Self::Clone => "clone",
         }
     }
 }

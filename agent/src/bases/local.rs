@@ -17,7 +17,7 @@ use medes_dedup::{
 };
 use medes_proto::{
     ids::{FunctionName, TenantName},
-    layout::{ProcessLayout, SnapshotLayout},
+    layout::{InitSnapshot, ProcessLayout, SnapshotLayout},
 };
 
 use super::{
@@ -39,8 +39,18 @@ pub struct Snapshot {
     processes: Vec<ProcessLayout>,
     hash: OnceLock<[u8; 32]>,
     facts: OnceLock<Facts>,
+    init: OnceLock<Init>,
     /// The pages' sums for other nodes, 0 where not counted yet: a page is sent often and never changes.
     sums: Box<[AtomicU64]>,
+}
+
+/// What an init snapshot is besides pages.
+#[derive(Debug)]
+pub struct Init {
+    /// Of which text of the function's file.
+    pub revision: u64,
+    /// An image of its sandbox ([`crate::init`]); `None`: no sandbox may be made of it.
+    pub image: Option<MappedFile>,
 }
 
 /// The process of a snapshot that sandboxes are aligned with: its largest one, whose pages are the snapshot's first.
@@ -75,6 +85,7 @@ impl Snapshot {
             processes,
             hash: OnceLock::new(),
             facts: OnceLock::new(),
+            init: OnceLock::new(),
             sums: (0..pages).map(|_| AtomicU64::new(0)).collect(),
         })
     }
@@ -87,7 +98,18 @@ impl Snapshot {
     /// How many bytes it holds, with what has been found out about them.
     pub fn len_bytes(&self) -> u64 {
         let facts = self.facts.get().map_or(0, Facts::memory_bytes);
-        (self.bytes.len() + facts + self.sums.len() * size_of::<AtomicU64>()) as u64
+        let image = self.init().and_then(|init| init.image.as_ref()).map_or(0, MappedFile::len);
+        (self.bytes.len() + facts + image + self.sums.len() * size_of::<AtomicU64>()) as u64
+    }
+
+    /// What it is besides, if it is an init snapshot.
+    pub fn init(&self) -> Option<&Init> {
+        self.init.get()
+    }
+
+    /// It is an init snapshot: said once, before anybody else holds it.
+    pub fn is_init(&self, init: Init) {
+        self.init.get_or_init(|| init);
     }
 
     /// The sum that one page travels with.
@@ -151,6 +173,10 @@ impl Snapshot {
             pages: self.page_count(),
             hash: *self.hash.get_or_init(|| *blake3::hash(self.bytes.as_ref()).as_bytes()),
             processes: self.processes.clone(),
+            init: self.init().map(|Init { revision, image }| InitSnapshot {
+                revision: *revision,
+                image: image.as_ref().map(|image| image.as_ref().to_vec()).unwrap_or_default(),
+            }),
         }
     }
 }

@@ -13,12 +13,12 @@ use medes_dedup::page::{BasePage, PAGE_BYTES, Page, PageIndex, SnapshotId, ZERO_
 use medes_proto::{
     failure::FailureKind,
     ids::{NodeId, TenantName},
-    layout::SnapshotLayout,
+    layout::{InitSnapshot, SnapshotLayout},
     registry::SnapshotPlace,
 };
 
 use super::{
-    local::Snapshot,
+    local::{Init, Snapshot},
     remote::{Peers, ReadRemoteError},
 };
 use crate::memory_file::{MappedFile, MemoryFile};
@@ -237,10 +237,16 @@ async fn fetch_whole(
     layout: SnapshotLayout,
 ) -> Result<Arc<Snapshot>, FetchError> {
     let pages = fetch_pages(peers, place, &layout).await?;
-    let SnapshotLayout { tenant, function, processes, .. } = layout;
+    let SnapshotLayout { tenant, function, processes, init, .. } = layout;
     let fetched = Snapshot::new(place.snapshot, function, tenant, pages, processes);
     // A checked layout has no more pages in its processes than in all.
-    Ok(Arc::new(fetched.ok_or(FetchError::Hash(place.snapshot))?))
+    let fetched = fetched.ok_or(FetchError::Hash(place.snapshot))?;
+    if let Some(InitSnapshot { revision, image }) = init {
+        let keep = |source| FetchError::Keep { snapshot: place.snapshot, source };
+        let image = (!image.is_empty()).then(|| crate::init::seal(&image)).transpose().map_err(keep)?;
+        fetched.is_init(Init { revision, image });
+    }
+    Ok(Arc::new(fetched))
 }
 
 /// All pages, sealed, with the hash that was promised.

@@ -36,7 +36,7 @@ use crate::{
     earlier::Origin,
     memory_file::MappedFile,
     page_work,
-    restore::{self, RestoreError},
+    restore::{self, LaidOut, RestoreError},
     roads::{NotWelcomed, Roads, Stopwatch, blocking},
     skeleton::{self, PackError},
 };
@@ -117,12 +117,12 @@ pub async fn shrink(
     let base = roads.bases.whole(place, tenant).await?;
     let pages = restore::read_bases(roads, tenant, &image, &origin.places).await?;
     let folder = Folder::create(folder).map_err(RestoreError::Folder)?;
-    let ((folder, _masks), image) = restore::lay_out(THREADS, image, pages, folder).await?;
+    let (LaidOut { folder, pipe, .. }, image) = restore::lay_out(THREADS, image, pages, folder).await?;
     watch.step("rebuild");
     let (place, bases, rules) = (place.clone(), roads.bases.clone(), engine.encode_rules());
     let files = origin.files;
     let made = blocking(move || {
-        let dump = Dump::open(folder)?;
+        let dump = Dump::open(folder, pipe)?;
         // What stays as it was must stay where it was.
         if dump.page_files() != files {
             return Err(ShrinkError::Order);

@@ -15,8 +15,8 @@ use medes_proto::{
 impl Driver {
     pub(super) fn command(&mut self, now: Instant, id: CommandId, command: Command, out: &mut Vec<Action>) {
         let refused = match command {
-            Command::Start { sandbox, function, revision } => {
-                self.start(now, id, sandbox, function, revision, out)
+            Command::Start { sandbox, function, revision, clone_of } => {
+                self.start(now, id, sandbox, (function, revision, clone_of), out)
             }
             Command::Purge { sandbox } => {
                 if self.sandboxes.contains_key(&sandbox) {
@@ -50,9 +50,20 @@ impl Driver {
                 out.push(Action::Reply { command: id, result: Ok(Box::default()) });
                 Ok(())
             }
-            Command::MakeBase { sandbox, snapshot } => self
-                .begin(now, id, sandbox, SandboxState::Warm, SandboxState::Deduping, "make a base of")
-                .map(|()| out.push(Action::MakeBase { sandbox, snapshot })),
+            Command::MakeBase { sandbox, snapshot, init } => self
+                .init_of(sandbox, init)
+                .and_then(|init| {
+                    self.begin(
+                        now,
+                        id,
+                        sandbox,
+                        SandboxState::Warm,
+                        SandboxState::Deduping,
+                        "make a base of",
+                    )?;
+                    Ok(init)
+                })
+                .map(|init| out.push(Action::MakeBase { sandbox, snapshot, init })),
             Command::Restore { sandbox, digest_memory } => self
                 .begin(now, id, sandbox, self.dedup_or_parked(sandbox), SandboxState::Restoring, "restore")
                 .map(|()| out.push(Action::Restore { sandbox, digest_memory })),
@@ -67,8 +78,7 @@ impl Driver {
         now: Instant,
         id: CommandId,
         sandbox: SandboxId,
-        spec: Box<FunctionSpec>,
-        revision: u64,
+        (spec, revision, clone_of): (Box<FunctionSpec>, u64, Option<SnapshotPlace>),
         out: &mut Vec<Action>,
     ) -> Result<(), Failure> {
         if self.sandboxes.contains_key(&sandbox) {
@@ -78,9 +88,21 @@ impl Driver {
             let message = format!("start {sandbox}: this node has {} sandboxes already", self.sandboxes_max);
             return Err(Failure::new(FailureKind::NoSpace, message));
         }
-        out.push(Action::Launch { sandbox, spec: spec.clone() });
+        out.push(Action::Launch { sandbox, spec: spec.clone(), clone_of });
         self.sandboxes.insert(sandbox, Entry::starting(now, id, spec, revision));
         Ok(())
+    }
+
+    /// The text of the function of which this sandbox shows the init state, if it is asked for and still true.
+    fn init_of(&self, sandbox: SandboxId, wanted: bool) -> Result<Option<u64>, Failure> {
+        let entry = self.sandboxes.get(&sandbox).filter(|_| wanted);
+        let Some(entry) = entry else { return Ok(None) };
+        // What a request left behind would be in every clone.
+        if entry.requests > 0 || entry.open_requests > 0 {
+            let message = format!("make an init snapshot of {sandbox}: it has served requests");
+            return Err(Failure::new(FailureKind::DedupFailed, message));
+        }
+        Ok(Some(entry.revision))
     }
 
     fn is_parked(&self, sandbox: SandboxId) -> bool {

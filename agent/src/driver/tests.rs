@@ -156,7 +156,7 @@ impl World {
                     |(other, work): &(SandboxId, Work)| *other == sandbox && *work != Work::Remove;
                 assert!(self.work.iter().any(under_way), "nothing of {sandbox} to call off");
             }
-            Action::MakeBase { sandbox, snapshot } => {
+            Action::MakeBase { sandbox, snapshot, .. } => {
                 assert!(!self.inside.contains(&sandbox), "snapshot during a request");
                 self.begin(sandbox, Work::MakeBase(snapshot));
             }
@@ -244,7 +244,7 @@ impl World {
                     self.alive.remove(&sandbox);
                 }
                 let function = "f".parse().unwrap();
-                let report = SnapshotReport { id: snapshot, function, pages: 1, bytes: 4096 };
+                let report = SnapshotReport { id: snapshot, function, pages: 1, bytes: 4096, init: None };
                 if good {
                     self.snapshots.push(snapshot);
                 }
@@ -275,7 +275,13 @@ impl World {
     /// A copy has come about, or not.
     fn replicated(&mut self, good: bool) {
         let Some(snapshot) = self.copying.pop_first() else { return };
-        let report = SnapshotReport { id: snapshot, function: "f".parse().unwrap(), pages: 1, bytes: 4096 };
+        let report = SnapshotReport {
+            id: snapshot,
+            function: "f".parse().unwrap(),
+            pages: 1,
+            bytes: 4096,
+            init: None,
+        };
         if good {
             self.snapshots.push(snapshot);
         }
@@ -287,7 +293,7 @@ impl World {
         match step {
             Step::Start(sandbox) => {
                 let function = Box::new(FunctionSpec::from_toml(FUNCTION).unwrap());
-                self.command(Command::Start { sandbox: id(sandbox), function, revision: 1 });
+                self.command(Command::Start { sandbox: id(sandbox), function, revision: 1, clone_of: None });
             }
             Step::Dedup(sandbox) => {
                 self.command(Command::Dedup { sandbox: id(sandbox), digest_memory: false, base: None });
@@ -301,7 +307,7 @@ impl World {
             Step::CancelPark(sandbox) => self.command(Command::CancelPark { sandbox: id(sandbox) }),
             Step::MakeBase(sandbox) => {
                 let snapshot = SnapshotId::new(self.next).unwrap();
-                self.command(Command::MakeBase { sandbox: id(sandbox), snapshot });
+                self.command(Command::MakeBase { sandbox: id(sandbox), snapshot, init: false });
             }
             Step::Purge(sandbox) => self.command(Command::Purge { sandbox: id(sandbox) }),
             Step::Unwanted(sandbox) => self.apply(Event::Unwanted(vec![id(sandbox)])),
@@ -441,4 +447,31 @@ fn an_image_that_waits_is_made_smaller_once() {
     assert_eq!(shrunk(&mut world), None, "not while there is other work");
     world.finish(0, 0);
     assert_eq!(shrunk(&mut world), Some(id(1)));
+}
+
+#[test]
+fn what_has_served_a_request_is_nobodys_init_state() {
+    let (mut driver, now) = (Driver::new(4), Instant::now());
+    let mut tell = |event| {
+        let mut actions = Vec::new();
+        driver.apply(now, event, &mut actions);
+        actions
+    };
+    let make = |sandbox| {
+        let (sandbox, snapshot) = (id(sandbox), SnapshotId::new(7).unwrap());
+        Event::Command { id: CommandId(9), command: Command::MakeBase { sandbox, snapshot, init: true } }
+    };
+    for sandbox in [1, 2] {
+        let function = Box::new(FunctionSpec::from_toml("name = 'f'\ncommand = ['x']").unwrap());
+        let command = Command::Start { sandbox: id(sandbox), function, revision: 5, clone_of: None };
+        tell(Event::Command { id: CommandId(sandbox.into()), command });
+        tell(Event::Launched { sandbox: id(sandbox), result: Ok(Vec::new()) });
+    }
+    assert!(
+        matches!(tell(make(1))[..], [Action::MakeBase { init: Some(5), .. }]),
+        "of the text that it runs"
+    );
+    tell(Event::RequestAsked { sandbox: id(2), ticket: Ticket(1) });
+    tell(Event::RequestEnded { sandbox: id(2), answered: true });
+    assert!(matches!(tell(make(2))[..], [Action::Reply { result: Err(_), .. }]));
 }

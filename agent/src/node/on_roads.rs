@@ -2,7 +2,9 @@
 
 use medes_proto::{
     failure::{Failure, FailureKind},
+    function::FunctionSpec,
     ids::{SandboxId, SnapshotId},
+    registry::SnapshotPlace,
 };
 
 use tokio_util::sync::CancellationToken;
@@ -19,6 +21,25 @@ use crate::{
 };
 
 impl Node {
+    pub(super) fn launch(
+        &mut self,
+        sandbox: SandboxId,
+        spec: Box<FunctionSpec>,
+        clone_of: Option<SnapshotPlace>,
+    ) {
+        let (tools, node) = (self.tools.clone(), self.identity.node.clone());
+        match (clone_of, &self.tools.roads) {
+            (None, _) => self.work(work::launch(tools, node, sandbox, spec)),
+            (Some(place), Some(roads)) => {
+                self.work(work::clone((tools, roads.clone()), node, (sandbox, spec), place));
+            }
+            (Some(_), None) => {
+                let result = Err((None, no_criu("clone", sandbox)));
+                self.worked(Worked::Launched { sandbox, is_clone: true, result });
+            }
+        }
+    }
+
     pub(super) fn dedup(&mut self, sandbox: SandboxId, order: DedupOrder) {
         match (self.take_warm(sandbox), &self.tools.roads) {
             (Some(warm), Some(roads)) => self.work(work::dedup(roads.clone(), sandbox, warm, order)),
@@ -45,9 +66,11 @@ impl Node {
         }
     }
 
-    pub(super) fn make_base(&mut self, sandbox: SandboxId, snapshot: SnapshotId) {
+    pub(super) fn make_base(&mut self, sandbox: SandboxId, snapshot: SnapshotId, init: Option<u64>) {
         match (self.take_warm(sandbox), &self.tools.roads) {
-            (Some(warm), Some(roads)) => self.work(work::make_base(roads.clone(), sandbox, warm, snapshot)),
+            (Some(warm), Some(roads)) => {
+                self.work(work::make_base(roads.clone(), sandbox, warm, (snapshot, init)));
+            }
             (warm, _) => {
                 let result = Err(no_criu("make a base of", sandbox));
                 self.worked(Worked::BaseMade { sandbox, warm, result });

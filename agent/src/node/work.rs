@@ -22,6 +22,7 @@ use super::{Tools, finished::Finished};
 use crate::{
     base,
     bases::Bases,
+    clone,
     dedupe::{
         self,
         shrink::{self, Shrunk},
@@ -64,8 +65,8 @@ impl PutAway {
 /// What work came to.
 #[derive(Debug)]
 pub(crate) enum Worked {
-    /// A start.
-    Launched { sandbox: SandboxId, result: Outcome<Launched, Option<Box<Housing>>> },
+    /// A start, from nothing or as a clone.
+    Launched { sandbox: SandboxId, is_clone: bool, result: Outcome<Launched, Option<Box<Housing>>> },
     /// A dedup.
     Deduped { sandbox: SandboxId, result: Outcome<(PutAway, Deduped), Option<Box<Warm>>> },
     /// A base snapshot; the sandbox comes back either way.
@@ -100,8 +101,9 @@ impl Worked {
     /// What is told of it outside; `None` for what is no operation on a sandbox.
     pub(super) fn finished(&self) -> Option<Finished<'_>> {
         let (operation, sandbox, result): (_, _, Result<&[Phase], &Failure>) = match self {
-            Self::Launched { sandbox, result } => {
-                ("launch", sandbox, result.as_ref().map(|(_, phases)| &phases[..]).map_err(|(_, why)| why))
+            Self::Launched { sandbox, is_clone, result } => {
+                let operation = if *is_clone { "clone" } else { "launch" };
+                (operation, sandbox, result.as_ref().map(|(_, phases)| &phases[..]).map_err(|(_, why)| why))
             }
             Self::Deduped { sandbox, result } => {
                 let result = result.as_ref().map(|(_, deduped)| &deduped.phases[..]);
@@ -130,11 +132,11 @@ impl Worked {
     /// What is to be removed when the node closes.
     pub(super) fn into_remains(self) -> Option<(SandboxId, Box<Housing>)> {
         Some(match self {
-            Self::Launched { sandbox, result: Ok((warm, _)) }
+            Self::Launched { sandbox, result: Ok((warm, _)), .. }
             | Self::Restored { sandbox, result: Ok((warm, _)) }
             | Self::BaseMade { sandbox, warm: Some(warm), .. }
             | Self::Deduped { sandbox, result: Err((Some(warm), _)) } => (sandbox, Box::new(warm.housing)),
-            Self::Launched { sandbox, result: Err((ruin, _)) } => (sandbox, ruin?),
+            Self::Launched { sandbox, result: Err((ruin, _)), .. } => (sandbox, ruin?),
             Self::Restored { sandbox, result: Err((ruin, _)) } => (sandbox, ruin),
             Self::Deduped { sandbox, result: Ok((put_away, _)) } => {
                 (sandbox, Box::new(put_away.into_housing()))
@@ -162,13 +164,16 @@ pub(super) async fn launch(
         |failure: Failure| Failure { message: format!("start {sandbox}: {}", failure.message), ..failure };
     let created = async {
         let id = sandbox::SandboxId::new(sandbox.to_string()).map_err(CreateError::Spec)?;
-        Housing::create(&tools.host, &id, &launch_spec(&spec, sandbox, &node)).await
+        let housing = Housing::create(&tools.host, &id, &launch_spec(&spec, sandbox, &node)).await?;
+        let numbered = housing.number(sandbox.get());
+        numbered.map_err(|source| CreateError::Folder { path: housing.private_dir().to_owned(), source })?;
+        Ok::<_, CreateError>(housing)
     };
     let housing = match created.await {
         Ok(housing) => housing,
         Err(error) => {
             let failure = doing(Failure::from_error(FailureKind::Internal, &error));
-            return Worked::Launched { sandbox, result: Err((None, failure)) };
+            return Worked::Launched { sandbox, is_clone: false, result: Err((None, failure)) };
         }
     };
     let housed = Instant::now();
@@ -192,7 +197,27 @@ pub(super) async fn launch(
             Err((Some(Box::new(housing)), failure))
         }
     };
-    Worked::Launched { sandbox, result }
+    Worked::Launched { sandbox, is_clone: false, result }
+}
+
+/// One more sandbox of a function's init snapshot.
+pub(super) async fn clone(
+    (tools, roads): (Arc<Tools>, Arc<Roads>),
+    node: NodeId,
+    (sandbox, spec): (SandboxId, Box<FunctionSpec>),
+    place: SnapshotPlace,
+) -> Worked {
+    let launch = launch_spec(&spec, sandbox, &node);
+    let cloned = clone::clone(&roads, (&tools.host, &launch), (sandbox, Arc::new(*spec)), &place).await;
+    let result = match cloned {
+        Ok((warm, phases)) => Ok((Box::new(warm), phases)),
+        Err(not) => {
+            let failure = not.error.failure(sandbox);
+            let log = not.housing.as_ref().map(|housing| tail(housing.log())).unwrap_or_default();
+            Err((not.housing.map(Box::new), failure.with_log(log)))
+        }
+    };
+    Worked::Launched { sandbox, is_clone: true, result }
 }
 
 fn tail(log: &Log) -> Vec<String> {
@@ -297,13 +322,16 @@ pub(super) async fn make_base(
     roads: Arc<Roads>,
     sandbox: SandboxId,
     mut warm: Box<Warm>,
-    snapshot: SnapshotId,
+    (snapshot, init): (SnapshotId, Option<u64>),
 ) -> Worked {
     if let Err(failure) = whole(sandbox, &mut warm).await {
         return Worked::BaseMade { sandbox, warm: Some(warm), result: Err(failure) };
     }
-    let result =
-        base::make_base(&roads, sandbox, &warm, snapshot).await.map_err(|error| error.failure(sandbox));
+    let made = match init {
+        Some(revision) => base::make_init(&roads, sandbox, &warm, (snapshot, revision)).await,
+        None => base::make_base(&roads, sandbox, &warm, snapshot).await,
+    };
+    let result = made.map_err(|error| error.failure(sandbox));
     Worked::BaseMade { sandbox, warm: Some(warm), result }
 }
 

@@ -178,6 +178,13 @@ impl Housing {
         self.layout.tmpfs()
     }
 
+    /// Writes the sandbox's number where its program finds it: in a clone it is another one than its memory knows.
+    pub fn number(&self, number: u64) -> io::Result<()> {
+        let folder = self.private_dir().join("run/medes");
+        fs::create_dir_all(&folder)?;
+        fs::write(folder.join("generation"), format!("{number}\n"))
+    }
+
     /// Mounts that CRIU must take from outside, parents before children.
     pub fn external_mounts(&self) -> &[ExternalMount] {
         &self.external

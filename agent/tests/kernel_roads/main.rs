@@ -3,6 +3,7 @@
 //! Needs root and a working CRIU; skips itself loudly otherwise.
 
 mod again;
+mod clones;
 mod holder;
 #[path = "../kernel_sandbox/node.rs"]
 #[allow(dead_code, reason = "shared with the sandbox tests, which need more of it")]
@@ -20,6 +21,7 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let tests: Vec<runner::Test> =
-        [there_and_back::TESTS, again::TESTS, trouble::TESTS, words::TESTS, shrink::TESTS].concat();
+        [there_and_back::TESTS, again::TESTS, clones::TESTS, trouble::TESTS, words::TESTS, shrink::TESTS]
+            .concat();
     runner::main(&tests, &[])
 }

@@ -5,6 +5,7 @@ use std::{num::NonZeroUsize, path::Path, sync::Arc, time::Duration};
 use medes_agent::{
     base,
     bases::{Bases, Budgets},
+    clone::{self, NotCloned},
     criu::{Criu, Pool},
     dedupe::{self, NotDeduped},
     driver::{DedupOrder, Deduped, Restored},
@@ -14,7 +15,7 @@ use medes_agent::{
     registry::Registry,
     restore::{self, NotRestored},
     roads::{Roads, Stored, Warm},
-    sandbox::{self, Host, HostConfig, enter_private_mounts},
+    sandbox::{self, Host, HostConfig, LaunchSpec, enter_private_mounts},
 };
 use medes_dedup::key::DomainKey;
 use medes_proto::{
@@ -22,6 +23,7 @@ use medes_proto::{
     function::FunctionSpec,
     ids::{NodeId, SandboxId, SnapshotId},
     registry::SnapshotPlace,
+    sandbox::Phase,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -87,6 +89,41 @@ impl Station {
         self.start_as("probe").await
     }
 
+    /// One that is started in another way, and whose function file has these lines more.
+    pub(crate) async fn start_with(&mut self, launch: &LaunchSpec, lines: &str) -> (SandboxId, Warm) {
+        let id = self.id();
+        let (housing, tree) = node::launch(&self.host, &id.to_string(), launch).await;
+        (id, Warm::new(spec(lines), housing, tree))
+    }
+
+    /// A number that no sandbox has.
+    pub(crate) fn id(&mut self) -> SandboxId {
+        let id = SandboxId::of(1, self.next).expect("an id");
+        self.next += 1;
+        id
+    }
+
+    /// The init snapshot of a sandbox.
+    pub(crate) async fn init(&mut self, sandbox: SandboxId, warm: &Warm) -> SnapshotReport {
+        let id = SnapshotId::new(u64::from(self.next)).expect("an id");
+        self.next += 1;
+        let made = base::make_init(&self.roads, sandbox, warm, (id, 3)).await;
+        made.expect("an init snapshot").0
+    }
+
+    /// One more sandbox of an init snapshot of this node.
+    pub(crate) async fn clone_of(
+        &self,
+        id: SandboxId,
+        of: SnapshotId,
+        launch: &LaunchSpec,
+        lines: &str,
+    ) -> Result<(Warm, Vec<Phase>), Box<NotCloned>> {
+        let place =
+            SnapshotPlace { snapshot: of, node: self.roads.bases.node().clone(), address: String::new() };
+        clone::clone(&self.roads, (&self.host, launch), (id, spec(lines)), &place).await
+    }
+
     /// The same under another function's name.
     pub(crate) async fn start_as(&mut self, function: &str) -> (SandboxId, Warm) {
         let id = SandboxId::of(1, self.next).expect("an id");
@@ -128,6 +165,12 @@ impl Station {
     pub(crate) async fn restore(&self, stored: Stored) -> Result<(Warm, Restored), Box<NotRestored>> {
         restore::restore(&self.roads, stored, true).await
     }
+}
+
+fn spec(lines: &str) -> Arc<FunctionSpec> {
+    Arc::new(
+        FunctionSpec::from_toml(&format!("name = 'probe'\ncommand = ['x']\n{lines}")).expect("a function"),
+    )
 }
 
 /// What code may use; `kept` is state that lives as long as the process.

@@ -9,6 +9,16 @@ makes its data; only then does the port open, so an open port means a function t
 `result` depends on the seed and `n` alone, so an answer given before a sandbox was deduplicated can be
 compared with one given after it was restored. `n` chooses the input of the request and hardly changes its
 cost. `served` counts the answers of this process: it goes on counting only if the memory survived.
+
+Medes may make new sandboxes of this process as it is when it has become ready (a clone). It asks first, and tells each
+clone before its first request:
+
+    GET  /medes/hooks      200 {"hooks": ["snapshot", "restored"]}
+    POST /medes/snapshot   200, the memory is about to be copied
+    POST /medes/restored   200 {"sandbox": "sb-1-2", "generation": 4294967298}: this is a clone now
+
+All that must not be the same in two sandboxes is drawn anew then; a function adds its own with `before_snapshot` and
+`after_restore`.
 """
 
 import hashlib
@@ -24,6 +34,59 @@ BODY_BYTES_MAX = 64 * 1024
 N_MAX = 2**31 - 1
 # A client that stops in the middle of a request must not block the only thread for good.
 CONNECTION_SECONDS_MAX = 10
+
+
+# Called with nothing, in order of registration; and in the opposite order.
+_before_snapshot = []
+_after_restore = []
+# The number of this sandbox, as far as this process was told.
+generation = int(os.environ.get("MEDES_GENERATION", "0"))
+
+
+def before_snapshot(function):
+    """Has `function` called before this process is copied. A decorator."""
+    _before_snapshot.append(function)
+    return function
+
+
+def after_restore(function):
+    """Has `function` called in each clone before its first request. A decorator."""
+    _after_restore.insert(0, function)
+    return function
+
+
+def draw_anew(body):
+    """In a clone: forgets what its brothers know as well."""
+    global generation
+    told = json.loads(body) if body else {}
+    generation = int(told.get("generation", generation))
+    anew = {
+        "random": lambda random: random.seed(os.urandom(32)),
+        # OpenSSL's generators take this in and start again from it.
+        "ssl": lambda ssl: ssl.RAND_add(os.urandom(32), 32.0),
+        # What a time-based uuid is counted on from.
+        "uuid": lambda uuid: setattr(uuid, "_last_timestamp", None),
+        "numpy": lambda numpy: numpy.random.seed(int.from_bytes(os.urandom(4), "little")),
+        "torch": lambda torch: torch.manual_seed(int.from_bytes(os.urandom(7), "little")),
+    }
+    # What was not imported has no state.
+    for name, draw in anew.items():
+        if name in sys.modules:
+            draw(sys.modules[name])
+    for function in _after_restore:
+        function()
+
+
+def hook(path, body):
+    """What Medes asks or tells; `None` if this is none of it."""
+    if path == "/medes/snapshot":
+        for function in _before_snapshot:
+            function()
+        return {}
+    if path == "/medes/restored":
+        draw_anew(body)
+        return {"generation": generation}
+    return None
 
 
 class BadRequest(Exception):
@@ -111,15 +174,20 @@ class Handler(http.server.BaseHTTPRequestHandler):
     timeout = CONNECTION_SECONDS_MAX
 
     def do_GET(self):
-        known = self.path.partition("?")[0] == "/ready"
-        self.reply(200 if known else 404, {"ready": True} if known else {"error": "no such path"})
+        path = self.path.partition("?")[0]
+        answers = {"/ready": {"ready": True}, "/medes/hooks": {"hooks": ["snapshot", "restored"]}}
+        self.reply(200 if path in answers else 404, answers.get(path, {"error": "no such path"}))
 
     def do_POST(self):
         started = time.perf_counter()
         try:
-            if self.path.partition("?")[0] != "/":
+            path, body = self.path.partition("?")[0], self.body()
+            told = hook(path, body)
+            if told is not None:
+                return self.reply(200, told)
+            if path != "/":
                 raise BadRequest(404, "no such path")
-            status, answer = 200, self.server.function.answer(self.body())
+            status, answer = 200, self.server.function.answer(body)
         except BadRequest as error:
             status, answer = error.status, {"error": str(error)}
         except Exception as error:  # whatever went wrong inside: the caller gets an answer, the server lives

@@ -334,7 +334,7 @@ impl<'t> World<'t> {
             Ok(held.function)
         };
         let takes = match &command {
-            Command::Start { sandbox, function, revision } => {
+            Command::Start { sandbox, function, revision, clone_of: None } => {
                 let number = *self.numbers.get(&function.name).context("a function nobody has")?;
                 let held = Held {
                     function: number,
@@ -370,7 +370,10 @@ impl<'t> World<'t> {
                 restore
             }
             Command::Purge { .. } | Command::DropSnapshot { .. } => PURGE,
-            Command::Park { .. } | Command::CancelPark { .. } | Command::Replicate { .. } => {
+            Command::Start { .. }
+            | Command::Park { .. }
+            | Command::CancelPark { .. }
+            | Command::Replicate { .. } => {
                 anyhow::bail!("{NOT_HERE}")
             }
         };
@@ -383,7 +386,7 @@ impl<'t> World<'t> {
         let mut success = Success::default();
         match command {
             Command::Start { sandbox, .. } => self.becomes(agent, *sandbox, SandboxState::Warm)?,
-            Command::MakeBase { sandbox, snapshot } => {
+            Command::MakeBase { sandbox, snapshot, .. } => {
                 let held = self.agents[agent].sandboxes.get_mut(sandbox).context("no such sandbox")?;
                 held.source_of = Some(*snapshot);
                 let function = held.function;
@@ -466,6 +469,7 @@ impl<'t> World<'t> {
             function: self.names[function as usize].clone(),
             pages: bytes / PAGE_BYTES,
             bytes,
+            init: None,
         }
     }
 

@@ -91,6 +91,7 @@ impl Snapshot {
         for function in &self.functions {
             starts.requests += function.requests;
             starts.restore += function.restores;
+            starts.clone += function.clones;
             starts.cold += function.cold_starts;
         }
         starts
@@ -102,6 +103,7 @@ impl Snapshot {
 pub(super) struct Starts {
     pub(super) requests: u64,
     pub(super) restore: u64,
+    pub(super) clone: u64,
     pub(super) cold: u64,
 }
 
@@ -110,6 +112,7 @@ pub(super) struct Starts {
 pub(super) struct Rates {
     pub(super) requests: f64,
     pub(super) restore: f64,
+    pub(super) clone: f64,
     pub(super) cold: f64,
 }
 
@@ -233,6 +236,7 @@ impl Model {
         Rates {
             requests: rate(new.requests, old.requests),
             restore: rate(new.restore, old.restore),
+            clone: rate(new.clone, old.clone),
             cold: rate(new.cold, old.cold),
         }
     }

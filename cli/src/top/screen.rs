@@ -110,8 +110,15 @@ fn draw_summary(frame: &mut Frame<'_>, model: &Model, area: Rect) {
     frame.render_widget(Line::styled(held, dim()), parts);
     let (all, rates) = (snapshot.starts(), model.rates());
     let served = format!(
-        "requests {} ({:.1}/s), restores {} ({:.1}/s), cold starts {} ({:.1}/s)",
-        all.requests, rates.requests, all.restore, rates.restore, all.cold, rates.cold
+        "requests {} ({:.1}/s), restores {} ({:.1}/s), clones {} ({:.1}/s), cold {} ({:.1}/s)",
+        all.requests,
+        rates.requests,
+        all.restore,
+        rates.restore,
+        all.clone,
+        rates.clone,
+        all.cold,
+        rates.cold
     );
     frame.render_widget(Line::raw(served), starts);
 }
@@ -173,11 +180,12 @@ fn functions(model: &Model) -> Shown<'_> {
             row.bases.to_string(),
             row.requests.to_string(),
             row.restores.to_string(),
+            row.clones.to_string(),
             row.cold_starts.to_string(),
         ]
     });
-    let headings = ["FUNCTION", "TENANT", "WARM", "DEDUP", "BASES", "REQUESTS", "RESTORES", "COLD"];
-    table(headings, rows.collect(), [16, 12, 6, 6, 6, 10, 9, 0])
+    let headings = ["FUNCTION", "TENANT", "WARM", "DEDUP", "BASES", "REQUESTS", "RESTORES", "CLONES", "COLD"];
+    table(headings, rows.collect(), [16, 12, 6, 6, 6, 10, 9, 7, 0])
 }
 
 fn nodes(model: &Model) -> Shown<'_> {

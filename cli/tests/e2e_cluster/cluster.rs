@@ -24,6 +24,8 @@ pub(crate) const QUIET: &str = "
 heartbeat = '200ms'
 settle = '0ms'
 base_copies = 1
+[sandboxes]
+init_snapshots = false
 [policy]
 idle = '1h'
 keep_alive = '2h'

@@ -302,6 +302,7 @@ impl Control for Fake {
                 function: "html".into(),
                 pages: 256,
                 bytes: 1 << 20,
+                init: None,
             }],
             lacks: vec!["eBPF: no BTF".into()],
             standing: if number == 1 { wire::Standing::Cordoned } else { wire::Standing::Open }.into(),
@@ -348,8 +349,13 @@ impl Control for Fake {
     }
 
     async fn make_base(&self, _request: Request<wire::SandboxRequest>) -> Reply<wire::OperationReply> {
-        let snapshot =
-            wire::SnapshotReport { snapshot: 0x1f, function: "html".into(), pages: 512, bytes: 2 << 20 };
+        let snapshot = wire::SnapshotReport {
+            snapshot: 0x1f,
+            function: "html".into(),
+            pages: 512,
+            bytes: 2 << 20,
+            init: None,
+        };
         operation(operation_reply::Result::Success(wire::OperationSuccess {
             sandbox: Some(sandbox(1, "html", SandboxState::Warm)),
             snapshot: Some(snapshot),

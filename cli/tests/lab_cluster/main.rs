@@ -39,6 +39,8 @@ const QUIET: &str = "
 heartbeat = '1s'
 settle = '0ms'
 base_copies = 1
+[sandboxes]
+init_snapshots = false
 [policy]
 idle = '1h'
 keep_alive = '2h'

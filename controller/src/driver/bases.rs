@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 
 use medes_proto::{
     failure::{Failure, FailureKind},
-    fleet::{Command, SnapshotReport, Success},
+    fleet::{Command, InitState, SnapshotReport, Success},
     ids::{FunctionName, NodeId, SandboxId, SnapshotId},
     registry::{Acquire, SnapshotPlace},
     trace::{About, BaseChange, Cause, What},
@@ -25,14 +25,15 @@ impl Driver {
         &mut self,
         now: Now,
         id: SandboxId,
+        init: bool,
         ticket: Option<Ticket>,
         out: &mut Vec<Action>,
     ) -> bool {
         let Some(sandbox) = self.sandboxes.get(&id) else { return false };
-        let (node, function) = (sandbox.node.clone(), sandbox.function.clone());
+        let (node, function, revision) = (sandbox.node.clone(), sandbox.function.clone(), sandbox.revision);
         let reserved = sandbox.report.private_bytes;
         let Some(snapshot) = self.next_snapshot() else { return false };
-        let command = Command::MakeBase { sandbox: id, snapshot };
+        let command = Command::MakeBase { sandbox: id, snapshot, init };
         // The agent registers fingerprints before it answers.
         out.push(Action::ExpectSnapshot(snapshot));
         let limit = self.settings.dedup_max;
@@ -40,7 +41,8 @@ impl Driver {
             out.push(Action::ForgetSnapshot(snapshot));
             return false;
         }
-        let report = SnapshotReport { id: snapshot, function: function.clone(), pages: 0, bytes: 0 };
+        let init = init.then_some(InitState { revision, clonable: false });
+        let report = SnapshotReport { id: snapshot, function: function.clone(), pages: 0, bytes: 0, init };
         self.insert_snapshot(snapshot, Snapshot::new(function, node, SnapshotLife::Making, report));
         self.enter(now, id, Life::MakingBase, Cause::Decided, out);
         true
@@ -63,7 +65,9 @@ impl Driver {
                     if let Some(report) = success.sandbox {
                         sandbox.report = report;
                     }
-                    sandbox.report.base_snapshot = Some(id);
+                    if success.snapshot.as_ref().is_some_and(|snapshot| snapshot.init.is_none()) {
+                        sandbox.report.base_snapshot = Some(id);
+                    }
                 }
                 let mut made =
                     BaseChange { snapshot: id, made: true, pages: 0, bytes: 0, phases: success.phases };
@@ -79,6 +83,10 @@ impl Driver {
                 self.tell_of(sandbox_id, What::Base(made), out);
             }
             Err(why) => {
+                let init = self.snapshots.get(&id).filter(|snapshot| snapshot.report.init.is_some());
+                if let Some(name) = init.map(|snapshot| snapshot.function.clone()) {
+                    self.no_init(now, &name);
+                }
                 self.forget_snapshot(id, out);
                 self.tell_failed(sandbox_id, "base", &why, None, out);
                 if matches!(why.kind, FailureKind::NotFound | FailureKind::Crashed | FailureKind::OutOfMemory)
@@ -104,6 +112,7 @@ impl Driver {
     pub(super) fn forget_snapshot(&mut self, id: SnapshotId, out: &mut Vec<Action>) {
         let Some(Snapshot { function, .. }) = self.snapshots.remove(&id) else { return };
         self.short.remove(&id);
+        self.outdated.remove(&id);
         if let Some(bases) = self.bases_of.get_mut(&function) {
             bases.remove(&id);
             if bases.is_empty() {
@@ -117,6 +126,9 @@ impl Driver {
     fn insert_snapshot(&mut self, id: SnapshotId, snapshot: Snapshot) {
         self.bases_of.entry(snapshot.function.clone()).or_default().insert(id);
         self.mark_orphaned(&snapshot.function);
+        if self.is_outdated(&snapshot) {
+            self.outdated.insert(id);
+        }
         self.snapshots.insert(id, snapshot);
     }
 
@@ -222,10 +234,8 @@ impl Driver {
         let sandbox = self.sandboxes.get(&id)?;
         let readable =
             self.bases_of(&sandbox.function).filter(|(_, snapshot)| snapshot.life == SnapshotLife::Live);
-        let (snapshot, best) = readable.max_by_key(|(id, snapshot)| (snapshot.is_on(&sandbox.node), *id))?;
-        let node = if best.is_on(&sandbox.node) { &sandbox.node } else { &best.node };
-        let address = self.nodes.get(node)?.address.clone();
-        Some(SnapshotPlace { snapshot, node: node.clone(), address })
+        let best = readable.max_by_key(|(id, snapshot)| (snapshot.is_on(&sandbox.node), *id))?;
+        self.place_for(best, &sandbox.node)
     }
 
     pub(super) fn acquire(&mut self, ticket: Ticket, acquire: Acquire, out: &mut Vec<Action>) {
@@ -283,10 +293,23 @@ impl Driver {
             let all = names.flat_map(|name| self.bases_of(name));
             all.filter(|(_, snapshot)| snapshot.life == SnapshotLife::Live).map(|(id, _)| id).collect()
         };
-        let droppable = match self.policy.keeps_bases() {
-            true => of(&mut self.orphaned.iter()),
-            false => of(&mut self.bases_of.keys()),
+        let outdated = |id: &&SnapshotId| {
+            self.snapshots.get(id).is_some_and(|snapshot| snapshot.life == SnapshotLife::Live)
         };
+        let mut droppable: BTreeSet<SnapshotId> = self.outdated.iter().filter(outdated).copied().collect();
+        droppable.extend(match self.policy.keeps_bases() {
+            true => of(&mut self.orphaned.iter()),
+            // But for those that new sandboxes are made of.
+            false => {
+                let kept = |id: &SnapshotId| {
+                    let snapshot = self.snapshots.get(id).filter(|snapshot| snapshot.report.init.is_some());
+                    snapshot.is_some_and(|snapshot| self.functions.contains_key(&snapshot.function))
+                };
+                let mut all = of(&mut self.bases_of.keys());
+                all.retain(|id| !kept(id));
+                all
+            }
+        });
         if droppable.is_empty() {
             return;
         }
@@ -296,7 +319,7 @@ impl Driver {
         }
     }
 
-    fn drop_snapshot(&mut self, now: Now, id: SnapshotId, out: &mut Vec<Action>) {
+    pub(super) fn drop_snapshot(&mut self, now: Now, id: SnapshotId, out: &mut Vec<Action>) {
         let Some(node) = self.snapshots.get(&id).map(|snapshot| snapshot.node.clone()) else { return };
         let limit = self.settings.purge_max;
         if self.drop_copies(now, id, out) {

@@ -71,7 +71,9 @@ impl Driver {
             Self::answer(out, ticket, result.clone());
         }
         match pending.kind {
-            Kind::Start | Kind::Restore | Kind::Unpark => self.start_done(now, &pending, result, out),
+            Kind::Start | Kind::Clone(_) | Kind::Restore | Kind::Unpark => {
+                self.start_done(now, &pending, result, out);
+            }
             Kind::Dedup | Kind::Park => self.dedup_done(now, &pending, result, out),
             Kind::MakeBase(snapshot) => self.base_done(now, &pending, snapshot, result, out),
             Kind::CancelPark => {}
@@ -133,7 +135,7 @@ impl Driver {
         }
         self.avoid(now, &pending.node);
         match (pending.kind, pending.sandbox) {
-            (Kind::Start | Kind::Restore | Kind::Unpark, Some(sandbox)) => {
+            (Kind::Start | Kind::Clone(_) | Kind::Restore | Kind::Unpark, Some(sandbox)) => {
                 let start = pending.kind.start().unwrap_or(StartKind::Cold);
                 self.tell_failed(sandbox, doing(start), &why, None, out);
                 let name = self.sandboxes.get(&sandbox).map(|sandbox| sandbox.function.clone());
@@ -291,6 +293,7 @@ pub(super) const fn doing(start: StartKind) -> &'static str {
     match start {
         StartKind::Restore => "restore",
         StartKind::Unpark => "unpark",
+        StartKind::Clone => "clone",
         _ => "start",
     }
 }

@@ -38,7 +38,7 @@ impl Snapshot {
         life: SnapshotLife,
         report: SnapshotReport,
     ) -> Self {
-        Self { function, node, copies: BTreeSet::new(), copy_after: None, life, report }
+        Self { function, node, copies: BTreeSet::new(), copy_after: None, life, unfit: false, report }
     }
 
     /// Whether this node holds it.
@@ -116,16 +116,18 @@ impl Driver {
         self.want_copies(held.into_iter());
     }
 
+    /// Whether a node has room for something that only helps.
+    pub(super) fn has_much_room(&self, node: &NodeId, bytes: u64) -> bool {
+        let after = self.projected(node).saturating_add(bytes);
+        self.cap(node).is_none_or(|cap| after <= cap / 100 * FILLS_PERCENT)
+    }
+
     /// Where a copy does most good: where sandboxes refer to it, else where most is free.
     fn node_for_copy(&self, now: Now, id: SnapshotId, snapshot: &Snapshot) -> Option<NodeId> {
-        let fits = |name: &NodeId| {
-            let after = self.projected(name).saturating_add(snapshot.report.bytes);
-            self.cap(name).is_none_or(|cap| after <= cap / 100 * FILLS_PERCENT)
-        };
         let candidates = self.nodes.iter().filter(|(name, node)| {
             let avoided = node.avoid_until.is_some_and(|until| now < until);
             let open = node.connection.is_some() && self.standing(name) == Standing::Open;
-            open && !avoided && !snapshot.is_on(name) && fits(name)
+            open && !avoided && !snapshot.is_on(name) && self.has_much_room(name, snapshot.report.bytes)
         });
         let best = candidates.max_by_key(|(name, node)| {
             let refers = |sandbox| self.sandboxes.get(sandbox).is_some_and(|s| s.report.bases.contains(&id));
@@ -273,8 +275,8 @@ impl Driver {
         }
     }
 
-    /// On a node that is almost full one copy goes, before anybody is ended for room.
-    pub(super) fn shed_copy(&mut self, now: Now, node: &NodeId, out: &mut Vec<Action>) {
+    /// On a node that is almost full one copy goes, before anybody is ended for room; where there is none, an init snapshot.
+    pub(super) fn shed(&mut self, now: Now, node: &NodeId, out: &mut Vec<Action>) {
         let Some(cap) = self.cap(node) else { return };
         if self.projected(node) <= cap / 100 * SHED_PERCENT {
             return;
@@ -285,8 +287,9 @@ impl Driver {
         let largest = copies.max_by_key(|(_, snapshot)| snapshot.report.bytes).map(|(&id, _)| id);
         if let Some(id) = largest {
             self.pause_copies(now, id);
-            self.drop_copy(now, id, node, out);
+            return self.drop_copy(now, id, node, out);
         }
+        self.shed_init(now, node, out);
     }
 
     fn pause_copies(&mut self, now: Now, id: SnapshotId) {

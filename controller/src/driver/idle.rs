@@ -111,6 +111,12 @@ impl Driver {
         };
         let review = self.policy.review(&Moment::of(self, now), &function, &view);
         let mut review = self.review_parked(id, &view, review);
+        if review.verdict == Verdict::MakeBase && self.settings.init_snapshots {
+            // What its requests left behind would be in what others are made of.
+            review.rejected.insert(0, (Verdict::MakeBase, "bases are init snapshots, and it has served"));
+            (review.verdict, review.because) =
+                (Verdict::Dedup, "idle; its base is the init snapshot, if there is one");
+        }
         let room = self.sandboxes.get(&id).is_some_and(|s| self.has_room(&s.node, s.report.private_bytes));
         // A base costs what the sandbox holds, once more; so does a restore.
         if matches!(review.verdict, Verdict::MakeBase | Verdict::Restore) && !room {
@@ -127,7 +133,7 @@ impl Driver {
             Verdict::Keep => {}
             Verdict::Dedup if self.parks(id) => drop(self.park(now, id, out)),
             Verdict::Dedup => drop(self.dedup(now, id, false, None, out)),
-            Verdict::MakeBase => drop(self.make_base(now, id, None, out)),
+            Verdict::MakeBase => drop(self.make_base(now, id, false, None, out)),
             Verdict::Restore => drop(self.restore(now, id, false, None, POLICY_ASKS, out)),
             Verdict::Purge => {
                 if let Some(wait) = review.prewarm {
@@ -161,13 +167,14 @@ impl Driver {
             .filter_map(|(name, function)| due(function).then(|| name.clone()))
             .collect();
         for name in due {
-            let has_one = self.of_function(&name).any(|sandbox| sandbox.life != Life::Purging);
+            let wanted = |sandbox: &Sandbox| sandbox.life != Life::Purging && !self.is_unwanted(sandbox);
+            let has_one = self.of_function(&name).any(wanted);
             if has_one || self.stopping {
                 continue;
             }
             // Without room it is not worth another's memory: the request will find it cold.
-            if let Some(node) = self.pick_node(now, self.estimate(&name)) {
-                drop(self.cold_start(now, &name, &node, None, POLICY_ASKS, out));
+            if let Some(node) = self.pick_node(now, &name) {
+                drop(self.start(now, &name, (&node, true), None, POLICY_ASKS, out));
             }
         }
     }
@@ -265,7 +272,10 @@ impl Driver {
             arrivals: &function.arrivals,
             warm_bytes: function.warm_bytes.bytes(),
             dedup_bytes: function.dedup_bytes.bytes(),
-            cold_start: function.cold_start.time(),
+            cold_start: match self.clone_source(name) {
+                Some(_) => function.clone.time().or(function.cold_start.time()),
+                None => function.cold_start.time(),
+            },
             restore: function.restore.time(),
             warm_start: function.warm_start.time(),
             execution: function.execution.time(),

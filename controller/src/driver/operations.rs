@@ -20,10 +20,10 @@ impl Driver {
         let done = match operation {
             Operation::Start { function, node } => self
                 .choose_node(now, &function, node)
-                .and_then(|node| self.cold_start(now, &function, &node, Some(ticket), ASKED_FOR, out)),
+                .and_then(|node| self.start(now, &function, (&node, true), Some(ticket), ASKED_FOR, out)),
             Operation::MakeBase(id) => self.idle_in(id, Life::Warm).and_then(|id| {
                 self.decide(id, asked_for("base"), out);
-                told(self.make_base(now, id, Some(ticket), out), id)
+                told(self.make_base(now, id, false, Some(ticket), out), id)
             }),
             Operation::Dedup { sandbox, digest_memory } => {
                 self.idle_put(sandbox, Life::Warm).and_then(|id| {
@@ -56,7 +56,7 @@ impl Driver {
         let need = self.estimate(function);
         match wish {
             None => self
-                .pick_node(now, need)
+                .pick_node(now, function)
                 .ok_or_else(|| failure(FailureKind::NoSpace, "no node has room for one more sandbox")),
             Some(node) if !self.is_reachable(&node) => {
                 Err(failure(FailureKind::NotFound, format!("node {node} is not connected")))

@@ -13,7 +13,7 @@ use medes_proto::{
 use super::{
     Action, Driver, PurgeReason,
     commands::doing,
-    state::{LastStart, Life, Pending, Timer},
+    state::{Kind, LastStart, Life, Pending, Timer},
 };
 use crate::now::Now;
 
@@ -54,6 +54,7 @@ impl Driver {
         if let Some(function) = self.functions.get_mut(&name) {
             match start {
                 StartKind::Cold => function.cold_start.add_time(took),
+                StartKind::Clone => function.clone.add_time(took),
                 StartKind::Unpark => function.unpark.add_time(took),
                 _ => function.restore.add_time(took),
             }
@@ -62,6 +63,12 @@ impl Driver {
             }
         }
         self.stop_waiting_for(&name, id, None);
+        match start {
+            StartKind::Cold => drop(self.make_init(now, id, out)),
+            // Its claim on the snapshot that it is a clone of.
+            StartKind::Clone => drop(self.leases.remove(&id)),
+            _ => {}
+        }
     }
 
     fn start_failed(
@@ -77,7 +84,13 @@ impl Driver {
         let Some(sandbox) = self.sandboxes.get(&id) else { return };
         let name = sandbox.function.clone();
         let nodes_fault = is_nodes_fault(why.kind);
-        if start != StartKind::Cold {
+        if let Kind::Clone(source) = pending.kind {
+            if !nodes_fault {
+                self.clone_failed(source);
+            }
+            self.remove_sandbox(id, Cause::Failed, None, out);
+            self.stop_waiting_for(&name, id, Some(start));
+        } else if start != StartKind::Cold {
             // Invariant: a failed restore never yields a running sandbox. The image is given up, unless the
             // node only had no room for it.
             if nodes_fault {

@@ -98,6 +98,7 @@ impl Driver {
             avoid_until: None,
             clock: 0.0,
             price: Price::default(),
+            shed_after: None,
             sandboxes,
         };
         self.nodes.insert(name.clone(), node);
@@ -151,7 +152,7 @@ impl Driver {
         self.reconcile_snapshots(now, &name, inventory.snapshots, false, out);
         // There may be room for a copy now, or too little for one that is there.
         self.check_copies = true;
-        self.shed_copy(now, &name, out);
+        self.shed(now, &name, out);
         self.relieve(now, &name, out);
         self.wake_waiting();
     }

@@ -27,7 +27,9 @@ impl Function {
             arrivals: Arrivals::default(),
             cold_starts: 0,
             restores: 0,
+            clones: 0,
             cold_start: Default::default(),
+            clone: Default::default(),
             restore: Default::default(),
             unpark: Default::default(),
             warm_start: Default::default(),
@@ -35,6 +37,8 @@ impl Function {
             idle_times: IdleTimes::default(),
             reuses: IdleTimes::default(),
             prewarm_at: None,
+            last_asked: None,
+            init_after: None,
             warm_bytes: Default::default(),
             dedup_bytes: Default::default(),
         }
@@ -59,6 +63,7 @@ impl Driver {
             return refuse(out, Refusal::UnknownFunction);
         };
         function.arrivals.count(now.since_origin());
+        function.last_asked = Some(now);
         if function.queue.len() >= self.settings.queue_max {
             return refuse(out, Refusal::QueueFull);
         }

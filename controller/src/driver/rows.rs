@@ -35,6 +35,8 @@ pub struct FunctionRow {
     pub cold_starts: u64,
     /// Restores since then.
     pub restores: u64,
+    /// Clones since then.
+    pub clones: u64,
 }
 
 /// A sandbox and where it is.
@@ -89,6 +91,7 @@ impl Driver {
                 requests: function.arrivals.total(),
                 cold_starts: function.cold_starts,
                 restores: function.restores,
+                clones: function.clones,
             })
         });
         rows.collect()

@@ -1,6 +1,6 @@
 //! Which sandbox serves a request, which is started for it, and on which node.
 //!
-//! Warm before parked before dedup before cold. Starts are counted against the requests that wait: never more sandboxes on
+//! Warm before parked before dedup before a clone before cold. Starts are counted against the requests that wait: never more sandboxes on
 //! their way than waiting requests need.
 
 use std::collections::VecDeque;
@@ -139,9 +139,9 @@ impl Driver {
                 return;
             }
             let need = self.estimate(name);
-            if let Some(node) = self.pick_node(now, need) {
-                let why = "no sandbox can take the request; this node has room and uses the least memory";
-                if self.cold_start(now, name, &node, None, why, out).is_err() {
+            if let Some(node) = self.pick_node(now, name) {
+                let why = "no sandbox can take the request; of the nodes with room, those that hold the init snapshot first, this one uses the least memory";
+                if self.start(now, name, (&node, may_restore), None, why, out).is_err() {
                     return;
                 }
                 continue;
@@ -234,22 +234,24 @@ impl Driver {
         true
     }
 
-    /// The node with the least memory used that has room for a start.
-    pub(super) fn pick_node(&self, now: Now, need: u64) -> Option<NodeId> {
+    /// The node that has room for a start: one that holds what it would be a clone of, then the one with the least memory used.
+    pub(super) fn pick_node(&self, now: Now, function: &FunctionName) -> Option<NodeId> {
+        let need = self.estimate(function);
+        let source = self.clone_source(function).map(|(_, snapshot)| snapshot);
+        let holds = |name| source.is_some_and(|snapshot| snapshot.is_on(name));
         self.nodes
             .iter()
             .filter(|(name, _)| self.may_start_on(now, name) && self.has_room(name, need))
-            .min_by_key(|(name, _)| self.projected(name))
+            .min_by_key(|(name, _)| (!holds(name), self.projected(name)))
             .map(|(name, _)| name.clone())
     }
 
     /// Reachable, open, not avoided, and not starting as many as it may already.
     pub(super) fn may_start_on(&self, now: Now, name: &NodeId) -> bool {
         let Some(node) = self.nodes.get(name) else { return false };
-        let starting = self
-            .commands
-            .values()
-            .filter(|pending| matches!(pending.kind, Kind::Start | Kind::Restore) && pending.node == *name);
+        let starting = self.commands.values().filter(|pending| {
+            matches!(pending.kind, Kind::Start | Kind::Clone(_) | Kind::Restore) && pending.node == *name
+        });
         node.connection.is_some()
             && self.standing(name) == Standing::Open
             && node.avoid_until.is_none_or(|until| until <= now)
@@ -257,11 +259,12 @@ impl Driver {
             && node.sandboxes.len() < medes_proto::limits::SANDBOXES_MAX
     }
 
-    pub(super) fn cold_start(
+    /// Starts one more sandbox: a clone, if it may be one and there is something to clone, else from nothing.
+    pub(super) fn start(
         &mut self,
         now: Now,
         name: &FunctionName,
-        node: &NodeId,
+        (node, may_clone): (&NodeId, bool),
         ticket: Option<Ticket>,
         why: &str,
         out: &mut Vec<Action>,
@@ -277,17 +280,30 @@ impl Driver {
                 "all sandbox numbers of this controller's life are used",
             ));
         };
-        let limit = spec.ready_timeout.saturating_add(self.settings.start_slack);
-        let choice = self.start_choice(now, name, &Way::Cold(node), why);
+        let source = self.clone_source(name).filter(|_| may_clone);
+        let clone_of = source.and_then(|source| self.place_for(source, node));
+        let (way, kind, limit) = match &clone_of {
+            Some(place) => (Way::Clone(node, place), Kind::Clone(place.snapshot), self.settings.restore_max),
+            None => {
+                (Way::Cold(node), Kind::Start, spec.ready_timeout.saturating_add(self.settings.start_slack))
+            }
+        };
+        let choice = self.start_choice(now, name, &way, why);
         let sandbox = starting_sandbox(now, id, node, &spec, revision);
         self.insert_sandbox(sandbox);
-        let command = Command::Start { sandbox: id, function: Box::new(spec), revision };
-        if !self.issue(now, node, command, Kind::Start, limit, ticket, need, out) {
+        if let Some(place) = &clone_of {
+            self.leases.entry(id).or_default().insert(place.snapshot);
+        }
+        let command = Command::Start { sandbox: id, function: Box::new(spec), revision, clone_of };
+        if !self.issue(now, node, command, kind, limit, ticket, need, out) {
             self.forget_sandbox(id);
             return Err(failure(FailureKind::NotFound, format!("node {node} is not connected")));
         }
         if let Some(function) = self.functions.get_mut(name) {
-            function.cold_starts += 1;
+            match kind {
+                Kind::Clone(_) => function.clones += 1,
+                _ => function.cold_starts += 1,
+            }
         }
         self.decide(id, What::Start(choice), out);
         self.tell_arrived(id, Cause::Decided, out);

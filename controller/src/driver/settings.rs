@@ -43,6 +43,8 @@ pub struct Settings {
     pub keeping: Keeping,
     /// A node that could not start a sandbox is avoided this long.
     pub avoid: Duration,
+    /// Whether the state in which a function becomes ready is kept, for new sandboxes to be clones of it.
+    pub init_snapshots: bool,
     /// Nodes that hold each base that an image refers to, where there is room: with more than one, none of them is missed.
     pub base_copies: u32,
     /// How long references and snapshots of a lost node are remembered: it may only have been cut off.
@@ -111,6 +113,7 @@ impl Default for Settings {
             answer_slack: seconds(2),
             keeping: Keeping::default(),
             avoid: seconds(5),
+            init_snapshots: false,
             base_copies: 2,
             lost_memory: seconds(600),
         }

@@ -198,7 +198,9 @@ pub(super) struct Function {
     pub(super) arrivals: Arrivals,
     pub(super) cold_starts: u64,
     pub(super) restores: u64,
+    pub(super) clones: u64,
     pub(super) cold_start: Average,
+    pub(super) clone: Average,
     pub(super) restore: Average,
     pub(super) unpark: Average,
     /// Requests that found a warm sandbox: all their time outside of it.
@@ -208,6 +210,10 @@ pub(super) struct Function {
     pub(super) reuses: IdleTimes,
     /// When a sandbox is to be started before a request asks for it.
     pub(super) prewarm_at: Option<Now>,
+    /// When a request for it came last.
+    pub(super) last_asked: Option<Now>,
+    /// No init snapshot is taken before that: one did not come about.
+    pub(super) init_after: Option<Now>,
     pub(super) warm_bytes: Average,
     pub(super) dedup_bytes: Average,
 }
@@ -247,6 +253,8 @@ pub(super) struct Node {
     /// The highest worth of any sandbox that was ended here for room.
     pub(super) clock: f64,
     pub(super) price: Price,
+    /// No init snapshot has to make room here before that.
+    pub(super) shed_after: Option<Now>,
     pub(super) sandboxes: BTreeSet<SandboxId>,
 }
 
@@ -273,6 +281,8 @@ pub(super) struct Snapshot {
     /// No copy of it is made before that: one did not come about, or had to make room.
     pub(super) copy_after: Option<Now>,
     pub(super) life: SnapshotLife,
+    /// A clone of it failed.
+    pub(super) unfit: bool,
     pub(super) report: SnapshotReport,
 }
 
@@ -303,6 +313,8 @@ pub(super) struct Request {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     Start,
+    /// A start as a clone of this one.
+    Clone(SnapshotId),
     MakeBase(SnapshotId),
     Dedup,
     /// A dedup in place.
@@ -325,6 +337,7 @@ impl Kind {
     pub(super) const fn start(self) -> Option<StartKind> {
         match self {
             Self::Start => Some(StartKind::Cold),
+            Self::Clone(_) => Some(StartKind::Clone),
             Self::Restore => Some(StartKind::Restore),
             Self::Unpark => Some(StartKind::Unpark),
             Self::MakeBase(_)

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use medes_proto::{
     failure::{Failure, FailureKind},
-    fleet::{Command, Hello, Inventory, NodeMemory, SnapshotReport, Success},
+    fleet::{Command, Hello, InitState, Inventory, NodeMemory, SnapshotReport, Success},
     function::FunctionSpec,
     ids::{CommandId, SandboxId, SnapshotId},
     sandbox::{SandboxReport, SandboxState, StartKind},
@@ -15,6 +15,7 @@ use super::*;
 use crate::policy::{Fixed, FixedSettings};
 
 mod bases;
+mod clones;
 mod copies;
 mod gain;
 mod nodes;
@@ -118,7 +119,10 @@ impl Bench {
             _ => SandboxState::Warm,
         };
         let snapshot = match command {
-            Command::MakeBase { snapshot, .. } => Some(snapshot_report(*snapshot)),
+            Command::MakeBase { snapshot, init, .. } => {
+                let init = init.then_some(InitState { revision: 1, clonable: true });
+                Some(SnapshotReport { init, ..snapshot_report(*snapshot) })
+            }
             _ => None,
         };
         let sandbox = match command {
@@ -220,7 +224,7 @@ impl Bench {
 }
 
 fn snapshot_report(id: SnapshotId) -> SnapshotReport {
-    SnapshotReport { id, function: "f".parse().unwrap(), pages: 100, bytes: 100 * 4096 }
+    SnapshotReport { id, function: "f".parse().unwrap(), pages: 100, bytes: 100 * 4096, init: None }
 }
 
 fn crash(kind: FailureKind) -> Failure {

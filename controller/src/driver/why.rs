@@ -2,6 +2,7 @@
 
 use medes_proto::{
     ids::{FunctionName, NodeId, SandboxId},
+    registry::SnapshotPlace,
     standing::Standing,
     trace::{Alternative, Choice},
 };
@@ -26,17 +27,19 @@ fn millis(time: std::time::Duration) -> u64 {
 /// The way of a start that was chosen.
 pub(super) enum Way<'a> {
     Restore(SandboxId),
+    Clone(&'a NodeId, &'a SnapshotPlace),
     Cold(&'a NodeId),
 }
 
 impl Driver {
-    /// A start: warm before restore before cold, and why not the ones before.
+    /// A start: warm before restore before clone before cold, and why not the ones before.
     pub(super) fn start_choice(&self, now: Now, name: &FunctionName, way: &Way<'_>, why: &str) -> Choice {
         let need = self.estimate(name);
         let function = self.functions.get(name);
         let (cold, restore) =
             function.map_or((None, None), |function| (function.cold_start.time(), function.restore.time()));
         let unpark = function.and_then(|function| function.unpark.time());
+        let clone = function.and_then(|function| function.clone.time());
         let mut choice = Choice::of(match way {
             Way::Restore(id) => {
                 let (verb, cost) = match self.sandboxes.get(id).map(|sandbox| sandbox.life) {
@@ -45,6 +48,10 @@ impl Driver {
                     _ => ("restore", restore),
                 };
                 Alternative::new(format!("{verb} {id}"), why).costs(cost).bytes(need)
+            }
+            Way::Clone(node, of) => {
+                let what = format!("clone of {} on {node}", of.snapshot);
+                Alternative::new(what, why).costs(clone).bytes(need)
             }
             Way::Cold(node) => Alternative::new(format!("cold on {node}"), why).costs(cold).bytes(need),
         });
@@ -59,7 +66,7 @@ impl Driver {
         choice.fact("need_bytes", need);
         let chosen = match way {
             Way::Restore(id) => Some(*id),
-            Way::Cold(_) => None,
+            Way::Clone(..) | Way::Cold(_) => None,
         };
         let stored = self.of_function(name).filter(|s| s.life.is_put_away() || s.life == Life::Restoring);
         for sandbox in stored.filter(|sandbox| Some(sandbox.id) != chosen) {
@@ -70,10 +77,19 @@ impl Driver {
             Way::Restore(_) => {
                 choice.reject(Alternative::new("cold", "a restore comes before a cold start").costs(cold));
             }
-            Way::Cold(node) => {
+            Way::Clone(node, _) | Way::Cold(node) => {
+                let (verb, cost) = match way {
+                    Way::Clone(..) => {
+                        choice.reject(
+                            Alternative::new("cold", "a clone comes before a cold start").costs(cold),
+                        );
+                        ("clone", clone)
+                    }
+                    _ => ("cold", cold),
+                };
                 for other in self.nodes.keys().filter(|name| *name != *node) {
                     let why_not = self.why_not_node(now, other, need);
-                    let option = Alternative::new(format!("cold on {other}"), why_not).costs(cold);
+                    let option = Alternative::new(format!("{verb} on {other}"), why_not).costs(cost);
                     choice.reject(option.bytes(self.projected(other)));
                 }
                 choice.fact("node_used_bytes", self.projected(node));

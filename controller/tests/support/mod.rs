@@ -375,16 +375,16 @@ impl Inner {
                 let log = vec!["no module named nothing".to_owned()];
                 Err(Failure::new(FailureKind::NeverReady, "port 8080 was never opened").with_log(log))
             }
-            Command::Start { sandbox, function, revision } => {
+            Command::Start { sandbox, function, revision, .. } => {
                 let report = warm(sandbox, function.name, revision);
                 held.sandboxes.insert(sandbox, report.clone());
                 Ok(Success { sandbox: Some(report), ..Success::default() })
             }
-            Command::MakeBase { sandbox, snapshot } => {
+            Command::MakeBase { sandbox, snapshot, .. } => {
                 let Some(source) = held.sandboxes.get_mut(&sandbox) else { return Some(Err(gone())) };
                 source.base_snapshot = Some(snapshot);
                 let function = source.function.clone();
-                let report = SnapshotReport { id: snapshot, function, pages: 8, bytes: 8 * 4096 };
+                let report = SnapshotReport { id: snapshot, function, pages: 8, bytes: 8 * 4096, init: None };
                 held.snapshots.insert(snapshot, report.clone());
                 let sandbox = Some(source.clone());
                 Ok(Success { sandbox, snapshot: Some(report), ..Success::default() })
@@ -405,7 +405,8 @@ impl Inner {
             }
             Command::Replicate { place } => {
                 let function = "f".parse().expect("a name");
-                let report = SnapshotReport { id: place.snapshot, function, pages: 1, bytes: 4096 };
+                let report =
+                    SnapshotReport { id: place.snapshot, function, pages: 1, bytes: 4096, init: None };
                 held.snapshots.insert(place.snapshot, report.clone());
                 Ok(Success { snapshot: Some(report), ..Success::default() })
             }

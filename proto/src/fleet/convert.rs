@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{
-    AgentMessage, Command, ControllerMessage, EngineSettings, Hello, Inventory, Level, NodeMemory,
+    AgentMessage, Command, ControllerMessage, EngineSettings, Hello, InitState, Inventory, Level, NodeMemory,
     SnapshotReport, Success, Welcome,
 };
 use crate::{
@@ -32,8 +32,9 @@ impl From<wire::NodeMemory> for NodeMemory {
 
 impl From<SnapshotReport> for wire::SnapshotReport {
     fn from(report: SnapshotReport) -> Self {
-        let SnapshotReport { id, function, pages, bytes } = report;
-        Self { snapshot: id.get(), function: function.into(), pages, bytes }
+        let SnapshotReport { id, function, pages, bytes, init } = report;
+        let init = init.map(|InitState { revision, clonable }| wire::InitState { revision, clonable });
+        Self { snapshot: id.get(), function: function.into(), pages, bytes, init }
     }
 }
 
@@ -41,7 +42,7 @@ impl TryFrom<wire::SnapshotReport> for SnapshotReport {
     type Error = WireError;
 
     fn try_from(raw: wire::SnapshotReport) -> Result<Self, WireError> {
-        let wire::SnapshotReport { snapshot, function, pages, bytes } = raw;
+        let wire::SnapshotReport { snapshot, function, pages, bytes, init } = raw;
         Ok(Self {
             id: snapshot_from_wire(snapshot, "snapshot.snapshot")?,
             function: function
@@ -49,6 +50,7 @@ impl TryFrom<wire::SnapshotReport> for SnapshotReport {
                 .map_err(|_name| WireError::invalid("snapshot.function", "not a function name"))?,
             pages,
             bytes,
+            init: init.map(|wire::InitState { revision, clonable }| InitState { revision, clonable }),
         })
     }
 }
@@ -287,12 +289,13 @@ impl From<ControllerMessage> for wire::ControllerMessage {
 impl From<Command> for wire::command::Action {
     fn from(command: Command) -> Self {
         match command {
-            Command::Start { sandbox, function, revision } => Self::Start(wire::Start {
+            Command::Start { sandbox, function, revision, clone_of } => Self::Start(wire::Start {
                 sandbox: sandbox.get(),
                 function: Some(wire::Function { toml: function.to_toml(), revision }),
+                clone_of: clone_of.map(Into::into),
             }),
-            Command::MakeBase { sandbox, snapshot } => {
-                Self::MakeBase(wire::MakeBase { sandbox: sandbox.get(), snapshot: snapshot.get() })
+            Command::MakeBase { sandbox, snapshot, init } => {
+                Self::MakeBase(wire::MakeBase { sandbox: sandbox.get(), snapshot: snapshot.get(), init })
             }
             Command::Dedup { sandbox, digest_memory, base } => {
                 Self::Dedup(wire::Dedup { sandbox: sandbox.get(), digest_memory, base: base.map(Into::into) })
@@ -366,16 +369,18 @@ impl TryFrom<wire::command::Action> for Command {
         use wire::command::Action;
         let id = |raw| SandboxId::from_wire(raw, "command.sandbox");
         Ok(match raw {
-            Action::Start(wire::Start { sandbox, function }) => {
+            Action::Start(wire::Start { sandbox, function, clone_of }) => {
                 let wire::Function { toml, revision } =
                     function.ok_or(WireError::missing("start.function"))?;
                 let function = FunctionSpec::from_toml(&toml)
                     .map_err(|_why| WireError::invalid("start.function.toml", "not a function file"))?;
-                Self::Start { sandbox: id(sandbox)?, function: Box::new(function), revision }
+                let (function, clone_of) = (Box::new(function), clone_of.map(TryInto::try_into).transpose()?);
+                Self::Start { sandbox: id(sandbox)?, function, revision, clone_of }
             }
-            Action::MakeBase(wire::MakeBase { sandbox, snapshot }) => Self::MakeBase {
+            Action::MakeBase(wire::MakeBase { sandbox, snapshot, init }) => Self::MakeBase {
                 sandbox: id(sandbox)?,
                 snapshot: snapshot_from_wire(snapshot, "make_base.snapshot")?,
+                init,
             },
             Action::Dedup(wire::Dedup { sandbox, digest_memory, base }) => Self::Dedup {
                 sandbox: id(sandbox)?,

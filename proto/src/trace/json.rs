@@ -58,7 +58,7 @@ macro_rules! worded {
 }
 
 worded!(crate::sandbox::SandboxState, "SANDBOX_STATE_", crate::sandbox::SandboxState::Parked);
-worded!(crate::sandbox::StartKind, "START_KIND_", crate::sandbox::StartKind::Unpark);
+worded!(crate::sandbox::StartKind, "START_KIND_", crate::sandbox::StartKind::Clone);
 worded!(crate::failure::FailureKind, "FAILURE_KIND_", crate::failure::FailureKind::Internal);
 worded!(super::Cause, "CAUSE_", super::Cause::NodeLost);
 worded!(super::NodeChange, "CHANGE_", super::NodeChange::Opened);

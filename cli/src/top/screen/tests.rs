@@ -112,7 +112,10 @@ fn all_that_matters_fits_80_by_24() {
     assert!(lines[3].contains("memory 2.0 GiB of 4.0 GiB"), "{text}");
     assert!(lines[4].contains("bases 128 MiB, dedup images 10.0 MiB, agents 60.0 MiB"), "{text}");
     // 50 more requests in 2 seconds, no start among them.
-    assert_eq!(lines[5], "requests 150 (25.0/s), restores 12 (0.0/s), cold starts 8 (0.0/s)", "{text}");
+    assert_eq!(
+        lines[5], "requests 150 (25.0/s), restores 12 (0.0/s), clones 0 (0.0/s), cold 8 (0.0/s)",
+        "{text}"
+    );
     assert!(lines[6].contains("Sandboxes") && lines[6].contains("Events"), "{text}");
     assert!(lines[7].starts_with("SANDBOX   FUNCTION     NODE       STATE"), "{text}");
     assert!(lines[8].starts_with("sb-1-1    html         node-1     running   12s    40.0 MiB"), "{text}");

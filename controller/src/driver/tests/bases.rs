@@ -37,7 +37,7 @@ fn the_first_idle_sandbox_becomes_base_and_then_dedup_like_the_others() {
     idle(&mut bench, node, first, 60);
     idle(&mut bench, node, second, 60);
     let (id, command) = bench.command();
-    let Command::MakeBase { sandbox, snapshot } = command else { panic!("{command:?}") };
+    let Command::MakeBase { sandbox, snapshot, init: false } = command else { panic!("{command:?}") };
     assert_eq!(sandbox, first);
     assert!(bench.actions.iter().any(|a| matches!(a, Action::ExpectSnapshot(id) if *id == snapshot)));
     bench.succeed(node, id, &command);

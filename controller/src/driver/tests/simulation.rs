@@ -47,7 +47,11 @@ struct Held {
     bases: Vec<SnapshotId>,
     source_of: Option<SnapshotId>,
     open: u32,
+    served: bool,
 }
+
+/// A snapshot that a node holds: of which function, and of which of its texts if it is an init snapshot.
+type Snapshot = (String, Option<InitState>);
 
 /// The truth about one node.
 #[derive(Debug, Default)]
@@ -55,7 +59,7 @@ struct Agent {
     incarnation: u64,
     connection: Option<ConnectionId>,
     sandboxes: BTreeMap<SandboxId, Held>,
-    snapshots: BTreeMap<SnapshotId, String>,
+    snapshots: BTreeMap<SnapshotId, Snapshot>,
     inbox: VecDeque<(CommandId, Command)>,
     /// Dedups at the point where they have asked for their bases.
     acquiring: Option<(CommandId, SandboxId, Vec<SnapshotId>, Ticket)>,
@@ -84,8 +88,9 @@ impl Agent {
     }
 
     fn inventory(&self) -> Inventory {
-        let snapshot = |(&id, name): (&SnapshotId, &String)| SnapshotReport {
+        let snapshot = |(&id, (name, init)): (&SnapshotId, &Snapshot)| SnapshotReport {
             function: name.parse().unwrap(),
+            init: *init,
             ..snapshot_report(id)
         };
         Inventory {
@@ -133,6 +138,7 @@ impl World {
             node_starts_max: 3,
             function_sandboxes_max: [None, Some(4)][dice.below(2)],
             lost_memory: Duration::from_secs(1 << 30),
+            init_snapshots: dice.below(3) > 0,
             keeping: Keeping {
                 dump_pause: Duration::from_secs(5),
                 park: dice.below(2) == 0,
@@ -207,7 +213,7 @@ impl World {
                 for held in
                     self.agents.iter_mut().filter_map(|agent| agent.sandboxes.get_mut(&target.sandbox))
                 {
-                    held.open += 1;
+                    (held.open, held.served) = (held.open + 1, true);
                 }
                 self.saw("sent");
             }
@@ -314,6 +320,8 @@ impl World {
 
     /// The node's stream ends; what the agent has yet to answer it can no longer answer here.
     fn cut(&mut self, agent: usize) {
+        let known: BTreeMap<SnapshotId, Snapshot> =
+            self.agents.iter().flat_map(|agent| agent.snapshots.clone()).collect();
         let agent = &mut self.agents[agent];
         if let Some(connection) = agent.connection.take() {
             self.under_way.retain(|&(on, _), _| on != connection);
@@ -325,16 +333,26 @@ impl World {
         let commands: Vec<_> = agent.inbox.drain(..).take(arrived).collect();
         for (_, command) in commands {
             match command {
-                Command::Start { sandbox, function, revision } => {
+                Command::Start { sandbox, function, revision, .. } => {
                     let function = function.name.to_string();
                     let state = SandboxState::Warm;
-                    let held =
-                        Held { function, revision, state, bases: Vec::new(), source_of: None, open: 0 };
+                    let held = Held {
+                        function,
+                        revision,
+                        state,
+                        bases: Vec::new(),
+                        source_of: None,
+                        open: 0,
+                        served: false,
+                    };
                     agent.sandboxes.insert(sandbox, held);
                 }
                 Command::Purge { sandbox } => drop(agent.sandboxes.remove(&sandbox)),
                 Command::DropSnapshot { snapshot } => drop(agent.snapshots.remove(&snapshot)),
-                Command::Replicate { place } => drop(agent.snapshots.insert(place.snapshot, "f".into())),
+                Command::Replicate { place } => {
+                    let copy = known.get(&place.snapshot).cloned().unwrap_or(("f".into(), None));
+                    agent.snapshots.insert(place.snapshot, copy);
+                }
                 _ => {}
             }
         }
@@ -394,15 +412,32 @@ impl World {
         }
         let fails = self.dice.one_in(6);
         let refers = self.dice.below(3);
+        let known = |id| self.agents.iter().find_map(|agent| agent.snapshots.get(&id).cloned());
+        let source = match &command {
+            Command::Start { clone_of: Some(place), .. } | Command::Replicate { place } => {
+                known(place.snapshot)
+            }
+            _ => None,
+        };
         let agent = &mut self.agents[at];
         let state =
             command.sandbox().and_then(|sandbox| agent.sandboxes.get(&sandbox)).map(|held| held.state);
         let result = match (&command, state) {
+            (Command::Start { clone_of: Some(_), .. }, _) if fails || source.is_none() => {
+                *self.seen.entry("not cloned").or_default() += 1;
+                Err([FailureKind::Corrupt, FailureKind::NoSpace, FailureKind::BaseLost][refers])
+            }
             (Command::Start { .. }, _) if fails => {
                 let kinds = [FailureKind::NeverReady, FailureKind::NoSpace, FailureKind::OutOfMemory];
                 Err(kinds[refers])
             }
-            (Command::Start { sandbox, function, revision }, None) => {
+            (Command::Start { sandbox, function, revision, clone_of }, None) => {
+                if clone_of.is_some() {
+                    let (of, init) = source.unwrap();
+                    assert_eq!(of, function.name.as_str(), "{sandbox} is a clone of another function");
+                    assert_eq!(init, Some(InitState { revision: *revision, clonable: true }), "{sandbox}");
+                    *self.seen.entry("cloned").or_default() += 1;
+                }
                 let held = Held {
                     function: function.name.to_string(),
                     revision: *revision,
@@ -410,6 +445,7 @@ impl World {
                     bases: Vec::new(),
                     source_of: None,
                     open: 0,
+                    served: false,
                 };
                 agent.sandboxes.insert(*sandbox, held);
                 Ok(())
@@ -420,7 +456,7 @@ impl World {
             }
             (Command::Replicate { .. }, _) if fails => Err(FailureKind::BaseLost),
             (Command::Replicate { place }, _) => {
-                agent.snapshots.insert(place.snapshot, "f".into());
+                agent.snapshots.insert(place.snapshot, source.unwrap_or(("f".into(), None)));
                 *self.seen.entry("base copied").or_default() += 1;
                 Ok(())
             }
@@ -456,11 +492,17 @@ impl World {
                 let sandbox = *sandbox;
                 return self.acquire(at, id, sandbox, refers);
             }
-            (Command::MakeBase { sandbox, snapshot }, Some(SandboxState::Warm)) => {
+            (Command::MakeBase { sandbox, snapshot, init }, Some(SandboxState::Warm)) => {
                 let held = agent.sandboxes.get_mut(sandbox).unwrap();
                 assert_eq!(held.open, 0, "{sandbox} is copied while it serves");
-                held.source_of = Some(*snapshot);
-                agent.snapshots.insert(*snapshot, held.function.clone());
+                let init = init.then_some(InitState { revision: held.revision, clonable: refers > 0 });
+                if init.is_some() {
+                    assert!(!held.served, "{sandbox} has served, and others are made of it");
+                    *self.seen.entry("init snapshot").or_default() += 1;
+                } else {
+                    held.source_of = Some(*snapshot);
+                }
+                agent.snapshots.insert(*snapshot, (held.function.clone(), init));
                 Ok(())
             }
             (Command::Restore { sandbox, .. }, Some(SandboxState::Dedup)) if fails => {
@@ -519,7 +561,13 @@ impl World {
             Ok(()) => {
                 let sandbox = command.sandbox().filter(|sandbox| agent.sandboxes.contains_key(sandbox));
                 let snapshot = match command {
-                    Command::MakeBase { snapshot, .. } => Some(snapshot_report(*snapshot)),
+                    Command::MakeBase { snapshot, .. } => {
+                        agent.snapshots.get(snapshot).map(|(name, init)| SnapshotReport {
+                            function: name.parse().unwrap(),
+                            init: *init,
+                            ..snapshot_report(*snapshot)
+                        })
+                    }
                     _ => None,
                 };
                 agent.ledger = agent.used();
@@ -757,6 +805,9 @@ fn nothing_that_must_not_happen_happens() {
         "deduplicated",
         "base copied",
         "base dropped",
+        "init snapshot",
+        "cloned",
+        "not cloned",
         "forgotten",
     ] {
         assert!(seen.get(what).is_some_and(|&count| count >= 20), "too few {what}: {seen:?}");
