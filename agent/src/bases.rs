@@ -54,6 +54,11 @@ impl HeldPages {
         self.local.insert(whole.id, whole);
     }
 
+    /// The snapshots, if all that was asked for is here as a whole.
+    pub fn whole(&self) -> Option<Vec<Arc<Snapshot>>> {
+        self.pages.is_empty().then(|| self.local.values().cloned().collect())
+    }
+
     /// The bytes of a page, if it was asked for and is there.
     pub fn page(&self, place: BasePage) -> Option<&Page> {
         if let Some(snapshot) = self.local.get(&place.snapshot) {

@@ -8,7 +8,7 @@ use crate::{
     bases::{Budgets, rdma},
     earlier::Room,
     faults::Step,
-    roads::HotPages,
+    roads::{HotPages, HowRestored},
     watch::heat::{HeatSettings, WINDOWS_MAX},
 };
 
@@ -84,6 +84,9 @@ pub struct Config {
     /// What a dedup does with pages that requests write all the time
     #[arg(long, default_value = "pack")]
     pub hot_pages: HotPages,
+    /// When a sandbox that is restored or cloned has its memory: all of it before it runs, or each page when it is touched
+    #[arg(long, default_value = "eager")]
+    pub restore: HowRestored,
     /// Memory for the images of sandboxes that are warm again: what has not changed is not encoded again
     #[arg(long, default_value_t = ByteSize(Room::DEFAULT_BYTES))]
     pub earlier_memory: ByteSize,

@@ -79,8 +79,8 @@ pub enum Event {
     Launched {
         /// Which sandbox.
         sandbox: SandboxId,
-        /// Phases of the start, or why there is no sandbox.
-        result: Result<Vec<Phase>, Failure>,
+        /// What came up, or why there is no sandbox.
+        result: Result<Launched, Failure>,
     },
     /// A dedup has ended. After a failure the sandbox is warm again, unless it was lost.
     Deduped {
@@ -131,6 +131,17 @@ pub enum Event {
     },
     /// Time has passed.
     Tick,
+}
+
+/// A finished start.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Launched {
+    /// How long each step took.
+    pub phases: Vec<Phase>,
+    /// Bytes that what is missing of a clone is made from, if anything is.
+    pub stored_bytes: u64,
+    /// Base snapshots that it is made from.
+    pub bases: Vec<SnapshotId>,
 }
 
 /// How a dedup is to be done.

@@ -84,7 +84,7 @@ pub struct Origin {
 #[derive(Debug)]
 pub struct Earlier {
     /// The image.
-    pub image: DedupImage<MappedFile>,
+    pub image: Arc<DedupImage<MappedFile>>,
     /// What else is known of it.
     pub origin: Origin,
     _room: Piece,
@@ -92,7 +92,7 @@ pub struct Earlier {
 
 impl Earlier {
     /// Keeps an image if there is room.
-    pub fn keep(room: &Room, image: DedupImage<MappedFile>, origin: Origin) -> Option<Arc<Self>> {
+    pub fn keep(room: &Room, image: Arc<DedupImage<MappedFile>>, origin: Origin) -> Option<Arc<Self>> {
         let piece = room.piece(image.stored_bytes().saturating_add(image.table_bytes()))?;
         Some(Arc::new(Self { image, origin, _room: piece }))
     }

@@ -82,7 +82,8 @@ pub async fn ask(housing: &Housing, start: StartMode) -> Result<Option<Hooks>, H
         return Ok((start == StartMode::Clone).then_some(unaware));
     };
     if hooks.snapshot {
-        tell(housing, SNAPSHOT_PATH, Bytes::new()).await?;
+        // Something, for a server that wants to know how much.
+        tell(housing, SNAPSHOT_PATH, Bytes::from_static(b"{}")).await?;
     }
     Ok(Some(hooks))
 }

@@ -22,6 +22,7 @@ pub mod heat;
 pub mod init;
 pub mod inject;
 pub mod keeper;
+mod late;
 pub mod launch_spec;
 mod layout;
 pub mod link;

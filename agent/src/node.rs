@@ -38,12 +38,12 @@ use self::{
 };
 use crate::{
     base,
-    driver::{Action, Driver, Event, Ticket},
+    driver::{Action, Driver, Event, Launched, Ticket},
     engine::Engine,
     heap,
     link::FromLink,
     metrics,
-    pager::Pager,
+    pager::{Paged, Pager},
     park::ParkOrder,
     roads::{Roads, Stored, Warm},
     sandbox::{Host, Housing},
@@ -406,8 +406,10 @@ impl Node {
         }
         let event = match worked {
             Worked::Launched { sandbox, result: Ok((warm, phases)), .. } => {
+                let stored_bytes = warm.paged.as_ref().map_or(0, Paged::stored_bytes);
+                let bases = warm.paged.as_ref().map(Paged::bases).unwrap_or_default();
                 self.keep_warm(sandbox, warm);
-                Event::Launched { sandbox, result: Ok(phases) }
+                Event::Launched { sandbox, result: Ok(Launched { phases, stored_bytes, bases }) }
             }
             Worked::Launched { sandbox, result: Err((ruin, failure)), .. } => {
                 self.keep_ruin(sandbox, ruin);

@@ -130,6 +130,24 @@ fn tell_distrust(encoder: &Encoder) {
     }
 }
 
+/// Rebuilds single pages of an image.
+pub fn rebuild_some<B: AsRef<[u8]> + Sync>(
+    image: &DedupImage<B>,
+    bases: &HeldPages,
+    out: &mut [(PageIndex, &mut Page)],
+    threads: NonZeroUsize,
+) -> Result<(), RebuildError> {
+    let share = share(out.len(), threads);
+    thread::scope(|scope| {
+        let work = |out: &mut [(PageIndex, &mut Page)]| {
+            let mut codec = DeltaCodec::new();
+            out.iter_mut().try_for_each(|(index, page)| image.rebuild_from(&mut codec, *index, bases, page))
+        };
+        let workers: Vec<_> = out.chunks_mut(share).map(|out| scope.spawn(move || work(out))).collect();
+        workers.into_iter().try_for_each(finish)
+    })
+}
+
 /// Rebuilds all pages of an image into `out`, which has as many.
 pub fn rebuild<B: AsRef<[u8]> + Sync>(
     image: &DedupImage<B>,

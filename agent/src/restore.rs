@@ -5,13 +5,14 @@
 //!                          ─► CRIU restores ─► sandbox
 //! ```
 //!
-//! Eager, as the paper has it: every page is in place before the first instruction runs. After a failure there
-//! is no sandbox: half of one is killed, and what is left is removed by the caller.
+//! Eager, as the paper has it: every page is in place before the first instruction runs. Or late, where the node is told so and can
+//! ([`crate::late`]). After a failure there is no sandbox: half of one is killed, and what is left is removed by the caller.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt, io,
     num::NonZeroUsize,
+    sync::Arc,
 };
 
 use medes_dedup::{
@@ -29,7 +30,7 @@ use crate::{
     bases::{HeldPages, ReadBasesError, replicas::FetchError},
     criu::{
         self, RestoreRequest, TakeWorkerError,
-        images::{ImageSet, ReadImagesError},
+        images::{ImageSet, PagesFile, ReadImagesError},
         tree,
     },
     digest::{DigestError, Mask, digest},
@@ -37,8 +38,10 @@ use crate::{
     dump::Folder,
     earlier::Earlier,
     faults::{Injected, Step},
+    late,
     memory_file::MappedFile,
     page_work,
+    pager::{self, Missing, Paged, Pager, ParkError},
     roads::{NotWelcomed, Past, Roads, Stopwatch, Stored, Warm, blocking},
     sandbox::{AdoptError, Housing, Tree},
     skeleton::{self, UnpackError},
@@ -92,6 +95,9 @@ pub enum RestoreError {
     /// Its memory could not be hashed as asked.
     #[error("hash its memory")]
     Digest(#[from] DigestError),
+    /// Its memory could not be given to the pager.
+    #[error("serve its memory as it is touched")]
+    Bring(#[from] ParkError),
     /// It could not be let run.
     #[error("let it run")]
     Resume(#[from] tree::TreeError),
@@ -165,33 +171,47 @@ pub async fn restore(
         watch.step("read_bases");
         let folder = Folder::create(housing.work_dir().join("restore")).map_err(RestoreError::Folder)?;
         let named = image.bases().to_vec();
-        let unknown = origin.files.is_empty();
-        let (laid, image) = lay_out(engine.threads, image, bases, folder).await.inspect_err(|error| {
+        // What is hashed must be there.
+        let late = roads.late.clone().filter(|_| !digest_memory).zip(bases.whole());
+        let laid = match late {
+            Some((pager, whole)) => {
+                let laid = late::lay_out(engine.threads, image, (bases, whole), folder).await;
+                laid.map(|(laid, missing)| (laid, missing.image.clone(), Some((pager, missing))))
+            }
+            None => {
+                let laid = lay_out(engine.threads, image, bases, folder).await;
+                laid.map(|(laid, image)| (laid, Arc::new(image), None))
+            }
+        };
+        let (laid, image, missing) = laid.inspect_err(|error| {
             if matches!(error, RestoreError::Rebuild(_)) {
                 named.iter().for_each(|base| roads.bases.distrust(*base));
             }
         })?;
-        if unknown {
+        if !laid.files.is_empty() {
+            origin.files.clone_from(&laid.files);
+        } else if origin.files.is_empty() {
             // A clone: its image came without.
             origin.files = ImageSet::read(laid.folder.path())?.pages;
         }
         roads.faults.pass(Step::Rebuild)?;
         watch.step("rebuild");
-        Ok((laid, image))
+        Ok((laid, image, missing))
     };
     let restored = match opened.await {
-        Ok((laid, image)) => {
-            let revived = revive(roads, &mut housing, laid, digest_memory, &mut watch).await;
-            revived.map(|(tree, digest)| (tree, digest, image))
+        Ok((laid, image, missing)) => {
+            let revived = revive(roads, &mut housing, laid, (digest_memory, missing), &mut watch).await;
+            revived.map(|revived| (revived, image))
         }
         Err(error) => Err(error),
     };
     match restored {
-        Ok((tree, memory_digest, image)) => {
-            let restored = Restored { phases: watch.phases(), memory_digest, in_place: false };
+        Ok((Revived { tree, memory_digest, paged }, image)) => {
+            let in_place = paged.is_some();
+            let restored = Restored { phases: watch.phases(), memory_digest, in_place };
             // Never to be restored again: only to tell what has changed since.
             let past = Past { tracked, earlier: Earlier::keep(&roads.earlier, image, origin) };
-            Ok((Warm { spec, housing, tree, past, paged: None }, restored))
+            Ok((Warm { spec, housing, tree, past, paged }, restored))
         }
         Err(error) => Err(Box::new(NotRestored { housing, error })),
     }
@@ -263,6 +283,16 @@ pub(crate) struct LaidOut {
     pub(crate) masks: Vec<Mask>,
     /// The pipe its output went to, as CRIU's files name it.
     pub(crate) pipe: String,
+    /// Whose pages the image has and where they were, in the order of its pages; empty if nobody had to look.
+    pub(crate) files: Vec<PagesFile>,
+}
+
+/// A sandbox with its processes.
+struct Revived {
+    tree: Tree,
+    memory_digest: Option<[u8; 32]>,
+    /// What serves its missing pages, if it came back late.
+    paged: Option<Paged>,
 }
 
 /// Rebuilds every page where CRIU will read it.
@@ -277,7 +307,7 @@ pub(crate) async fn lay_out(
         let mut pages: Vec<&mut Page> =
             laid.pages.iter_mut().flat_map(|file| file.as_mut().as_chunks_mut::<PAGE_BYTES>().0).collect();
         page_work::rebuild(&image, &bases, &mut pages, threads)?;
-        Ok((LaidOut { folder, masks: laid.masks, pipe: laid.pipe }, image))
+        Ok((LaidOut { folder, masks: laid.masks, pipe: laid.pipe, files: Vec::new() }, image))
     })
     .await
 }
@@ -286,10 +316,10 @@ pub(crate) async fn lay_out(
 async fn revive(
     roads: &Roads,
     housing: &mut Housing,
-    LaidOut { folder, masks, pipe }: LaidOut,
-    digest_memory: bool,
+    LaidOut { folder, masks, pipe, .. }: LaidOut,
+    (digest_memory, missing): (bool, Option<(Pager, Missing)>),
     watch: &mut Stopwatch,
-) -> Result<(Tree, Option<[u8; 32]>), RestoreError> {
+) -> Result<Revived, RestoreError> {
     let (worker, intake) = roads.pool.take(roads.limits.worker).await?;
     watch.step("worker");
     roads.faults.pass(Step::CriuRestore)?;
@@ -302,7 +332,7 @@ async fn revive(
         mounts: housing.external_mounts(),
         cgroup_procs: &housing.cgroup().procs_files(),
         inherited: &inherited,
-        leave_stopped: digest_memory,
+        leave_stopped: digest_memory || missing.is_some(),
         timeout: roads.limits.criu,
         verbose: false,
     };
@@ -310,12 +340,19 @@ async fn revive(
     watch.step("criu");
     let tree = housing.adopt(restored.pid)?;
     roads.faults.pass(Step::Resume)?;
+    if let Some((pager, missing)) = missing {
+        let paged = pager::bring(&pager, housing.cgroup(), missing, roads.faults.clone()).await?;
+        paged.push();
+        watch.step("bring");
+        tree::resume(restored.pid)?;
+        return Ok(Revived { tree, memory_digest: None, paged: Some(paged) });
+    }
     if !digest_memory {
-        return Ok((tree, None));
+        return Ok(Revived { tree, memory_digest: None, paged: None });
     }
     let pids: Vec<i32> = tree::members(restored.pid)?.into_iter().map(nix::unistd::Pid::as_raw).collect();
     let memory = blocking(move || digest(&pids, &masks)).await?;
     watch.step("digest");
     tree::resume(restored.pid)?;
-    Ok((tree, Some(memory)))
+    Ok(Revived { tree, memory_digest: Some(memory), paged: None })
 }

@@ -15,7 +15,7 @@ use crate::{
     engine::Engine,
     faults::Faults,
     memory_file::MappedFile,
-    pager::Paged,
+    pager::{Paged, Pager},
     reaper::Reaper,
     registry::Registry,
     sandbox::{Housing, Intake, Tree},
@@ -94,6 +94,15 @@ impl HotPages {
     pub const DEFAULT: Self = Self::Pack;
 }
 
+/// When a sandbox that is restored or cloned has its memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum HowRestored {
+    /// All of it before it runs.
+    Eager,
+    /// Each page when it is touched, where all bases are on the node.
+    Late,
+}
+
 /// How long a step may take.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
@@ -129,6 +138,8 @@ pub struct Roads {
     pub hot_pages: HotPages,
     /// Room for the images of sandboxes that are warm again.
     pub earlier: Room,
+    /// What gives memory back as it is touched, of sandboxes that are restored or cloned; `None`: all of it before they run.
+    pub late: Option<Pager>,
     /// Failures that tests ask for.
     pub faults: Arc<Faults>,
 }
@@ -148,8 +159,8 @@ impl Roads {
         faults: Faults,
     ) -> Self {
         let (engine, limits, faults) = (RwLock::new(None), Limits::DEFAULT, Arc::new(faults));
-        let (hot_pages, earlier) = (HotPages::DEFAULT, Room::new(Room::DEFAULT_BYTES));
-        Self { criu, pool, reaper, bases, registry, engine, limits, hot_pages, earlier, faults }
+        let (hot_pages, earlier, late) = (HotPages::DEFAULT, Room::new(Room::DEFAULT_BYTES), None);
+        Self { criu, pool, reaper, bases, registry, engine, limits, hot_pages, earlier, late, faults }
     }
 
     /// The engine as it is set now.

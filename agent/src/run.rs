@@ -30,7 +30,7 @@ use crate::{
     pager::Pager,
     reaper::Reaper,
     registry::Registry,
-    roads::Roads,
+    roads::{HowRestored, Roads},
     sandbox::{self, Host, HostConfig},
     service::NodeService,
     watch::{Diagnostics, Options, Watch, tracked::Tracking, writes::Way},
@@ -76,9 +76,14 @@ pub async fn run(config: Config) -> Result<()> {
     let watch = watch(&config, &mut lacks);
     let tracking = tracking(&config, &reaper, &mut lacks)?;
     metrics::sight(watch.sight(), tracking.as_ref().map(|tracking| tracking.way));
-    let roads = roads(&config, &reaper, &tasks, &stop, &bases, channel.clone()).await;
-    let roads = roads.map_err(|error| lacks.push(format!("CRIU: {error:#}"))).ok().map(Arc::new);
     let pager = pager(&host, &reaper).map_err(|error| lacks.push(format!("parking: {error}"))).ok();
+    let roads = roads(&config, &reaper, &tasks, &stop, &bases, channel.clone()).await;
+    let late = pager.clone().filter(|_| config.restore == HowRestored::Late);
+    let mut roads = roads.map_err(|error| lacks.push(format!("CRIU: {error:#}"))).ok();
+    if let Some(roads) = &mut roads {
+        roads.late = late;
+    }
+    let roads = roads.map(Arc::new);
     lacks.iter().for_each(|lack| tracing::warn!(lack, "this node cannot do everything"));
     let identity = Identity {
         node: config.node.clone(),

@@ -95,8 +95,30 @@ pub struct Laid {
     pub pipe: String,
 }
 
+/// CRIU's files without the pages files.
+#[derive(Debug)]
+pub struct Files {
+    /// Pages files by name, with their number of pages, in the order of the image's pages.
+    pub pages: Vec<(String, u64)>,
+    /// Memory that the kernel changes by itself.
+    pub masks: Vec<Mask>,
+    /// The pipe its output went to, as CRIU's files name it.
+    pub pipe: String,
+}
+
 /// Writes CRIU's files into `folder` and makes pages files for `pages` pages in all.
 pub fn unpack(sections: &Sections, pages: u32, folder: &Path) -> Result<Laid, UnpackError> {
+    let Files { pages, masks, pipe } = unpack_files(sections, pages, folder)?;
+    let create = |(name, pages): &(String, u64)| {
+        let path = folder.join(name);
+        NewFile::create(&path, pages * PAGE_BYTES as u64)
+            .map_err(|source| UnpackError::Write { path, source })
+    };
+    Ok(Laid { pages: pages.iter().map(create).collect::<Result<_, _>>()?, masks, pipe })
+}
+
+/// Writes CRIU's files into `folder`, all but those that hold its `pages` pages.
+pub fn unpack_files(sections: &Sections, pages: u32, folder: &Path) -> Result<Files, UnpackError> {
     let table: Table =
         sections.get(TABLE).and_then(|bytes| serde_json::from_slice(bytes).ok()).ok_or(UnpackError::Table)?;
     let total = table.pages.iter().try_fold(0u64, |sum, (_, pages)| sum.checked_add(*pages));
@@ -113,17 +135,14 @@ pub fn unpack(sections: &Sections, pages: u32, folder: &Path) -> Result<Laid, Un
             fs::write(&path, bytes).map_err(|source| UnpackError::Write { path, source })?;
         }
     }
-    let create = |(name, pages): &(String, u64)| {
-        let path = place(name)?;
-        NewFile::create(&path, pages * PAGE_BYTES as u64)
-            .map_err(|source| UnpackError::Write { path, source })
-    };
+    for (name, _) in &table.pages {
+        place(name)?;
+    }
     let masks = table
         .masks
         .iter()
         .filter_map(|&(pid, start, length)| Some(Mask { pid, range: start..start.checked_add(length)? }));
-    let pages = table.pages.iter().map(create).collect::<Result<_, _>>()?;
-    Ok(Laid { pages, masks: masks.collect(), pipe: table.pipe })
+    Ok(Files { masks: masks.collect(), pages: table.pages, pipe: table.pipe })
 }
 
 /// An image may have travelled: a name out of it must stay inside the folder.

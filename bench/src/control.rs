@@ -8,7 +8,7 @@ use medes_proto::{
     limits::MESSAGE_BYTES_MAX,
     wire::{
         self, FailureKind, NodeRow, OperationReply, OperationSuccess, SandboxReport, SandboxRequest,
-        SandboxRow, control_client::ControlClient, operation_reply,
+        SandboxRow, SnapshotReport, control_client::ControlClient, operation_reply,
     },
 };
 use tokio::time::{Instant, sleep};
@@ -25,6 +25,8 @@ const LIST_MAX: Duration = Duration::from_secs(10);
 const OPERATION_MAX: Duration = Duration::from_secs(180);
 /// Several heartbeats.
 const FRESH_MAX: Duration = Duration::from_secs(30);
+/// Covers a start of the largest function and the copy of its memory.
+const INIT_MAX: Duration = Duration::from_secs(180);
 /// How long after an operation the memory it gave back is surely counted as free.
 const SETTLE: Duration = Duration::from_millis(250);
 const POLL: Duration = Duration::from_millis(50);
@@ -82,21 +84,37 @@ impl Control {
         Ok(())
     }
 
-    /// Starts a sandbox on a node and waits until it is ready.
-    pub(crate) async fn start(&mut self, function: &str, node: &str) -> Result<(SandboxId, Done)> {
-        let request = wire::StartSandboxRequest { function: function.to_owned(), node: node.to_owned() };
+    /// Starts a sandbox on a node, from nothing or as the controller thinks best, and waits until it is ready.
+    pub(crate) async fn start(
+        &mut self,
+        function: &str,
+        node: &str,
+        cold: bool,
+    ) -> Result<(SandboxId, Done)> {
+        let request =
+            wire::StartSandboxRequest { function: function.to_owned(), node: node.to_owned(), cold };
         let started = Instant::now();
         let reply = self.client.start_sandbox(within(OPERATION_MAX, request)).await;
         let done = finish(reply, started).with_context(|| format!("start a sandbox on {node}"))?;
         Ok((SandboxId::from_wire(done.report.sandbox, "sandbox")?, done))
     }
 
-    /// Makes a base snapshot of a warm sandbox.
-    pub(crate) async fn make_base(&mut self, sandbox: SandboxId) -> Result<()> {
-        let request = within(OPERATION_MAX, SandboxRequest { sandbox: sandbox.get(), digest_memory: false });
-        let reply = self.client.make_base(request).await.map_err(said);
-        success(reply?.into_inner()).with_context(|| format!("make {sandbox} a base"))?;
-        Ok(())
+    /// Waits until the function's init snapshot is there; the node that holds it, and its bytes.
+    pub(crate) async fn wait_for_init(&mut self, function: &str) -> Result<(String, u64)> {
+        let asked = Instant::now();
+        loop {
+            for row in self.view().await?.nodes {
+                let of_it =
+                    |snapshot: &&SnapshotReport| snapshot.function == function && snapshot.init.is_some();
+                if let Some(snapshot) = row.snapshots.iter().find(of_it) {
+                    return Ok((row.node, snapshot.bytes));
+                }
+            }
+            if asked.elapsed() > INIT_MAX {
+                bail!("{function} has no init snapshot after {} s", INIT_MAX.as_secs());
+            }
+            sleep(POLL).await;
+        }
     }
 
     /// Turns a warm sandbox into a dedup image.

@@ -5,7 +5,7 @@ mod fake;
 mod report;
 mod story;
 
-use std::{path::PathBuf, pin::pin, process::ExitCode};
+use std::{path::PathBuf, pin::pin, process::ExitCode, time::Duration};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -20,6 +20,9 @@ use crate::{
 };
 use report::{Report, Row};
 use story::Stage;
+
+/// An agent keeps the index of a base for up to ten seconds after a sandbox needed it.
+const SETTLE: Duration = Duration::from_secs(11);
 
 /// What to show, and where to leave the figures.
 #[derive(Debug, Args)]
@@ -60,7 +63,7 @@ pub(crate) async fn run(options: Options) -> Result<ExitCode> {
         error = &mut interrupted => return Err(error),
     };
     let measured = tokio::select! {
-        measured = measure(&cluster.addresses, options.nodes, candidates, &mut report) => measured,
+        measured = measure((&cluster.addresses, SETTLE), options.nodes, candidates, &mut report) => measured,
         error = &mut interrupted => Err(error),
     };
     let log_tail = if measured.is_err() { cluster.log_tail() } else { String::new() };
@@ -85,7 +88,7 @@ pub(crate) async fn run(options: Options) -> Result<ExitCode> {
 }
 
 async fn measure(
-    addresses: &Addresses,
+    (addresses, settle): (&Addresses, Duration),
     nodes: u32,
     candidates: Vec<Candidate>,
     report: &mut Report,
@@ -95,7 +98,7 @@ async fn measure(
         control.wait_for_nodes(nodes as usize).await?.into_iter().map(|row| row.node).collect();
     names.sort();
     let (Some(first), Some(last)) = (names.first(), names.last()) else { bail!("the cluster has no node") };
-    // The base is made on one node and used from another; with a single node they are the same.
+    // A sandbox is started on one node and cloned on another; with a single node they are the same.
     let pair = [first.clone(), last.clone()];
 
     let count = candidates.len();
@@ -104,10 +107,12 @@ async fn measure(
         eprintln!("[{}/{count}] {function}", at + 1);
         let row = match candidate {
             Candidate::Skipped { reason, .. } => Row::Skipped { function, reason },
-            Candidate::Ready(ready) => match measure_one(&mut control, addresses, &pair, ready).await {
-                Ok(figures) => Row::Measured { function, figures: Box::new(figures) },
-                Err(error) => Row::Failed { function, reason: format!("{error:#}") },
-            },
+            Candidate::Ready(ready) => {
+                match measure_one(&mut control, (addresses, settle), &pair, ready).await {
+                    Ok(figures) => Row::Measured { function, figures: Box::new(figures) },
+                    Err(error) => Row::Failed { function, reason: format!("{error:#}") },
+                }
+            }
         };
         if let Row::Skipped { reason, .. } | Row::Failed { reason, .. } = &row {
             eprintln!("    {}: {reason}", row.outcome());
@@ -119,12 +124,13 @@ async fn measure(
 
 async fn measure_one(
     control: &mut Control,
-    addresses: &Addresses,
+    (addresses, settle): (&Addresses, Duration),
     nodes: &[String; 2],
     function: Function,
 ) -> Result<report::Figures> {
     control.apply(function.toml).await?;
-    let mut stage = Stage { control, gateway: &addresses.gateway, function: &function.name, nodes };
+    let (gateway, name) = (&*addresses.gateway, &*function.name);
+    let mut stage = Stage { control, gateway, function: name, nodes, settle };
     let figures = story::tell(&mut stage).await;
     // The next function begins on empty nodes. If this fails too, the first reason is the better one.
     let removed = stage.control.remove(&function.name).await;
@@ -166,7 +172,7 @@ mod tests {
         let mut report = Report::new(2);
         let candidates = vec![Candidate::Ready(Function { name: "html".into(), toml: String::new() })];
         tokio::select! {
-            measured = measure(&addresses, 2, candidates, &mut report) => measured.unwrap(),
+            measured = measure((&addresses, Duration::ZERO), 2, candidates, &mut report) => measured.unwrap(),
             () = fake.control(incoming) => unreachable!(),
             () = fake.gateway(listener) => unreachable!(),
         }

@@ -1,4 +1,4 @@
-//! Every way to a first answer by state: cold, restored from a dedup image, unparked, warm; and what each state holds.
+//! Every way to a first answer by state: cold, cloned, restored from a dedup image, unparked, warm; and what each state holds.
 //!
 //! The node is in this process, made of the agent's own library. Pages come back from real recipes against a base of the same
 //! function. Each answer is checked to be the next one of the same process.
@@ -10,15 +10,17 @@ use std::{process::ExitCode, sync::Arc, time::Instant};
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 use medes_agent::{
-    base, dedupe,
+    base, clone, dedupe,
     driver::DedupOrder,
+    launch_spec::launch_spec,
     pager::Pager,
     park::{self, ParkOrder},
     restore,
     roads::Warm,
     sandbox::Usage,
 };
-use medes_proto::{function::FunctionSpec, sandbox::Phase};
+use medes_dedup::page::SnapshotId;
+use medes_proto::{function::FunctionSpec, registry::SnapshotPlace, sandbox::Phase};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -63,6 +65,15 @@ struct Measured {
     unpark_resident: Vec<f64>,
     resident_memory: Usage,
     restore: Vec<f64>,
+    /// While its memory comes as it is touched.
+    restore_late: Vec<f64>,
+    clone: Vec<f64>,
+    clone_late: Vec<f64>,
+    /// After its first answer, as the kernel counts it.
+    clone_memory: Usage,
+    clone_late_memory: Usage,
+    clone_phases: Vec<Phase>,
+    clone_late_phases: Vec<Phase>,
     first_park: Vec<f64>,
     park: Vec<f64>,
     park_phases: Vec<Vec<Phase>>,
@@ -122,13 +133,21 @@ async fn measure_one(
     let mut measured = Measured::default();
     let (sandbox, snapshot) = station.number()?;
     let warm = station.start(sandbox, &spec).await?;
-    ask(&warm.housing, COMPARED).await?;
-    base::make_base(&station.roads, sandbox, &warm, snapshot).await.context("make a base snapshot")?;
+    let init = base::make_init(&station.roads, sandbox, &warm, (snapshot, 1)).await;
+    let (init, _) = init.context("make an init snapshot")?;
     station.remove(sandbox, &warm.housing).await?;
     for round in 1..=rounds {
-        let put_away = by_dedup(station, &spec, &mut measured);
+        let put_away = by_dedup(station, &spec, pager, &mut measured);
         put_away.await.with_context(|| format!("cold start, dedup and restore, round {round}"))?;
     }
+    for round in 1..=rounds {
+        for late in [false, true] {
+            station.be_late(late.then(|| pager.clone()))?;
+            let cloned = by_cloning(station, &spec, (init.id, late), &mut measured);
+            cloned.await.with_context(|| format!("clone, round {round}"))?;
+        }
+    }
+    station.be_late(None)?;
     for percent in [0, RESIDENT_PERCENT] {
         let parking = by_parking(station, pager, &spec, (rounds, percent), &mut measured);
         parking.await.with_context(|| format!("park and unpark, {percent} percent stay"))?;
@@ -145,8 +164,42 @@ async fn timed(warm: &Warm, began: Instant, last: &mut Option<Reply>) -> Result<
     Ok(took)
 }
 
-/// A new sandbox: cold, warm, then away into an image and back.
-async fn by_dedup(station: &mut Station, spec: &Arc<FunctionSpec>, measured: &mut Measured) -> Result<()> {
+/// One more sandbox of the init snapshot, until its first answer.
+async fn by_cloning(
+    station: &mut Station,
+    spec: &Arc<FunctionSpec>,
+    (of, late): (SnapshotId, bool),
+    measured: &mut Measured,
+) -> Result<()> {
+    let (sandbox, _) = station.number()?;
+    let node = station.roads.bases.node().clone();
+    let launch = launch_spec(spec, sandbox, &node);
+    let place = SnapshotPlace { snapshot: of, node, address: String::new() };
+    let (began, mut last) = (Instant::now(), None);
+    let cloned =
+        clone::clone(&station.roads, (&station.host, &launch), (sandbox, spec.clone()), &place).await;
+    let (warm, phases) = match cloned {
+        Ok(cloned) => cloned,
+        Err(not) => return Err(not.error).context("clone"),
+    };
+    let took = timed(&warm, began, &mut last).await?;
+    let (times, memory, steps) = match late {
+        true => (&mut measured.clone_late, &mut measured.clone_late_memory, &mut measured.clone_late_phases),
+        false => (&mut measured.clone, &mut measured.clone_memory, &mut measured.clone_phases),
+    };
+    times.push(took);
+    (*memory, *steps) = (warm.housing.usage(), phases);
+    timed(&warm, Instant::now(), &mut last).await?;
+    station.remove(sandbox, &warm.housing).await
+}
+
+/// A new sandbox: cold, warm, then away into an image and back, both ways.
+async fn by_dedup(
+    station: &mut Station,
+    spec: &Arc<FunctionSpec>,
+    pager: &Pager,
+    measured: &mut Measured,
+) -> Result<()> {
     let (sandbox, _) = station.number()?;
     let mut last = None;
     let began = Instant::now();
@@ -154,17 +207,24 @@ async fn by_dedup(station: &mut Station, spec: &Arc<FunctionSpec>, measured: &mu
     measured.cold.push(timed(&warm, began, &mut last).await?);
     timed(&warm, Instant::now(), &mut last).await?;
     measured.warm.push(timed(&warm, Instant::now(), &mut last).await?);
-    let (stored, deduped) = match dedupe::dedup(&station.roads, sandbox, warm, DedupOrder::default()).await {
-        Ok(done) => done,
-        Err(not) => return Err(not.error).context("dedup"),
-    };
-    measured.dedup_bytes = deduped.stored_bytes;
-    let began = Instant::now();
-    let warm = match restore::restore(&station.roads, stored, false).await {
-        Ok((warm, _)) => warm,
-        Err(not) => return Err(not.error).context("restore"),
-    };
-    measured.restore.push(timed(&warm, began, &mut last).await?);
+    let mut warm = warm;
+    for late in [false, true] {
+        let stored = dedupe::dedup(&station.roads, sandbox, warm, DedupOrder::default()).await;
+        let (stored, deduped) = match stored {
+            Ok(done) => done,
+            Err(not) => return Err(not.error).context("dedup"),
+        };
+        measured.dedup_bytes = deduped.stored_bytes;
+        station.be_late(late.then(|| pager.clone()))?;
+        let began = Instant::now();
+        warm = match restore::restore(&station.roads, stored, false).await {
+            Ok((warm, _)) => warm,
+            Err(not) => return Err(not.error).context("restore"),
+        };
+        let times = if late { &mut measured.restore_late } else { &mut measured.restore };
+        times.push(timed(&warm, began, &mut last).await?);
+        station.be_late(None)?;
+    }
     station.remove(sandbox, &warm.housing).await
 }
 

@@ -15,6 +15,7 @@ use medes_agent::{
     engine::Engine,
     faults::Faults,
     launch_spec::launch_spec,
+    pager::Pager,
     reaper::Reaper,
     registry::Registry,
     roads::{Roads, Warm},
@@ -122,6 +123,13 @@ impl Station {
         self.cgroups.insert(sandbox, housing.cgroup().clone());
         let tree = housing.launch().await.context("start a sandbox")?;
         Ok(Warm::new(spec.clone(), housing, tree))
+    }
+
+    /// From now on sandboxes have their memory as they touch it, or all of it before they run.
+    pub(crate) fn be_late(&mut self, pager: Option<Pager>) -> Result<()> {
+        let roads = Arc::get_mut(&mut self.roads).context("change the roads while somebody is on them")?;
+        roads.late = pager;
+        Ok(())
     }
 
     /// Ends a sandbox and frees all that is left of it.

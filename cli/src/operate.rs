@@ -26,6 +26,9 @@ pub(crate) struct StartArgs {
     /// Where [default: the scheduler chooses]
     #[arg(long)]
     node: Option<NodeId>,
+    /// From nothing, also where it would be a clone
+    #[arg(long)]
+    cold: bool,
 }
 
 #[derive(Debug, clap::Args)]
@@ -68,6 +71,7 @@ pub(crate) async fn start(args: StartArgs, client: &Client, output: &Output) -> 
     let request = wire::StartSandboxRequest {
         function: args.function.into(),
         node: args.node.map(Into::into).unwrap_or_default(),
+        cold: args.cold,
     };
     let reply =
         client.call(&doing, OPERATION, async |mut control| control.start_sandbox(request).await).await?;

@@ -228,11 +228,11 @@ impl Control for ControlService {
         &self,
         request: Request<wire::StartSandboxRequest>,
     ) -> Result<Response<wire::OperationReply>, Status> {
-        let wire::StartSandboxRequest { function, node } = request.into_inner();
+        let wire::StartSandboxRequest { function, node, cold } = request.into_inner();
         let function = function_name(&function)?;
         let node = Some(node).filter(|node| !node.is_empty()).map(|node| node.parse::<NodeId>()).transpose();
         let node = node.map_err(|error| Status::invalid_argument(error.to_string()))?;
-        self.operate(Operation::Start { function, node }).await
+        self.operate(Operation::Start { function, node, cold }).await
     }
 
     async fn make_base(

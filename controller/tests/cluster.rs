@@ -529,7 +529,8 @@ async fn a_subscriber_that_does_not_read_is_told_what_it_missed_and_blocks_nobod
     assert!(slow.message().await.unwrap().is_some(), "it begins");
     const STARTS: u64 = 1_500;
     for _ in 0..STARTS {
-        let request = wire::StartSandboxRequest { function: "broken".into(), node: String::new() };
+        let request =
+            wire::StartSandboxRequest { function: "broken".into(), node: String::new(), cold: false };
         failed(cluster.control.start_sandbox(request).await);
     }
     // For each: the decision, the new sandbox, the failure, and that it is gone.

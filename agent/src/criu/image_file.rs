@@ -136,6 +136,16 @@ pub(super) fn read(path: &Path, max: u64) -> Result<Vec<u8>, ImageFileError> {
     Err(ImageFileError::TooLong { path: path.to_owned(), max })
 }
 
+/// The bytes of an image file of the kind with this magic number.
+pub(super) fn image(kind: u32, entries: &[Vec<u8>]) -> Vec<u8> {
+    let mut bytes: Vec<u8> = [IMAGE_MAGIC, kind].iter().flat_map(|magic| magic.to_le_bytes()).collect();
+    for entry in entries {
+        bytes.extend(u32::try_from(entry.len()).unwrap_or(u32::MAX).to_le_bytes());
+        bytes.extend(entry);
+    }
+    bytes
+}
+
 /// The entries of one file, in order. Ends after the first one that is wrong.
 #[derive(Debug)]
 pub(super) struct Entries<'a, M> {

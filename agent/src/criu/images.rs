@@ -23,7 +23,7 @@ const RUNS_MAX: usize = 4_000_000;
 const THREADS_MAX: usize = 100_000;
 /// CRIU's flags of a run: in an earlier dump, and in this one.
 const IN_PARENT: u32 = 1;
-const PRESENT: u32 = 4;
+pub(super) const PRESENT: u32 = 4;
 
 /// Whose pages they are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -46,7 +46,7 @@ fn core(area: Option<(u64, u32)>) -> Vec<u8> {
 }
 
 fn vma(start: u64, end: u64, status: u32) -> wire::VmaEntry {
-    wire::VmaEntry { start, end, pgoff: 0x3000, shmid: 5, status }
+    wire::VmaEntry { start, end, pgoff: 0x3000, shmid: 5, flags: None, status }
 }
 
 fn mm(vmas: &[wire::VmaEntry]) -> Vec<u8> {

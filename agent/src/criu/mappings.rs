@@ -14,7 +14,7 @@ use super::images::{ImageSet, parse_file};
 use super::wire::images as wire;
 
 /// One mapping takes about 40 bytes, and a process has at most 65,530 unless the kernel is told otherwise.
-const MM_BYTES_MAX: u32 = 4 << 20;
+pub(super) const MM_BYTES_MAX: u32 = 4 << 20;
 /// Files of a sandbox, open or mapped.
 const NAMES_MAX: usize = 1 << 18;
 

@@ -26,6 +26,7 @@ mod restore;
 pub mod run_dir;
 mod spawn;
 mod stats;
+pub mod thin;
 pub mod tree;
 mod wire;
 mod worker;

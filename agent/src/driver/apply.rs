@@ -2,7 +2,9 @@
 
 use std::{collections::btree_map::Entry as MapEntry, time::Instant};
 
-use super::{Action, DedupFailed, DedupOrder, Deduped, Driver, Entry, Restored, Ticket, busy, not_here};
+use super::{
+    Action, DedupFailed, DedupOrder, Deduped, Driver, Entry, Launched, Restored, Ticket, busy, not_here,
+};
 use medes_proto::{
     failure::{Failure, FailureKind},
     fleet::{Command, SnapshotReport, Success},
@@ -181,13 +183,14 @@ impl Driver {
         &mut self,
         now: Instant,
         sandbox: SandboxId,
-        result: Result<Vec<Phase>, Failure>,
+        result: Result<Launched, Failure>,
         out: &mut Vec<Action>,
     ) {
         let Some(entry) = self.sandboxes.get_mut(&sandbox) else { return };
         match result {
-            Ok(phases) => {
+            Ok(Launched { phases, stored_bytes, bases }) => {
                 entry.settle_warm(now);
+                (entry.stored_bytes, entry.bases) = (stored_bytes, bases);
                 entry.last_phases.clone_from(&phases);
                 self.finish(now, sandbox, Success { phases, ..Success::default() }, out);
             }
@@ -270,7 +273,9 @@ impl Driver {
         match result {
             Ok((snapshot, phases)) => {
                 entry.enter(now, SandboxState::Warm);
-                entry.base_snapshot = Some(snapshot.id);
+                if snapshot.init.is_none() {
+                    entry.base_snapshot = Some(snapshot.id);
+                }
                 entry.last_phases.clone_from(&phases);
                 self.snapshots.insert(snapshot.id, snapshot.clone());
                 let success = Success { snapshot: Some(snapshot), phases, ..Success::default() };

@@ -215,7 +215,7 @@ impl World {
                 if good {
                     self.alive.insert(sandbox);
                 }
-                let result = if good { Ok(Vec::new()) } else { Err(failure()) };
+                let result = if good { Ok(Launched::default()) } else { Err(failure()) };
                 self.apply(Event::Launched { sandbox, result });
             }
             Work::Dedup | Work::Park => {
@@ -465,7 +465,7 @@ fn what_has_served_a_request_is_nobodys_init_state() {
         let function = Box::new(FunctionSpec::from_toml("name = 'f'\ncommand = ['x']").unwrap());
         let command = Command::Start { sandbox: id(sandbox), function, revision: 5, clone_of: None };
         tell(Event::Command { id: CommandId(sandbox.into()), command });
-        tell(Event::Launched { sandbox: id(sandbox), result: Ok(Vec::new()) });
+        tell(Event::Launched { sandbox: id(sandbox), result: Ok(Launched::default()) });
     }
     assert!(
         matches!(tell(make(1))[..], [Action::MakeBase { init: Some(5), .. }]),

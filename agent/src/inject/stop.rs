@@ -99,6 +99,8 @@ impl std::fmt::Display for Stage {
 
 type Registers = libc::user_regs_struct;
 
+/// How often a thread may stop before the call it is to make has begun.
+const EARLY_MAX: u32 = 4;
 const SIGTRAP: libc::c_int = libc::SIGTRAP;
 const PTRACE_EVENT_STOP: libc::c_int = 128;
 /// Not in the libc crate for every target.
@@ -343,15 +345,21 @@ impl Caller {
         // So that the kernel does not take the stop for one inside a call that is to be restarted.
         registers.orig_rax = u64::MAX;
         self.set(&registers).map_err(&failed)?;
-        for _entry_then_exit in 0..2 {
-            request(libc::PTRACE_SYSCALL, self.tid, 0, 0).map_err(&failed)?;
+        // First the entry, then the exit.
+        let (mut at_call, mut early, mut signal) = (0, 0, 0);
+        while at_call < 2 {
+            request(libc::PTRACE_SYSCALL, self.tid, 0, signal).map_err(&failed)?;
             self.stands = false;
             let stopped = wait(self.tid, step)?;
             self.stands = true;
-            match stopped {
-                Stopped::AtCall => {}
-                Stopped::Interrupted | Stopped::Signal(_) => return Err(InjectError::Stuck { step }),
-            }
+            (at_call, early, signal) = match stopped {
+                Stopped::AtCall => (at_call + 1, early, 0),
+                _ if at_call > 0 || early == EARLY_MAX => return Err(InjectError::Stuck { step }),
+                // One that was stopped by a signal stops for us twice: as it is seized, and as it is interrupted.
+                Stopped::Interrupted => (at_call, early + 1, 0),
+                // One that is about to be: it is to stay so when we let it go.
+                Stopped::Signal(stop) => (at_call, early + 1, stop as usize),
+            };
         }
         Ok(Self::get(self.tid).map_err(&failed)?.rax.cast_signed())
     }

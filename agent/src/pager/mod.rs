@@ -3,6 +3,7 @@
 //! ```text
 //! park:    stop ─► scan written pages ─► copy ─► recipes, proven ─► zap ─► freeze        (an error before the zap: warm)
 //! unpark:  push the working set, thaw ─► serve what else is touched ─► learn
+//! bring:   the same for a sandbox that was made without its memory
 //! ```
 //!
 //! Each process has a userfaultfd ([`space`]) that a few threads serve ([`handler`]), and that they give its working set back through ([`push`]). What its pages are made from is a dedup
@@ -11,6 +12,7 @@
 //! Two promises. A page is either there, or comes back as it was, or the sandbox ends: never another page. And what the
 //! program does with its memory meanwhile (madvise, munmap, mremap, fork) means what it always means.
 
+mod bring;
 mod changes;
 mod deadline;
 mod fault;
@@ -27,6 +29,7 @@ mod store;
 mod table;
 mod working_set;
 
+pub use bring::{Missing, bring};
 pub use fault::FaultError;
 pub use handler::{Guard, Pager};
 pub use park::{Paged, ParkReport, Parked, ReleaseError, park};

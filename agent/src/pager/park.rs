@@ -13,7 +13,7 @@ use super::handler::Pager;
 use super::recipes::{Recipes, Saved, StorePagesError};
 use super::space::{Counts, Hands, Space};
 use super::stopped::{ParkError, Stopped, Zapped};
-use super::store::Store;
+use super::store::{ParkedImage, Store};
 use crate::faults::Step;
 use crate::roads::{Stopwatch, blocking};
 use crate::sandbox::cgroup::{CgroupError, SandboxCgroup};
@@ -160,14 +160,29 @@ pub enum ReleaseError {
 }
 
 impl Paged {
+    /// Memory that is served by `spaces`.
+    pub(super) fn of(
+        pager: &Pager,
+        cgroup: &SandboxCgroup,
+        spaces: Vec<Arc<Space>>,
+        lost: Arc<Lost>,
+    ) -> Self {
+        Self { pager: pager.clone(), cgroup: cgroup.clone(), spaces, lost }
+    }
+
+    /// Gives back what it will touch, from now on.
+    pub fn push(&self) {
+        for space in &self.spaces {
+            self.pager.push(space);
+        }
+    }
+
     /// Lets a parked sandbox go on; what it touched last time is given back at once, the rest as it is touched.
     ///
     /// # Errors
     /// It cannot be thawed.
     pub fn unpark(&self) -> Result<(), CgroupError> {
-        for space in &self.spaces {
-            self.pager.push(space);
-        }
+        self.push();
         self.cgroup.thaw()
     }
 
@@ -215,11 +230,16 @@ impl Paged {
 
     fn stored(&self) -> Stored {
         let mut stored = Stored::default();
+        // Of a sandbox that was not parked yet, all processes have one image.
+        let mut seen: Vec<*const ParkedImage> = Vec::new();
         for space in &self.spaces {
             let state = space.lock();
-            stored.bytes += state.store().stored_bytes();
+            stored.bytes += state.store().table().memory_bytes() as u64;
             stored.pages += state.store().table().pages();
-            if let Some(image) = state.store().image() {
+            let image = state.store().image().filter(|image| !seen.contains(&Arc::as_ptr(image)));
+            if let Some(image) = image {
+                seen.push(Arc::as_ptr(image));
+                stored.bytes += image.image().stored_bytes();
                 stored.bases.extend(image.image().bases());
                 add(&mut stored.classes, image.image().classes());
             }
@@ -232,5 +252,10 @@ impl Paged {
     /// Bytes kept for it now.
     pub fn stored_bytes(&self) -> u64 {
         self.stored().bytes
+    }
+
+    /// Base snapshots that its pages are made from.
+    pub fn bases(&self) -> Vec<SnapshotId> {
+        self.stored().bases
     }
 }

@@ -215,6 +215,19 @@ impl Process {
         Ok(())
     }
 
+    /// Nothing of what is stored is there, from the beginning on. Pages that somebody has touched all the same get what is stored.
+    pub(super) fn begin(&mut self, store: Store) -> Result<(), ParkError> {
+        let served: Vec<Range<u64>> = self.registered.iter().map(pages).collect();
+        if let Some((page, _)) = store.table().places().find(|(page, _)| !is_in(&served, *page)) {
+            return Err(ParkError::Unserved { pid: self.pid, page });
+        }
+        self.space.lock().replace(store);
+        self.present.clone_from(&self.registered);
+        self.mend()?;
+        self.mark();
+        Ok(())
+    }
+
     /// Marks what is stored in the page table, so that it can be told whose a page is when the kernel's messages do not.
     fn mark(&self) {
         let mut state = self.space.lock();

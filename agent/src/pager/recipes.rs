@@ -166,7 +166,7 @@ impl Recipes {
         drop(image);
         let image = DedupImage::open(sealed.map_err(StorePagesError::Seal)?, &self.key)?;
         let held = held.into_iter().filter(|base| image.bases().contains(&base.id)).collect();
-        let parked = ParkedImage::new(image, held);
+        let parked = ParkedImage::new(Arc::new(image), held);
         let numbers = prove(&parked, saved, &kept, self.engine.threads)?;
         Ok(Some(Store::of(Arc::new(parked), &numbers)))
     }

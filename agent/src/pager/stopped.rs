@@ -77,6 +77,20 @@ pub enum ParkError {
     /// It was wanted back.
     #[error("it was wanted back before it was parked")]
     Cancelled,
+    /// Memory is stored of a process that is not there.
+    #[error("there is no process {inside} in it")]
+    Absent {
+        /// Its number in the sandbox.
+        inside: u32,
+    },
+    /// A page is stored where nothing can be missing.
+    #[error("page {page:#x} of process {pid} cannot be served")]
+    Unserved {
+        /// The process.
+        pid: Pid,
+        /// Its number.
+        page: u64,
+    },
 }
 
 /// Rounds of looking for processes.
@@ -88,6 +102,8 @@ pub(super) struct Stopped {
     operation: Operation,
     pager: Pager,
     cgroup: SandboxCgroup,
+    /// All of its processes.
+    pub(super) pids: Vec<Pid>,
     processes: Vec<Process>,
     left_out_pages: u64,
 }
@@ -100,15 +116,14 @@ impl Stopped {
         known: &[Arc<Space>],
         (lost, cancelled, resident_percent): (&Arc<Lost>, &CancellationToken, u32),
     ) -> Result<Self, ParkError> {
-        let mut operation = pager.operators().begin()?;
-        let pids = hold_all(&mut operation, cgroup)?;
+        let mut stopped = Self::hold(pager, cgroup)?;
         known.iter().try_for_each(|space| space.wait_settled())?;
         if known.iter().flat_map(|space| pager.children(space)).any(|child| !child.uffd.is_orphaned()) {
             return Err(ParkError::Forked);
         }
-        let (pager, cgroup) = (pager.clone(), cgroup.clone());
-        let mut stopped = Self { operation, pager, cgroup, processes: Vec::new(), left_out_pages: 0 };
-        match pids
+        match stopped
+            .pids
+            .clone()
             .into_iter()
             .try_for_each(|pid| stopped.look_at(pid, known, (lost, cancelled, resident_percent)))
         {
@@ -120,6 +135,39 @@ impl Stopped {
                 Err(error)
             }
         }
+    }
+
+    /// Stops a sandbox.
+    pub(super) fn hold(pager: &Pager, cgroup: &SandboxCgroup) -> Result<Self, ParkError> {
+        let mut operation = pager.operators().begin()?;
+        let pids = hold_all(&mut operation, cgroup)?;
+        let (pager, cgroup) = (pager.clone(), cgroup.clone());
+        Ok(Self { operation, pager, cgroup, pids, processes: Vec::new(), left_out_pages: 0 })
+    }
+
+    /// What is stored of a process is not there from the beginning.
+    pub(super) fn begin(&mut self, pid: Pid, lost: &Arc<Lost>, store: Store) -> Result<(), ParkError> {
+        let mut process = self.process(pid, &[], lost)?;
+        process.register()?;
+        process.begin(store)?;
+        self.processes.push(process);
+        Ok(())
+    }
+
+    /// Lets go of a sandbox whose memory is served from now on; it stands as it did before.
+    pub(super) fn let_stand(mut self) -> Result<Vec<Arc<Space>>, ParkError> {
+        self.unmap()?;
+        self.operation.let_go()?;
+        Ok(self.processes.into_iter().map(|process| process.space).collect())
+    }
+
+    /// Takes away what was ours in its processes.
+    fn unmap(&mut self) -> Result<(), OperatorError> {
+        for process in &self.processes {
+            let unmap = [process.scratch, SCRATCH_BYTES];
+            self.operation.call(process.pid, libc::SYS_munmap, &unmap, Stage::Call)?;
+        }
+        Ok(())
     }
 
     fn look_at(
@@ -211,10 +259,7 @@ impl Stopped {
             process.commit(stored);
             process.give_up(&mut self.operation)?;
         }
-        for process in &self.processes {
-            let unmap = [process.scratch, SCRATCH_BYTES];
-            self.operation.call(process.pid, libc::SYS_munmap, &unmap, Stage::Call)?;
-        }
+        self.unmap()?;
         self.operation.put_back()?;
         if let Err(error) = self.cgroup.begin_freeze() {
             // It is parked all the same: who runs gets its pages.

@@ -19,21 +19,21 @@ use crate::{
 /// Pages of a process as they were once, and what they are made from. Immutable.
 #[derive(Debug)]
 pub(super) struct ParkedImage {
-    image: DedupImage<MappedFile>,
+    image: Arc<DedupImage<MappedFile>>,
     held: Vec<Arc<Snapshot>>,
     bases: HeldPages,
 }
 
 impl ParkedImage {
     /// An image with all bases that it needs, whole.
-    pub(super) fn new(image: DedupImage<MappedFile>, held: Vec<Arc<Snapshot>>) -> Self {
+    pub(super) fn new(image: Arc<DedupImage<MappedFile>>, held: Vec<Arc<Snapshot>>) -> Self {
         let mut bases = HeldPages::default();
         held.iter().for_each(|base| bases.hold(base.clone()));
         Self { image, held, bases }
     }
 
     /// The image.
-    pub(super) const fn image(&self) -> &DedupImage<MappedFile> {
+    pub(super) fn image(&self) -> &DedupImage<MappedFile> {
         &self.image
     }
 
@@ -94,12 +94,6 @@ impl Store {
         self.table.moved(from, to, pages);
     }
 
-    /// All bytes kept for it.
-    pub(super) fn stored_bytes(&self) -> u64 {
-        let image = self.image.as_ref().map_or(0, |image| image.image.stored_bytes());
-        image + self.table.memory_bytes() as u64
-    }
-
     /// The image, once there is one.
     pub(super) const fn image(&self) -> Option<&Arc<ParkedImage>> {
         self.image.as_ref()
@@ -110,5 +104,10 @@ impl Store {
     /// The pages with these numbers, in order, as an image has them.
     pub(super) fn of(image: Arc<ParkedImage>, numbers: &[u64]) -> Self {
         Self { table: Table::of(numbers), image: Some(image) }
+    }
+
+    /// The pages with these numbers, in order, each where it says in the image.
+    pub(super) fn placed(image: Arc<ParkedImage>, pages: &[(u64, u32)]) -> Self {
+        Self { table: Table::placed(pages.iter().copied()), image: Some(image) }
     }
 }

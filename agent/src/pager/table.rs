@@ -34,10 +34,15 @@ pub(super) struct Table {
 impl Table {
     /// These pages, in order, are the pages of an image from 0 on.
     pub(super) fn of(pages: &[u64]) -> Self {
+        Self::placed(pages.iter().copied().zip(0..))
+    }
+
+    /// These pages, in order, each where it says in an image.
+    pub(super) fn placed(pages: impl Iterator<Item = (u64, u32)>) -> Self {
         let mut runs: Vec<Run> = Vec::new();
-        for (place, &first) in (0..).zip(pages) {
+        for (first, place) in pages {
             match runs.last_mut() {
-                Some(last) if last.end() == first => last.pages += 1,
+                Some(last) if last.end() == first && last.place + last.pages == place => last.pages += 1,
                 _ => runs.push(Run { first, pages: 1, place }),
             }
         }
@@ -149,6 +154,12 @@ mod tests {
                 prop_assert!(ranges.windows(2).all(|two| two[0].end <= two[1].start), "{:?}", ranges);
             }
         }
+    }
+
+    #[test]
+    fn neighbours_that_lie_apart_in_the_image_are_two_runs() {
+        let table = Table::placed([(10, 5), (11, 6), (12, 9), (13, 10)].into_iter());
+        assert_eq!((table.runs.len(), table.find(10), table.find(13)), (2, Some((5, 2)), Some((10, 1))));
     }
 
     #[test]

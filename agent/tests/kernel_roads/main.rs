@@ -5,6 +5,7 @@
 mod again;
 mod clones;
 mod holder;
+mod late;
 #[path = "../kernel_sandbox/node.rs"]
 #[allow(dead_code, reason = "shared with the sandbox tests, which need more of it")]
 mod node;
@@ -20,8 +21,15 @@ mod words;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let tests: Vec<runner::Test> =
-        [there_and_back::TESTS, again::TESTS, clones::TESTS, trouble::TESTS, words::TESTS, shrink::TESTS]
-            .concat();
+    let tests: Vec<runner::Test> = [
+        there_and_back::TESTS,
+        again::TESTS,
+        clones::TESTS,
+        late::TESTS,
+        trouble::TESTS,
+        words::TESTS,
+        shrink::TESTS,
+    ]
+    .concat();
     runner::main(&tests, &[])
 }

@@ -11,6 +11,8 @@ use medes_agent::{
     driver::{DedupOrder, Deduped, Restored},
     engine::Engine,
     faults::{Faults, Step},
+    pager::Pager,
+    park::{self, ParkOrder},
     reaper::Reaper,
     registry::Registry,
     restore::{self, NotRestored},
@@ -77,6 +79,26 @@ impl Station {
     pub(crate) fn set(&self, settings: EngineSettings) {
         let threads = NonZeroUsize::MIN.saturating_add(1);
         self.roads.set_engine(Engine::new(DomainKey::from_bytes([7; 32]), settings, threads));
+    }
+
+    /// From now on sandboxes come back late.
+    pub(crate) fn be_late(&mut self) {
+        let program = std::path::PathBuf::from(env!("CARGO_BIN_EXE_medes-agent"));
+        let pager = Pager::start(2, self.host.guard(), (self.roads.reaper.clone(), program));
+        self.roads.late = Some(pager.expect("a pager"));
+    }
+
+    /// A restore without a look at the memory, which would have to be there for that.
+    pub(crate) async fn restore_unseen(&self, stored: Stored) -> Result<(Warm, Restored), Box<NotRestored>> {
+        restore::restore(&self.roads, stored, false).await
+    }
+
+    /// Takes a sandbox's memory and leaves its processes.
+    pub(crate) async fn park(&self, id: SandboxId, warm: Warm) -> (Warm, Deduped) {
+        let pager = self.roads.late.as_ref().expect("a pager");
+        let (order, never) = (ParkOrder::default(), CancellationToken::new());
+        let parked = park::park(&self.roads, pager, id, warm, (order, &never)).await;
+        parked.expect("parked")
     }
 
     /// From now on this step fails, once.

@@ -152,8 +152,8 @@ impl control_server::Control for Fake {
         Ok(self.success(id, Vec::new()))
     }
 
-    async fn make_base(&self, request: Request<SandboxRequest>) -> Reply<OperationReply> {
-        Ok(self.success(request.into_inner().sandbox, Vec::new()))
+    async fn make_base(&self, _: Request<SandboxRequest>) -> Reply<OperationReply> {
+        Err(Status::unimplemented("the demo makes no base by hand"))
     }
 
     async fn dedup_sandbox(&self, request: Request<SandboxRequest>) -> Reply<OperationReply> {
@@ -185,7 +185,9 @@ impl control_server::Control for Fake {
             let here = sandboxes.values().filter(|sandbox| sandbox.node == node);
             let used_bytes = here.map(|s| if s.dedup { STORED_BYTES } else { PRIVATE_BYTES }).sum();
             let memory = Some(NodeMemory { used_bytes, ..Default::default() });
-            NodeRow { node: node.to_owned(), memory, ..Default::default() }
+            let (function, init) = ("html".to_owned(), Some(wire::InitState { revision: 1, clonable: true }));
+            let snapshots = vec![wire::SnapshotReport { function, init, ..Default::default() }];
+            NodeRow { node: node.to_owned(), memory, snapshots, ..Default::default() }
         };
         Ok(Response::new(wire::ListNodesReply { nodes: vec![row("b"), row("a")], ..Default::default() }))
     }

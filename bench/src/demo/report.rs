@@ -47,13 +47,16 @@ pub(super) struct Figures {
     /// All that is kept of it in dedup state.
     pub(super) stored_bytes: u64,
     pub(super) stored_fraction: f64,
-    /// Memory of the sandbox's whole node, as the kernel counts it.
+    /// Memory of the sandbox's whole node, as the kernel counts it: before, and when what only helped to store it is gone again.
     pub(super) node_bytes_before: u64,
     pub(super) node_bytes_after: u64,
     /// From the order to start a sandbox until it was ready.
     pub(super) cold_ms: f64,
     /// The same until its first answer.
     pub(super) cold_answer_ms: f64,
+    /// The same two of a clone.
+    pub(super) clone_ms: f64,
+    pub(super) clone_answer_ms: f64,
     /// Median of the requests to a warm sandbox.
     pub(super) warm_ms: f64,
     pub(super) dedup_ms: f64,
@@ -126,13 +129,14 @@ impl Report {
             "",
             "NODE FREED",
             "COLD",
+            "CLONE",
             "WARM",
             "DEDUP",
             "RESTORE",
             "ANSWERS",
             "MEMORY",
         ]);
-        for column in table.column_iter_mut().skip(1).take(8) {
+        for column in table.column_iter_mut().skip(1).take(9) {
             column.set_cell_alignment(CellAlignment::Right);
         }
         for row in &self.functions {
@@ -157,6 +161,7 @@ fn cells(function: &str, figures: &Figures) -> Vec<String> {
         // May be below zero, and then people should see it.
         mib(figures.node_bytes_before as f64 - figures.node_bytes_after as f64),
         ms(figures.cold_ms),
+        ms(figures.clone_ms),
         ms(figures.warm_ms),
         ms(figures.dedup_ms),
         ms(figures.restore_ms),
@@ -178,6 +183,8 @@ mod tests {
             node_bytes_after: 92 << 20,
             cold_ms: 123.4,
             cold_answer_ms: 130.0,
+            clone_ms: 33.0,
+            clone_answer_ms: 36.0,
             warm_ms: 1.25,
             dedup_ms: 80.0,
             restore_ms: 40.0,

@@ -1,6 +1,6 @@
 //! What happens to one function in the demo, from top to bottom, and what is compared on the way.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::{Context, Result, bail, ensure};
 use medes_proto::ids::SandboxId;
@@ -21,38 +21,41 @@ pub(super) struct Stage<'a> {
     pub(super) control: &'a mut Control,
     pub(super) gateway: &'a str,
     pub(super) function: &'a str,
-    /// Where the base is made, and where the other sandbox lives.
+    /// Where a sandbox is started from nothing, and where its clone lives.
     pub(super) nodes: &'a [String; 2],
+    /// How long a node keeps what only helps to store the next sandbox.
+    pub(super) settle: Duration,
 }
 
-/// Two sandboxes come up on two nodes. One becomes base. The other is deduplicated, answers a request and is
+/// One sandbox comes up from nothing, and one as a clone of the function's init snapshot. The clone is deduplicated, answers a request and is
 /// then taken through dedup and restore once more with its memory hashed before and after.
 pub(super) async fn tell(stage: &mut Stage<'_>) -> Result<Figures> {
-    let (base, cold_base, _) = stage.cold_start(0).await?;
-    let (sandbox, cold, cold_answer) = stage.cold_start(1).await?;
-    say("two cold starts", &format!("{cold_base:.0} ms, {cold:.0} ms"));
+    let (holder, bytes) = stage.control.wait_for_init(stage.function).await?;
+    say("init snapshot", &format!("{} on {holder}, taken before the first request", mib(bytes)));
+    let (_, cold, cold_answer) = stage.start(0, true).await?;
+    let (sandbox, clone, clone_answer) = stage.start(1, false).await?;
+    say("cold start", &format!("{cold:.0} ms"));
+    say("clone", &format!("{clone:.0} ms, {:.2} of that", clone / cold.max(f64::MIN_POSITIVE)));
 
-    stage.warm_requests(base).await?;
     let warm_ms = stage.warm_requests(sandbox).await?;
     let before = stage.ask(sandbox, COMPARED, "warm").await?;
     say("requests", &format!("{warm_ms:.1} ms each when warm"));
 
-    stage.control.make_base(base).await?;
-    say("base snapshot", &format!("of {base} on {}", stage.nodes[0]));
-
     let view_before = stage.control.fresh_view().await?;
     let private_bytes = private_bytes(&view_before, sandbox)?;
     let dedup = stage.control.dedup(sandbox, false).await?;
+    tokio::time::sleep(stage.settle).await;
     let view_after = stage.control.fresh_view().await?;
     let node_bytes = [used_bytes(&view_before, &stage.nodes[1])?, used_bytes(&view_after, &stage.nodes[1])?];
     let stored_bytes = dedup.report.stored_bytes;
     say(
         "dedup",
         &format!(
-            "{sandbox} from {} to {} in {:.0} ms; the node freed {}",
+            "{sandbox} from {} to {} in {:.0} ms; {} s later the node had freed {}",
             mib(private_bytes),
             mib(stored_bytes),
             dedup.wall_ms,
+            stage.settle.as_secs(),
             mib(node_bytes[0].saturating_sub(node_bytes[1])),
         ),
     );
@@ -79,6 +82,8 @@ pub(super) async fn tell(stage: &mut Stage<'_>) -> Result<Figures> {
         node_bytes_after: node_bytes[1],
         cold_ms: cold,
         cold_answer_ms: cold_answer,
+        clone_ms: clone,
+        clone_answer_ms: clone_answer,
         warm_ms,
         dedup_ms: dedup.wall_ms,
         restore_ms,
@@ -109,8 +114,8 @@ impl Reply {
 
 impl Stage<'_> {
     /// Starts a sandbox and asks it once. Returns the time to readiness, and to the first answer.
-    async fn cold_start(&mut self, node: usize) -> Result<(SandboxId, f64, f64)> {
-        let (sandbox, done) = self.control.start(self.function, &self.nodes[node]).await?;
+    async fn start(&mut self, node: usize, cold: bool) -> Result<(SandboxId, f64, f64)> {
+        let (sandbox, done) = self.control.start(self.function, &self.nodes[node], cold).await?;
         let first = self.ask(sandbox, 0, "warm").await?;
         Ok((sandbox, done.wall_ms, done.wall_ms + first.answer.wall_ms))
     }

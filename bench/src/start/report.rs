@@ -2,6 +2,7 @@
 
 use comfy_table::{CellAlignment, Table, presets::NOTHING};
 use medes_agent::sandbox::Usage;
+use medes_proto::sandbox::Phase;
 use serde::Serialize;
 
 use super::Measured;
@@ -81,7 +82,12 @@ impl From<Usage> for Memory {
 #[derive(Debug, Serialize)]
 pub(super) struct Figures {
     cold: Way,
+    /// A clone of the init snapshot, with all its memory before it runs.
+    clone: Way,
+    /// The same, with its memory as it is touched.
+    clone_late: Way,
     restore: Way,
+    restore_late: Way,
     unpark: Way,
     /// With a tenth of its pages resident while it is parked.
     unpark_resident: Way,
@@ -90,6 +96,12 @@ pub(super) struct Figures {
     park_again: Way,
     /// Steps of the last park.
     park_phases_ms: Vec<(String, f64)>,
+    /// Steps of the last clone.
+    clone_phases_ms: Vec<(String, f64)>,
+    clone_late_phases_ms: Vec<(String, f64)>,
+    /// After the first answer.
+    clone_memory: Memory,
+    clone_late_memory: Memory,
     warm_memory: Memory,
     parked_memory: Memory,
     parked_resident_memory: Memory,
@@ -102,6 +114,10 @@ pub(super) struct Figures {
     cycles: u32,
 }
 
+fn steps(phases: &[Phase]) -> Vec<(String, f64)> {
+    phases.iter().map(|phase| (phase.name.clone(), phase.took.as_secs_f64() * 1e3)).collect()
+}
+
 impl Row {
     pub(super) fn measured(function: String, measured: &Measured) -> Self {
         let (warm, parked) = measured.memory.unwrap_or_default();
@@ -112,16 +128,20 @@ impl Row {
         let (unpark, unpark_resident) = (Way::of(&measured.unpark), Way::of(&measured.unpark_resident));
         let figures = Figures {
             cold: Way::of(&measured.cold),
+            clone: Way::of(&measured.clone),
+            clone_late: Way::of(&measured.clone_late),
             restore: Way::of(&measured.restore),
+            restore_late: Way::of(&measured.restore_late),
             unpark,
             unpark_resident,
             warm: Way::of(&measured.warm),
             first_park: Way::of(&measured.first_park),
             park_again: Way::of(&measured.park),
-            park_phases_ms: last
-                .into_iter()
-                .map(|phase| (phase.name, phase.took.as_secs_f64() * 1e3))
-                .collect(),
+            park_phases_ms: steps(&last),
+            clone_phases_ms: steps(&measured.clone_phases),
+            clone_late_phases_ms: steps(&measured.clone_late_phases),
+            clone_memory: measured.clone_memory.into(),
+            clone_late_memory: measured.clone_late_memory.into(),
             warm_memory: warm.into(),
             parked_memory: parked.into(),
             parked_resident_memory: resident.into(),
@@ -159,7 +179,14 @@ impl experiment::Report for Report {
             let Memory { anonymous, kernel, shared } = figures.parked_memory;
             (anonymous + kernel + shared) as f64 / f64::from(1 << 20)
         });
+        let clone = |figures: &Figures| figures.clone_late.p50.min(figures.clone.p50) / figures.cold.p50;
         self.targets = vec![
+            Target::at_most(
+                "clone to first answer, of a cold start, p50 of the better way, worst function",
+                0.15,
+                worst(&clone),
+                "x",
+            ),
             Target::at_most(
                 "unpark to first answer beyond the warm request, p99, worst function",
                 40.0,
@@ -190,7 +217,10 @@ impl experiment::Report for Report {
         let mut times = table(&[
             "function",
             "cold",
+            "clone",
+            "late",
             "restore",
+            "late",
             "unpark",
             "p95",
             "p99",
@@ -199,14 +229,26 @@ impl experiment::Report for Report {
             "first park",
             "again",
         ]);
-        let mut sizes =
-            table(&["function", "warm", "parked", "of it kernel", "stored", "as an image", "cycles"]);
+        let mut sizes = table(&[
+            "function",
+            "warm",
+            "clone",
+            "late",
+            "parked",
+            "of it kernel",
+            "stored",
+            "as an image",
+            "cycles",
+        ]);
         for (function, figures) in self.figures() {
-            let Figures { cold, restore, unpark, warm, first_park, park_again, .. } = figures;
+            let Figures { cold, clone, restore, unpark, warm, first_park, park_again, .. } = figures;
             times.add_row([
                 function.to_owned(),
                 ms(cold.p50),
+                ms(clone.p50),
+                ms(figures.clone_late.p50),
                 ms(restore.p50),
+                ms(figures.restore_late.p50),
                 ms(unpark.p50),
                 ms(unpark.p95),
                 ms(unpark.p99),
@@ -219,6 +261,8 @@ impl experiment::Report for Report {
             sizes.add_row([
                 function.to_owned(),
                 held(figures.warm_memory),
+                held(figures.clone_memory),
+                held(figures.clone_late_memory),
                 held(figures.parked_memory),
                 mib(figures.parked_memory.kernel as f64),
                 mib(figures.parked_stored_bytes as f64),

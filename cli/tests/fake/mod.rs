@@ -343,7 +343,7 @@ impl Control for Fake {
         &self,
         request: Request<wire::StartSandboxRequest>,
     ) -> Reply<wire::OperationReply> {
-        let wire::StartSandboxRequest { function, node } = request.into_inner();
+        let wire::StartSandboxRequest { function, node, .. } = request.into_inner();
         self.asked.note(format!("start {function} on {node:?}"));
         operation(success(sandbox(4, &function, SandboxState::Warm), false))
     }

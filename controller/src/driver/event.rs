@@ -165,6 +165,8 @@ pub enum Operation {
         function: FunctionName,
         /// Where; the scheduler's choice if absent.
         node: Option<NodeId>,
+        /// From nothing, also where a clone would be made.
+        cold: bool,
     },
     /// A base snapshot of a warm sandbox.
     MakeBase(SandboxId),

@@ -18,9 +18,9 @@ const ASKED_FOR: &str = "somebody asked for one more sandbox";
 impl Driver {
     pub(super) fn asked(&mut self, now: Now, ticket: Ticket, operation: Operation, out: &mut Vec<Action>) {
         let done = match operation {
-            Operation::Start { function, node } => self
+            Operation::Start { function, node, cold } => self
                 .choose_node(now, &function, node)
-                .and_then(|node| self.start(now, &function, (&node, true), Some(ticket), ASKED_FOR, out)),
+                .and_then(|node| self.start(now, &function, (&node, !cold), Some(ticket), ASKED_FOR, out)),
             Operation::MakeBase(id) => self.idle_in(id, Life::Warm).and_then(|id| {
                 self.decide(id, asked_for("base"), out);
                 told(self.make_base(now, id, false, Some(ticket), out), id)

@@ -193,7 +193,7 @@ impl Bench {
     /// Starts one warm sandbox of `f` and returns it.
     fn warm(&mut self, connection: ConnectionId) -> SandboxId {
         let node = self.driver.connections[&connection].clone();
-        self.ask(Operation::Start { function: "f".parse().unwrap(), node: Some(node) });
+        self.ask(Operation::Start { function: "f".parse().unwrap(), node: Some(node), cold: false });
         let (id, command) = self.command();
         self.succeed(connection, id, &command);
         self.clear();

@@ -122,7 +122,8 @@ impl Cluster {
     }
 
     pub(crate) async fn start_sandbox(&mut self, function: &str) -> SandboxReport {
-        let request = wire::StartSandboxRequest { function: function.into(), node: String::new() };
+        let request =
+            wire::StartSandboxRequest { function: function.into(), node: String::new(), cold: false };
         succeeded(self.control.start_sandbox(request).await).sandbox.unwrap().try_into().unwrap()
     }
 

@@ -214,9 +214,13 @@ fn operations_that_make_no_sense_now_are_refused_at_once() {
         (Operation::Restore { sandbox: warm, digest_memory: false }, FailureKind::Busy),
         (Operation::MakeBase(asleep), FailureKind::Busy),
         (Operation::Purge(nobody), FailureKind::NotFound),
-        (Operation::Start { function: "g".parse().unwrap(), node: None }, FailureKind::NotFound),
+        (Operation::Start { function: "g".parse().unwrap(), node: None, cold: false }, FailureKind::NotFound),
         (
-            Operation::Start { function: "f".parse().unwrap(), node: Some("n9".parse().unwrap()) },
+            Operation::Start {
+                function: "f".parse().unwrap(),
+                node: Some("n9".parse().unwrap()),
+                cold: false,
+            },
             FailureKind::NotFound,
         ),
     ];

@@ -647,7 +647,7 @@ impl World {
             (2, Some(sandbox)) => Operation::Restore { sandbox, digest_memory },
             (3, Some(sandbox)) => Operation::MakeBase(sandbox),
             (4, Some(sandbox)) => Operation::Purge(sandbox),
-            _ => Operation::Start { function: "f".parse().unwrap(), node: None },
+            _ => Operation::Start { function: "f".parse().unwrap(), node: None, cold: false },
         };
         self.tell(Event::Asked { ticket, operation });
     }

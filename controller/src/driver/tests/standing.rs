@@ -33,8 +33,11 @@ fn a_cordoned_node_serves_with_what_it_has_and_starts_nothing() {
     assert_eq!(bench.sent()[0].1.sandbox, sandbox);
     bench.request(2);
     assert_eq!(commanded(&bench), [two]);
-    let refused =
-        bench.ask(Operation::Start { function: "f".parse().unwrap(), node: Some("n1".parse().unwrap()) });
+    let refused = bench.ask(Operation::Start {
+        function: "f".parse().unwrap(),
+        node: Some("n1".parse().unwrap()),
+        cold: false,
+    });
     let why = bench.answer_to(refused).unwrap().clone().unwrap_err();
     assert_eq!((why.kind, &*why.message), (FailureKind::Busy, "node n1 is cordoned"));
 }
