@@ -118,7 +118,7 @@ pub async fn make_init(
         };
         made.inspect_err(failed).ok()
     });
-    snapshot.is_init(Init { revision, image });
+    snapshot.is_init(Init::new(revision, image));
     watch.step("skeleton");
     publish(roads, engine, snapshot, watch).await
 }
@@ -199,7 +199,7 @@ pub fn report(snapshot: &Snapshot) -> SnapshotReport {
         bytes: snapshot.len_bytes(),
         init: snapshot
             .init()
-            .map(|Init { revision, image }| InitState { revision: *revision, clonable: image.is_some() }),
+            .map(|Init { revision, image, .. }| InitState { revision: *revision, clonable: image.is_some() }),
     }
 }
 

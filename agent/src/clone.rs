@@ -18,7 +18,7 @@ use medes_proto::{
 };
 
 use crate::{
-    bases::replicas::FetchError,
+    bases::{local::Snapshot, replicas::FetchError},
     earlier::Origin,
     init::{self, HookError},
     restore::{self, RestoreError},
@@ -102,7 +102,7 @@ pub async fn clone(
     let id = sandbox::SandboxId::new(sandbox.to_string()).map_err(CreateError::from);
     let id = id.map_err(|error| nothing_left(error.into()))?;
     let housing = Housing::create(host, &id, launch).await.map_err(|error| nothing_left(error.into()))?;
-    let Source { image, sections, hooks } = source;
+    let Source { snapshot, image, sections, hooks } = source;
     let folder = housing.private_dir().to_owned();
     let unpacked = blocking(move || init::unpack_files(&sections, &folder)).await;
     if let Err(error) = unpacked.and_then(|()| housing.number(sandbox.get())) {
@@ -112,7 +112,8 @@ pub async fn clone(
     let mut phases = watch.phases();
     let places = BTreeMap::from([(place.snapshot, place.clone())]);
     let origin = Origin { places, files: Vec::new(), aligned_with: None };
-    let stored = Stored { spec, housing, image, origin, tracked: None };
+    let learnt = snapshot.init().map(|init| init.touched.learnt()).unwrap_or_default();
+    let stored = Stored { spec, housing, image, origin, tracked: None, learnt };
     let (warm, restored) = match restore::restore(roads, stored, false).await {
         Ok(restored) => restored,
         Err(not) => {
@@ -121,6 +122,9 @@ pub async fn clone(
         }
     };
     phases.extend(restored.phases);
+    if let (Some(init), Some(paged)) = (snapshot.init(), &warm.paged) {
+        paged.goes_to(&init.touched);
+    }
     let mut watch = Stopwatch::start();
     if let Err(error) = init::tell_restored(&warm.housing, hooks, sandbox).await {
         return Err(Box::new(NotCloned { housing: Some(warm.housing), error: error.into() }));
@@ -132,6 +136,7 @@ pub async fn clone(
 
 /// What a clone is made of, besides pages.
 struct Source {
+    snapshot: Arc<Snapshot>,
     image: crate::memory_file::MappedFile,
     sections: medes_dedup::image::Sections,
     hooks: init::Hooks,
@@ -148,7 +153,7 @@ async fn source(roads: &Roads, spec: &FunctionSpec, place: &SnapshotPlace) -> Re
     blocking(move || {
         let sections = DedupImage::open(opened, &key)?.sections()?;
         let hooks = init::hooks(&sections).ok_or(CloneError::NotClonable)?;
-        Ok(Source { image, sections, hooks })
+        Ok(Source { snapshot, image, sections, hooks })
     })
     .await
 }

@@ -268,7 +268,8 @@ async fn give_back(warm: Warm, made: Made) -> (Stored, Deduped) {
     watch.step("end");
     deduped.stored_bytes += housing.private_bytes();
     deduped.phases = watch.phases();
-    (Stored { spec, housing, image, origin, tracked: past.tracked }, deduped)
+    let (tracked, learnt) = (past.tracked, past.learnt);
+    (Stored { spec, housing, image, origin, tracked, learnt }, deduped)
 }
 
 async fn digest_stopped(warm: &Warm, dump: &Arc<Dump>) -> Result<[u8; 32], DedupError> {

@@ -19,7 +19,7 @@ use crate::{
     dump::Folder,
     memory_file::{MappedFile, NewFile},
     page_work,
-    pager::Missing,
+    pager::{Learnt, Missing},
     restore::{LaidOut, RestoreError},
     roads::blocking,
     skeleton::{self, UnpackError},
@@ -29,7 +29,7 @@ use crate::{
 pub(crate) async fn lay_out(
     threads: NonZeroUsize,
     image: DedupImage<MappedFile>,
-    (bases, whole): (HeldPages, Vec<Arc<Snapshot>>),
+    (bases, whole, learnt): (HeldPages, Vec<Arc<Snapshot>>, Learnt),
     folder: Folder,
 ) -> Result<(LaidOut, Missing), RestoreError> {
     blocking(move || {
@@ -56,7 +56,7 @@ pub(crate) async fn lay_out(
             .collect();
         page_work::rebuild_some(&image, &bases, &mut out, threads)?;
         let laid = LaidOut { masks: unpacked.masks, pipe: unpacked.pipe, files: set.pages, folder };
-        Ok((laid, Missing { image: Arc::new(image), bases: whole, pages }))
+        Ok((laid, Missing { image: Arc::new(image), bases: whole, pages, learnt }))
     })
     .await
 }

@@ -155,7 +155,7 @@ pub async fn restore(
     stored: Stored,
     digest_memory: bool,
 ) -> Result<(Warm, Restored), Box<NotRestored>> {
-    let Stored { spec, mut housing, image, mut origin, tracked } = stored;
+    let Stored { spec, mut housing, image, mut origin, tracked, learnt } = stored;
     let engine = match roads.engine() {
         Ok(engine) => engine,
         Err(error) => return Err(Box::new(NotRestored { housing, error: error.into() })),
@@ -175,7 +175,7 @@ pub async fn restore(
         let late = roads.late.clone().filter(|_| !digest_memory).zip(bases.whole());
         let laid = match late {
             Some((pager, whole)) => {
-                let laid = late::lay_out(engine.threads, image, (bases, whole), folder).await;
+                let laid = late::lay_out(engine.threads, image, (bases, whole, learnt.clone()), folder).await;
                 laid.map(|(laid, missing)| (laid, missing.image.clone(), Some((pager, missing))))
             }
             None => {
@@ -210,7 +210,7 @@ pub async fn restore(
             let in_place = paged.is_some();
             let restored = Restored { phases: watch.phases(), memory_digest, in_place };
             // Never to be restored again: only to tell what has changed since.
-            let past = Past { tracked, earlier: Earlier::keep(&roads.earlier, image, origin) };
+            let past = Past { tracked, earlier: Earlier::keep(&roads.earlier, image, origin), learnt };
             Ok((Warm { spec, housing, tree, past, paged }, restored))
         }
         Err(error) => Err(Box::new(NotRestored { housing, error })),

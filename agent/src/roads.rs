@@ -15,7 +15,7 @@ use crate::{
     engine::Engine,
     faults::Faults,
     memory_file::MappedFile,
-    pager::{Paged, Pager},
+    pager::{Learnt, Paged, Pager},
     reaper::Reaper,
     registry::Registry,
     sandbox::{Housing, Intake, Tree},
@@ -51,6 +51,8 @@ pub struct Past {
     pub tracked: Option<Arc<Tracked>>,
     /// The image it came back from.
     pub earlier: Option<Arc<Earlier>>,
+    /// What it touched when it came back late or was parked.
+    pub learnt: Learnt,
 }
 
 impl Past {
@@ -76,6 +78,8 @@ pub struct Stored {
     pub origin: Origin,
     /// Its heat, kept for its next life.
     pub tracked: Option<Arc<Tracked>>,
+    /// What it will touch, if it comes back late.
+    pub learnt: Learnt,
 }
 
 /// What a dedup does with pages that requests write all the time.

@@ -122,9 +122,15 @@ const CONTROLLER: [Metric; 20] = rows(
             "medes_start_seconds",
             "seconds",
             "start",
-            "a cold start or restore, from command to answer",
+            "a cold start, clone or restore, from command to answer",
         ),
-        (Counter, "medes_starts_total", "starts", "start, function", "cold starts and restores begun"),
+        (
+            Counter,
+            "medes_starts_total",
+            "starts",
+            "start, function",
+            "cold starts, clones and restores begun",
+        ),
         (Counter, "medes_trace_events_total", "events", "kind", "events published to the trace"),
     ],
 );
@@ -146,7 +152,7 @@ const AGENT: [Metric; 14] = rows(
             "medes_operations_total",
             "operations",
             "operation, result",
-            "launch, dedup, shrink, base, replicate, restore: done or failed",
+            "launch, clone, dedup, shrink, base, replicate, restore: done or failed",
         ),
         (
             Histogram,

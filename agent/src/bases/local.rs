@@ -24,7 +24,7 @@ use super::{
     base_pages::{BasePages, ReadPagesError},
     frame::{self, Exposed, Refusal},
 };
-use crate::memory_file::MappedFile;
+use crate::{memory_file::MappedFile, pager::School};
 
 /// One base snapshot. Immutable.
 #[derive(Debug)]
@@ -51,6 +51,15 @@ pub struct Init {
     pub revision: u64,
     /// An image of its sandbox ([`crate::init`]); `None`: no sandbox may be made of it.
     pub image: Option<MappedFile>,
+    /// What clones touch first.
+    pub touched: School,
+}
+
+impl Init {
+    /// One of which no sandbox was made yet.
+    pub fn new(revision: u64, image: Option<MappedFile>) -> Self {
+        Self { revision, image, touched: School::default() }
+    }
 }
 
 /// The process of a snapshot that sandboxes are aligned with: its largest one, whose pages are the snapshot's first.
@@ -173,7 +182,7 @@ impl Snapshot {
             pages: self.page_count(),
             hash: *self.hash.get_or_init(|| *blake3::hash(self.bytes.as_ref()).as_bytes()),
             processes: self.processes.clone(),
-            init: self.init().map(|Init { revision, image }| InitSnapshot {
+            init: self.init().map(|Init { revision, image, .. }| InitSnapshot {
                 revision: *revision,
                 image: image.as_ref().map(|image| image.as_ref().to_vec()).unwrap_or_default(),
             }),

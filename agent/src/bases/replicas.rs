@@ -244,7 +244,7 @@ async fn fetch_whole(
     if let Some(InitSnapshot { revision, image }) = init {
         let keep = |source| FetchError::Keep { snapshot: place.snapshot, source };
         let image = (!image.is_empty()).then(|| crate::init::seal(&image)).transpose().map_err(keep)?;
-        fetched.is_init(Init { revision, image });
+        fetched.is_init(Init::new(revision, image));
     }
     Ok(Arc::new(fetched))
 }

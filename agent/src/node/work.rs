@@ -254,6 +254,7 @@ pub(super) async fn dedup(
 /// Brings back what is missing of a sandbox that was parked: CRIU would take it for zeros.
 async fn whole(sandbox: SandboxId, warm: &mut Warm) -> Result<(), Failure> {
     let Some(paged) = warm.paged.clone() else { return Ok(()) };
+    warm.past.learnt = paged.learnt();
     if let Err(error) = paged.release().await {
         // Pages of it may still be missing, and somebody must know.
         let kind = match error {

@@ -10,6 +10,7 @@ use nix::unistd::Pid;
 
 use super::fault::Lost;
 use super::handler::Pager;
+use super::learnt::Learnt;
 use super::park::Paged;
 use super::stopped::{ParkError, Stopped};
 use super::store::{ParkedImage, Store};
@@ -29,6 +30,8 @@ pub struct Missing {
     /// Of each process, by the number it has in the sandbox: the numbers (address / 4096) of the pages that are missing, in order, and where
     /// in the image they are.
     pub pages: BTreeMap<u32, Vec<(u64, u32)>>,
+    /// What it will touch, as far as that is known.
+    pub learnt: Learnt,
 }
 
 /// Takes the memory of a stopped sandbox into our hands. It stands as before when this returns.
@@ -44,13 +47,13 @@ pub async fn bring(
     let (pager, cgroup) = (pager.clone(), cgroup.clone());
     blocking(move || {
         let lost = Arc::new(Lost::new(cgroup.clone(), faults));
-        let Missing { image, bases, mut pages } = missing;
+        let Missing { image, bases, mut pages, mut learnt } = missing;
         let image = Arc::new(ParkedImage::new(image, bases));
         let mut stopped = Stopped::hold(&pager, &cgroup)?;
         for pid in stopped.pids.clone() {
             let inside = number_inside(pid).map_err(|source| ParkError::Look { pid, source })?;
             let pages = pages.remove(&inside).unwrap_or_default();
-            stopped.begin(pid, &lost, Store::placed(image.clone(), &pages))?;
+            stopped.begin(pid, &lost, (Store::placed(image.clone(), &pages), learnt.take(inside)))?;
         }
         if let Some((inside, _)) = pages.pop_first() {
             return Err(ParkError::Absent { inside });
@@ -62,7 +65,7 @@ pub async fn bring(
 }
 
 /// The number of a process in the innermost namespace it is in.
-fn number_inside(pid: Pid) -> std::io::Result<u32> {
+pub(super) fn number_inside(pid: Pid) -> std::io::Result<u32> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
     let last = numbers.and_then(|numbers| numbers.split_ascii_whitespace().next_back()?.parse().ok());

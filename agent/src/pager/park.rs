@@ -25,7 +25,7 @@ use crate::sandbox::cgroup::{CgroupError, SandboxCgroup};
 pub struct Paged {
     pager: Pager,
     cgroup: SandboxCgroup,
-    spaces: Vec<Arc<Space>>,
+    pub(super) spaces: Vec<Arc<Space>>,
     lost: Arc<Lost>,
 }
 

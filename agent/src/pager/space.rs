@@ -16,6 +16,7 @@ use nix::unistd::Pid;
 use super::changes::{self, Change, Unclear};
 use super::deadline::{DEADLINE, UnderWay};
 use super::fault::{FaultError, Lost};
+use super::learnt::Pupil;
 use super::ranges::is_in;
 use super::store::Store;
 use super::working_set::{Hot, WorkingSet};
@@ -106,6 +107,8 @@ pub(super) struct State {
     pub(super) changes: Vec<Change>,
     /// Whether everything that was stored was marked in the page table.
     pub(super) is_marked: bool,
+    /// To whom it hands on what it knows when it ends.
+    pub(super) pupil: Option<Pupil>,
     /// The page behind the last one of zeros it was given, and how many it was given.
     zeros: (u64, usize),
     /// What was done.
@@ -123,6 +126,15 @@ pub(super) struct Space {
     /// Whom to end if a page cannot be had.
     pub(super) lost: Arc<Lost>,
     state: Mutex<State>,
+}
+
+impl Drop for Space {
+    fn drop(&mut self) {
+        let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if let Some(pupil) = state.pupil.take() {
+            pupil.leave(state);
+        }
+    }
 }
 
 impl Space {

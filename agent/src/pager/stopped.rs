@@ -16,6 +16,7 @@ use super::process::{Process, SCRATCH_BYTES};
 use super::recipes::{Saved, StorePagesError};
 use super::space::{Space, Unsettled};
 use super::store::Store;
+use super::working_set::WorkingSet;
 use crate::inject::{ForWhat, InjectError, Operation, OperatorError, Stage, make_userfaultfd};
 use crate::sandbox::cgroup::{CgroupError, SandboxCgroup};
 use crate::uffd::{PAGING, Uffd};
@@ -146,10 +147,16 @@ impl Stopped {
     }
 
     /// What is stored of a process is not there from the beginning.
-    pub(super) fn begin(&mut self, pid: Pid, lost: &Arc<Lost>, store: Store) -> Result<(), ParkError> {
+    pub(super) fn begin(
+        &mut self,
+        pid: Pid,
+        lost: &Arc<Lost>,
+        (store, working_set): (Store, WorkingSet),
+    ) -> Result<(), ParkError> {
         let mut process = self.process(pid, &[], lost)?;
         process.register()?;
         process.begin(store)?;
+        process.space.lock().working_set = working_set;
         self.processes.push(process);
         Ok(())
     }

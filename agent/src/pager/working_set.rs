@@ -11,6 +11,7 @@
 //! The best of them need not be given back at all: within a budget they stay where they are while the rest is taken
 //! ([`WorkingSet::stay`]).
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 /// One page of a working set.
@@ -99,6 +100,13 @@ impl WorkingSet {
         judged.for_each(|hot| hot.written = is_written(hot.page));
     }
 
+    /// Pages that were missed since; which others were written nobody has looked at, so these stay what they were.
+    pub(super) fn come_to_know(&mut self, missed: Vec<Hot>) {
+        let written = self.pages.iter().chain(&missed).filter(|hot| hot.written);
+        let written: BTreeSet<u64> = written.map(|hot| hot.page).collect();
+        self.learn(missed, |page| written.contains(&page));
+    }
+
     /// The pages at these numbers have other contents, or none.
     pub(super) fn forget(&mut self, pages: &Range<u64>) {
         self.pages.retain(|hot| !pages.contains(&hot.page));
@@ -166,6 +174,17 @@ mod tests {
         assert_eq!(set.pages.iter().filter(|hot| hot.written).count(), written);
         set.forget(&(0..150));
         assert_eq!(set.stay, [0; 0]);
+    }
+
+    #[test]
+    fn who_begins_where_another_did_knows_what_that_one_touched() {
+        let mut first = WorkingSet::default();
+        first.come_to_know(vec![Hot { written: true, ..hot(3) }, hot(5)]);
+        let mut second = first.clone();
+        second.begin();
+        second.come_to_know(vec![hot(7)]);
+        let known: Vec<(u64, bool)> = second.begin().iter().map(|hot| (hot.page, hot.written)).collect();
+        assert!([(3, true), (5, false), (7, false)].iter().all(|page| known.contains(page)), "{known:?}");
     }
 
     #[test]

@@ -12,6 +12,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("what_is_touched_is_what_it_was", what_is_touched_is_what_it_was),
     ("children_and_threads_come_back_late", children_and_threads_come_back_late),
     ("clones_share_what_they_do_not_touch", clones_share_what_they_do_not_touch),
+    ("a_clone_knows_what_the_last_one_touched", a_clone_knows_what_the_last_one_touched),
     ("who_came_back_late_is_put_away_again", who_came_back_late_is_put_away_again),
     ("a_late_restore_that_fails_leaves_nothing", a_late_restore_that_fails_leaves_nothing),
 ];
@@ -131,6 +132,37 @@ fn clones_share_what_they_do_not_touch() {
         for clone in clones {
             clone.housing.remove().await.expect("removed");
         }
+    });
+}
+
+fn a_clone_knows_what_the_last_one_touched() {
+    at_station(SCRATCH, async |mut station: Station| {
+        station.be_late();
+        let launch = node::function();
+        let (first, warm) = station.start_with(&launch, "start = 'clone'").await;
+        run(&warm, SET_UP).await;
+        let report = station.init(first, &warm).await;
+        warm.housing.remove().await.expect("removed");
+        let mut missed = Vec::new();
+        for _ in 0..4 {
+            let id = station.id();
+            let (clone, _) =
+                station.clone_of(id, report.id, &launch, "start = 'clone'").await.expect("a clone");
+            // As long as it takes to have all that is known given back.
+            tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+            assert_eq!(value(&clone, SUM).await, "49999");
+            let counts = clone.paged.as_ref().expect("late").counts();
+            assert_eq!(counts.pushed > 100, !missed.is_empty(), "{counts:?}");
+            missed.push(counts.missed);
+            // The next one asks while it lives, and this one ends before.
+            let next = station.id();
+            let (other, _) =
+                station.clone_of(next, report.id, &launch, "start = 'clone'").await.expect("a clone");
+            clone.housing.remove().await.expect("removed");
+            other.housing.remove().await.expect("removed");
+        }
+        // The first one was given some pages around each that it missed; the second one tells which of them it takes.
+        assert!(missed[3] * 4 < missed[0].max(missed[1]), "{missed:?}");
     });
 }
 

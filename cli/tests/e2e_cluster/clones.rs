@@ -64,6 +64,44 @@ fn the_next_sandboxes_begin_where_the_first_one_did() {
 }
 
 #[test]
+fn sandboxes_whose_memory_comes_late_are_what_they_were() {
+    if !can_run("sandboxes_whose_memory_comes_late_are_what_they_were") {
+        return;
+    }
+    let late = ["--restore", "late"];
+    let cluster = cluster(&[("a", &late), ("b", &late)]);
+    let holder = apply(&cluster, "memory = '256MiB'\nstart = 'clone'");
+    purge(&cluster);
+    let clone = cluster.post("f/count");
+    assert_eq!((clone.start(), clone.node(), &clone.good()["count"]), ("clone", &*holder, &json!(1)));
+    let row = cluster.row(clone.sandbox()).unwrap();
+    assert_eq!(
+        row["bases"].as_array().map(Vec::len),
+        Some(1),
+        "what it has not touched is the base's: {row}"
+    );
+    cluster.post_to(clone.sandbox(), "f/family").good();
+    cluster.post_to(clone.sandbox(), "f/ballast?mib=8").good();
+    let mut expected = cluster.post_to(clone.sandbox(), "f/look").good();
+    for cycle in 1..=2 {
+        cluster.ask(&["dedup", clone.sandbox()]);
+        let back = cluster.post_to(clone.sandbox(), "f/look");
+        assert_eq!(back.start(), "restore", "{back:?}");
+        let found = back.good();
+        for name in ["tcp", "unix", "path", "pid"] {
+            let grown = name == "path";
+            assert!(grown || found[name] == expected[name], "cycle {cycle}, {name}: {found} {expected}");
+        }
+        let asked = |look: &Value| look["threads"][0].as_u64().unwrap();
+        assert_eq!(asked(&found), asked(&expected) + 1, "its threads go on counting");
+        expected = found;
+    }
+    // A purge in the middle of it leaves nothing.
+    purge(&cluster);
+    assert_eq!(cluster.processes().len(), 0);
+}
+
+#[test]
 fn without_its_snapshot_a_function_starts_from_nothing_and_has_one_again() {
     if !can_run("without_its_snapshot_a_function_starts_from_nothing_and_has_one_again") {
         return;
@@ -75,6 +113,10 @@ fn without_its_snapshot_a_function_starts_from_nothing_and_has_one_again() {
     let reply = cluster.post("f/count");
     assert_eq!((reply.start(), &reply.good()["count"]), ("cold", &json!(1)), "{reply:?}");
     let second = until("there is a snapshot again", || holder(&cluster).filter(|node| *node != first));
+    until("what was on the other node is given up", || {
+        let rows = cluster.ask(&["ps"]);
+        rows.as_array()?.iter().all(|row| row["node"] == json!(second)).then_some(())
+    });
     purge(&cluster);
     let clone = cluster.post("f/count");
     assert_eq!((clone.start(), clone.node()), ("clone", &*second), "{clone:?}");
