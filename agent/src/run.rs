@@ -77,13 +77,8 @@ pub async fn run(config: Config) -> Result<()> {
     let tracking = tracking(&config, &reaper, &mut lacks)?;
     metrics::sight(watch.sight(), tracking.as_ref().map(|tracking| tracking.way));
     let pager = pager(&host, &reaper).map_err(|error| lacks.push(format!("parking: {error}"))).ok();
-    let roads = roads(&config, &reaper, &tasks, &stop, &bases, channel.clone()).await;
-    let late = pager.clone().filter(|_| config.restore == HowRestored::Late);
-    let mut roads = roads.map_err(|error| lacks.push(format!("CRIU: {error:#}"))).ok();
-    if let Some(roads) = &mut roads {
-        roads.late = late;
-    }
-    let roads = roads.map(Arc::new);
+    let roads = roads(&config, (&reaper, pager.as_ref()), &tasks, &stop, &bases, channel.clone()).await;
+    let roads = roads.map_err(|error| lacks.push(format!("CRIU: {error:#}"))).ok().map(Arc::new);
     lacks.iter().for_each(|lack| tracing::warn!(lack, "this node cannot do everything"));
     let identity = Identity {
         node: config.node.clone(),
@@ -230,7 +225,7 @@ fn pager(host: &Host, reaper: &Reaper) -> io::Result<Pager> {
 /// Finds and tries CRIU, and starts the workers that wait for restores.
 async fn roads(
     config: &Config,
-    reaper: &Reaper,
+    (reaper, pager): (&Reaper, Option<&Pager>),
     tasks: &TaskTracker,
     stop: &CancellationToken,
     bases: &Arc<Bases>,
@@ -244,6 +239,7 @@ async fn roads(
     let registry = Registry::new(channel, READ_DEADLINE);
     let mut roads = Roads::new((criu, pool), reaper.clone(), bases.clone(), registry, faults);
     (roads.hot_pages, roads.earlier) = (config.hot_pages, Room::new(config.earlier_memory.0));
+    roads.late = pager.filter(|_| config.restore == HowRestored::Late).cloned();
     Ok(roads)
 }
 
