@@ -266,6 +266,40 @@ mod tests {
         }
     }
 
+    /// Sections as an image has them that holds these files.
+    fn sections(files: Vec<u8>) -> Sections {
+        let key = DomainKey::from_bytes([1; 32]);
+        let mut image = ImageBuilder::new(&key);
+        image.section(FILES, files).unwrap();
+        medes_dedup::image::DedupImage::open(image.finish().unwrap(), &key).unwrap().sections().unwrap()
+    }
+
+    #[test]
+    fn nothing_is_written_outside_of_the_folder() {
+        let (outside, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let mut archive = tar::Builder::new(Vec::new());
+        let mut link = tar::Header::new_gnu();
+        link.set_entry_type(tar::EntryType::Symlink);
+        link.set_size(0);
+        archive.append_link(&mut link, "tmp", outside.path()).unwrap();
+        let file = |path: &str| {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(4);
+            header.set_mode(0o644);
+            header.as_gnu_mut().unwrap().name[..path.len()].copy_from_slice(path.as_bytes());
+            header.set_cksum();
+            header
+        };
+        archive.append(&file("tmp/through"), &b"evil"[..]).unwrap();
+        let packed = archive.into_inner().unwrap();
+        assert!(unpack_files(&sections(packed), to.path()).is_err());
+        let mut archive = tar::Builder::new(Vec::new());
+        archive.append(&file("../up"), &b"evil"[..]).unwrap();
+        let _skipped_or_refused = unpack_files(&sections(archive.into_inner().unwrap()), to.path());
+        assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 0);
+        assert!(!to.path().parent().unwrap().join("up").exists());
+    }
+
     #[test]
     fn private_files_come_back_as_they_were() {
         let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
@@ -276,12 +310,7 @@ mod tests {
         std::os::unix::fs::symlink("deep/data", from.path().join("tmp/link")).unwrap();
         let _socket = std::os::unix::net::UnixListener::bind(from.path().join("tmp/socket")).unwrap();
         let packed = pack_files(from.path()).unwrap();
-        let mut image = ImageBuilder::new(&DomainKey::from_bytes([1; 32]));
-        image.section(FILES, packed).unwrap();
-        let image =
-            medes_dedup::image::DedupImage::open(image.finish().unwrap(), &DomainKey::from_bytes([1; 32]))
-                .unwrap();
-        unpack_files(&image.sections().unwrap(), to.path()).unwrap();
+        unpack_files(&sections(packed), to.path()).unwrap();
         assert_eq!(fs::read(to.path().join("tmp/link")).unwrap(), [7; 5000]);
         let mode = fs::metadata(to.path().join("tmp/deep/data")).unwrap().permissions().mode();
         assert_eq!(mode & 0o7777, 0o640);

@@ -203,6 +203,17 @@ impl Document {
         self.with(&changes.iter().map(|change| format!("{POLICY}.{change}")).collect::<Vec<_>>())
     }
 
+    /// The same with the policy of another one, and the names of the other sections in which that one differs.
+    pub(crate) fn with_policy_of(&self, other: &Self) -> (Self, Vec<String>) {
+        let mut table = self.0.clone();
+        if let Some(policy) = other.0.get(POLICY) {
+            table.insert(POLICY.to_owned(), policy.clone());
+        }
+        let others =
+            other.0.iter().filter(|(name, section)| *name != POLICY && self.0.get(*name) != Some(*section));
+        (Self(table), others.map(|(name, _)| name.clone()).collect())
+    }
+
     /// The section of the policy, as a file would have it.
     pub fn policy(&self) -> String {
         let section = self.0.get(POLICY).map(|section| (POLICY.to_owned(), section.clone()));

@@ -20,13 +20,13 @@ use tonic::{Request, Response, Status};
 
 use crate::{
     agents::{Agents, InvokeError},
-    config::Document,
     driver::{Event, Operation, Refusal},
     invoke::{Answered, Call, Invoker},
     registry::Registry,
     shell::Handle,
     store::{Store, StoreError},
     trace::Hub,
+    tuner::{TuneError, Tuner},
 };
 
 /// Lines of the policy's section, and some to spare.
@@ -41,8 +41,7 @@ pub(crate) struct ControlService {
     pub(crate) invoker: Arc<Invoker>,
     /// Changes of what the store keeps reach it and the driver in the same order.
     pub(crate) changes: Arc<tokio::sync::Mutex<()>>,
-    /// The configuration as it is now.
-    pub(crate) document: tokio::sync::Mutex<Document>,
+    pub(crate) tuner: Tuner,
     pub(crate) hub: Arc<Hub>,
     /// Ends streams.
     pub(crate) close: CancellationToken,
@@ -337,7 +336,7 @@ impl Control for ControlService {
         &self,
         _request: Request<wire::GetPolicyRequest>,
     ) -> Result<Response<wire::PolicyReply>, Status> {
-        let toml = self.document.lock().await.policy();
+        let toml = self.tuner.policy().await;
         Ok(Response::new(wire::PolicyReply { toml, changed: false }))
     }
 
@@ -349,18 +348,13 @@ impl Control for ControlService {
         if changes.len() > POLICY_CHANGES_MAX {
             return Err(Status::invalid_argument("too many changes"));
         }
-        let mut document = self.document.lock().await;
-        let checked = document.with_policy(&changes).and_then(|next| Ok((next.check()?.tuning(), next)));
-        let (tuning, next) = checked.map_err(|error| {
-            Status::invalid_argument(Failure::from_error(FailureKind::Invalid, &error).message)
+        let set = self.tuner.set(&changes, dry_run).await;
+        let (toml, changed) = set.map_err(|error| match error {
+            TuneError::Stopped(stopped) => stopped.into(),
+            TuneError::Config(error) => {
+                Status::invalid_argument(Failure::from_error(FailureKind::Invalid, &error).message)
+            }
         })?;
-        let (toml, changed) = (next.policy(), next != *document);
-        if changed && !dry_run {
-            // One step: a caller who goes away leaves either both changed or none.
-            let turn = self.driver.turn().await?;
-            turn.tell(Event::Tuned(Box::new(tuning)));
-            *document = next;
-        }
         Ok(Response::new(wire::PolicyReply { toml, changed }))
     }
 

@@ -31,3 +31,4 @@ mod tell;
 mod token_service;
 pub mod tokens;
 mod trace;
+pub mod tuner;

@@ -6,7 +6,7 @@ use std::{
     fs::File,
     io::{IsTerminal, Write},
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
     time::{Duration, SystemTime},
 };
@@ -14,8 +14,9 @@ use std::{
 use anyhow::Context;
 use clap::Parser;
 use medes_controller::{
-    config::{Config, DEFAULTS},
+    config::{DEFAULTS, Document},
     server::{Controller, Place, Sockets},
+    tuner::Reloaded,
 };
 use medes_identity::{identity::Role, security::Security};
 use medes_metrics::list::Of;
@@ -87,15 +88,12 @@ const METRICS_STOP_MAX: Duration = Duration::from_secs(1);
 
 #[tokio::main]
 async fn run(arguments: Arguments, sockets: Sockets) -> anyhow::Result<bool> {
-    let text = match &arguments.config {
-        Some(path) => std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?,
-        None => String::new(),
-    };
-    let config = Config::read(&text, &arguments.set)?;
+    let config = read(arguments.config.as_deref(), &arguments.set)?.check()?;
     let state_dir = arguments.state_dir.context("--state-dir is missing")?;
     // Before the ports are open: who is told that we listen may stop us at once.
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
+    let mut hang_up = signal(SignalKind::hangup())?;
     let (tasks, close) = (TaskTracker::new(), CancellationToken::new());
     let metrics = match arguments.metrics {
         Some(address) => Some(medes_metrics::serve(Of::Controller, address, &tasks, close.clone()).await?),
@@ -114,9 +112,12 @@ async fn run(arguments: Arguments, sockets: Sockets) -> anyhow::Result<bool> {
         "metrics": metrics.map(|address| address.to_string()),
     });
     say_ready(arguments.ready_fd, &format!("{line}\n"))?;
-    tokio::select! {
-        _ = interrupt.recv() => tracing::info!("stopping on SIGINT"),
-        _ = terminate.recv() => tracing::info!("stopping on SIGTERM"),
+    loop {
+        tokio::select! {
+            _ = interrupt.recv() => break tracing::info!("stopping on SIGINT"),
+            _ = terminate.recv() => break tracing::info!("stopping on SIGTERM"),
+            _ = hang_up.recv() => reload(&controller, arguments.config.as_deref(), &arguments.set).await,
+        }
     }
     let clean = controller.stop().await;
     close.cancel();
@@ -128,6 +129,35 @@ async fn run(arguments: Arguments, sockets: Sockets) -> anyhow::Result<bool> {
         tracing::warn!("some requests or streams were cut off");
     }
     Ok(clean)
+}
+
+/// The configuration as it is written now.
+fn read(file: Option<&Path>, changes: &[String]) -> anyhow::Result<Document> {
+    let text = match file {
+        Some(path) => std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?,
+        None => String::new(),
+    };
+    Ok(Document::read(&text)?.with(changes)?)
+}
+
+/// What is wrong with it changes nothing, and is told.
+async fn reload(controller: &Controller, file: Option<&Path>, changes: &[String]) {
+    let reloaded = match read(file, changes) {
+        Ok(document) => controller.reload(&document).await.map_err(anyhow::Error::new),
+        Err(error) => Err(error),
+    };
+    match reloaded {
+        Ok(Reloaded { changed, later }) => {
+            tracing::info!(changed, "configuration read again");
+            if !later.is_empty() {
+                tracing::warn!(
+                    sections = later.join(", "),
+                    "what is new there counts when the controller is started again"
+                );
+            }
+        }
+        Err(error) => tracing::error!("configuration not taken over, the old one stays: {error:#}"),
+    }
 }
 
 fn say_ready(descriptor: Option<u32>, line: &str) -> anyhow::Result<()> {

@@ -17,7 +17,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     agents::Agents,
-    config::Config,
+    config::{Config, Document},
     control::ControlService,
     driver::{Driver, Event, Settings},
     fleet::{FleetService, Greeting},
@@ -33,6 +33,7 @@ use crate::{
     token_service::TokenService,
     tokens::Tokens,
     trace::Hub,
+    tuner::{Reloaded, TuneError, Tuner},
 };
 
 /// Where a controller keeps its store and listens.
@@ -103,6 +104,7 @@ pub struct Controller {
     /// Where callers find it.
     pub gateway: SocketAddr,
     driver: Handle,
+    tuner: Tuner,
     grace: Duration,
     /// No more callers are let in: whoever comes waits at the door for the next controller.
     door: CancellationToken,
@@ -171,6 +173,7 @@ impl Controller {
         let store = Arc::new(opened.store);
         let tokens = Arc::new(Tokens::new(place.is_open(gateway), opened.tokens));
         let token_service = TokenService::new(&tokens, &store);
+        let tuner = Tuner::new(config.document, driver.clone());
         let service = ControlService {
             driver: driver.clone(),
             store,
@@ -178,7 +181,7 @@ impl Controller {
             agents,
             invoker: Arc::clone(&invoker),
             changes: Arc::default(),
-            document: tokio::sync::Mutex::new(config.document),
+            tuner: tuner.clone(),
             hub,
             close: close.clone(),
         };
@@ -192,6 +195,7 @@ impl Controller {
             control,
             gateway,
             driver,
+            tuner,
             grace: config.stop_grace,
             door,
             callers,
@@ -200,6 +204,12 @@ impl Controller {
             tracker,
             shell_tracker,
         })
+    }
+
+    /// Takes over what may change of a configuration while the controller runs, from one that was read again. Nothing changes if any of it
+    /// cannot be.
+    pub async fn reload(&self, read: &Document) -> Result<Reloaded, TuneError> {
+        self.tuner.reload(read).await
     }
 
     /// Lets no more callers in, serves those that are in within the grace, closes everything.

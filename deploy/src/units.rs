@@ -74,10 +74,10 @@ pub fn of_service(service: &str, what: &Service, prefix: &str, folder: &Path) ->
     units
 }
 
-/// It needs its state folder, its sockets, and nothing else.
+/// It reads its file again when it is told to; it needs its state folder, its sockets, and nothing else.
 fn controller_hardening(prefix: &str) -> String {
     format!(
-        "NoNewPrivileges=yes\nProtectSystem=strict\nReadWritePaths={prefix}/state/controller\nProtectHome=yes\n\
+        "ExecReload=/bin/kill -HUP $MAINPID\nNoNewPrivileges=yes\nProtectSystem=strict\nReadWritePaths={prefix}/state/controller\nProtectHome=yes\n\
          PrivateTmp=yes\nPrivateDevices=yes\nProtectKernelTunables=yes\nProtectKernelModules=yes\n\
          ProtectKernelLogs=yes\nProtectControlGroups=yes\nProtectClock=yes\nProtectHostname=yes\n\
          ProtectProc=invisible\nRestrictNamespaces=yes\nRestrictSUIDSGID=yes\nRestrictRealtime=yes\n\

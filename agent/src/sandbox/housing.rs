@@ -3,7 +3,7 @@
 //! A sandbox that has been dumped has a housing and no processes; a restore moves new ones in.
 
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -178,11 +178,10 @@ impl Housing {
         self.layout.tmpfs()
     }
 
-    /// Writes the sandbox's number where its program finds it: in a clone it is another one than its memory knows.
+    /// Writes the sandbox's number where its program finds it: in a clone it is another one than its memory knows. No process of it may
+    /// run yet.
     pub fn number(&self, number: u64) -> io::Result<()> {
-        let folder = self.private_dir().join("run/medes");
-        fs::create_dir_all(&folder)?;
-        fs::write(folder.join("generation"), format!("{number}\n"))
+        write_number(&self.private_dir().join("run"), number)
     }
 
     /// Mounts that CRIU must take from outside, parents before children.
@@ -218,6 +217,24 @@ impl Housing {
     pub(crate) fn layout(&self) -> &Layout {
         &self.layout
     }
+}
+
+/// `run` is ours; what a program has left in it may be anything, links to the host's files included, and is not followed.
+fn write_number(run: &Path, number: u64) -> io::Result<()> {
+    let gone_is_fine = |result: io::Result<()>| match result {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    };
+    let folder = run.join("medes");
+    if !fs::symlink_metadata(&folder).is_ok_and(|found| found.is_dir()) {
+        gone_is_fine(fs::remove_file(&folder))?;
+        fs::create_dir(&folder)?;
+    }
+    let path = folder.join("generation");
+    gone_is_fine(fs::remove_file(&path))?;
+    // A link is never followed by this.
+    let mut file = fs::File::create_new(path)?;
+    file.write_all(format!("{number}\n").as_bytes())
 }
 
 /// Folder of CRIU's images and the like.
@@ -262,4 +279,27 @@ fn remove_folders(dir: &Path) -> Result<(), RemoveError> {
         absent_is_fine(path, result)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_link_that_a_program_left_leads_out() {
+        let (run, host) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let number = || fs::read_to_string(run.path().join("medes/generation")).unwrap();
+        write_number(run.path(), 7).unwrap();
+        write_number(run.path(), 8).unwrap();
+        assert_eq!(number(), "8\n");
+        fs::remove_file(run.path().join("medes/generation")).unwrap();
+        std::os::unix::fs::symlink(host.path().join("made"), run.path().join("medes/generation")).unwrap();
+        write_number(run.path(), 9).unwrap();
+        assert_eq!(number(), "9\n");
+        fs::remove_dir_all(run.path().join("medes")).unwrap();
+        std::os::unix::fs::symlink(host.path(), run.path().join("medes")).unwrap();
+        write_number(run.path(), 10).unwrap();
+        assert_eq!(number(), "10\n");
+        assert_eq!(fs::read_dir(host.path()).unwrap().count(), 0);
+    }
 }

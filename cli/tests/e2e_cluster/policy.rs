@@ -119,3 +119,37 @@ fn bursts_between_dedups_are_all_answered_once_and_no_state_is_lost() {
     let total: u64 = cluster.ask(&["ps"]).as_array().unwrap().iter().map(restores).sum();
     assert!(total >= ROUNDS as u64 - 1, "{total} restores, {counts:?}");
 }
+
+#[test]
+fn a_changed_file_is_read_again_when_the_controller_is_told_to() {
+    if !can_run("a_changed_file_is_read_again_when_the_controller_is_told_to") {
+        return;
+    }
+    let cluster = Cluster::start(QUIET, &[]);
+    let file = cluster.dir().join("controller.toml");
+    let again = |text: &str| {
+        std::fs::write(&file, text).unwrap();
+        cluster.signal_controller(nix::sys::signal::Signal::SIGHUP);
+    };
+    let shown = |line: &str| {
+        until(line, || cluster.ask(&["policy", "show"]).to_string().contains(line).then_some(()));
+    };
+    cluster.ask(&["policy", "set", "alpha=7"]);
+    again(
+        &QUIET
+            .replace("keep_alive = '2h'", "keep_alive = '77m'")
+            .replace("base_copies = 1", "base_copies = 3"),
+    );
+    shown("77m");
+    let policy = cluster.ask(&["policy", "show"]).to_string();
+    assert!(!policy.contains("alpha = 7"), "the file says what it is now: {policy}");
+    until("it is told what has to wait", || cluster.controller_log().contains("fleet").then_some(()));
+    // What cannot be changes nothing.
+    again(&QUIET.replace("keep_alive = '2h'", "keep_alive = 'soon'"));
+    until("it is told what is wrong", || {
+        cluster.controller_log().contains("the old one stays").then_some(())
+    });
+    assert!(cluster.ask(&["policy", "show"]).to_string().contains("77m"));
+    again(&QUIET.replace("keep_alive = '2h'", "keep_alive = '78m'"));
+    shown("78m");
+}

@@ -52,7 +52,10 @@ impl Up {
         let before = left_now();
         let dir = TempDir::with_prefix("medes-e2e-").unwrap();
         let program = Path::new(env!("CARGO_BIN_EXE_medes"));
-        let mut args = vec!["up", "--json", "--nodes", nodes];
+        // No sandbox but those that are asked for.
+        let config = dir.path().join("up.toml");
+        std::fs::write(&config, "[sandboxes]\ninit_snapshots = false\n").unwrap();
+        let mut args = vec!["up", "--json", "--nodes", nodes, "--config", config.to_str().unwrap()];
         let copy = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/criu");
         if std::env::var_os("MEDES_CRIU").is_none() && Path::new(copy).exists() {
             args.extend(["--criu", copy]);

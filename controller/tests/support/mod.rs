@@ -79,7 +79,12 @@ impl Cluster {
         control: SocketAddr,
         spans: Option<String>,
     ) -> Self {
-        let quick = ["fleet.heartbeat=50ms", "fleet.heartbeats_missed_max=20", "stop.grace=200ms"];
+        let quick = [
+            "fleet.heartbeat=50ms",
+            "fleet.heartbeats_missed_max=20",
+            "stop.grace=200ms",
+            "sandboxes.init_snapshots=false",
+        ];
         let changes: Vec<String> = quick.iter().chain(changes).map(|&text| text.into()).collect();
         let config = Config::read("", &changes).unwrap();
         let gateway = "127.0.0.1:0".parse().unwrap();
