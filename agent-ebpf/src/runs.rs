@@ -26,6 +26,8 @@ static TIMERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 
 /// The kernel's EEXIST.
 const EXISTS: i32 = -17;
+/// The kernel's ENOENT.
+const GONE: i32 = -2;
 
 #[inline(always)]
 pub(crate) fn now_ns() -> u64 {
@@ -171,9 +173,12 @@ fn count_in(sandbox: &Sandbox, key: u64, task: Task, timer: bool) {
 fn count_out(task: Task) {
     // SAFETY: entries are words; this task's is only changed by events of this task.
     let Some(key) = (unsafe { RUNNABLE.get(task.name()) }).copied() else { return };
-    if RUNNABLE.remove(task.name()).is_ok()
-        && let Some(sandbox) = Sandbox::find(key)
-    {
+    match RUNNABLE.remove(task.name()) {
+        Ok(()) => {}
+        Err(GONE) => return,
+        Err(_busy) => return lose(Lost::Tasks),
+    }
+    if let Some(sandbox) = Sandbox::find(key) {
         // As a signed number, see above: it was the last.
         if sandbox.add(word::RUNNABLE, u64::MAX) as i64 <= 1 {
             sandbox.set(word::IDLE_NS, now_ns());

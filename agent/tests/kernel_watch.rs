@@ -151,12 +151,16 @@ fn activity(watch: &mut Watch, key: Key) -> Activity {
 
 /// Waits until it is idle; returns how it is then.
 fn until_idle(watch: &mut Watch, key: Key) -> Activity {
-    let mut seen = activity(watch, key);
-    wait_for("it to be idle", || {
-        seen = activity(watch, key);
-        !seen.runnable
-    });
-    seen
+    let start = Instant::now();
+    loop {
+        let seen = activity(watch, key);
+        if !seen.runnable {
+            return seen;
+        }
+        let late = start.elapsed() > DEADLINE;
+        assert!(!late, "by {} it is never idle: {seen:?}, {:?}", watch.sight(), watch.lost());
+        yield_now();
+    }
 }
 
 #[test]

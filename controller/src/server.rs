@@ -144,16 +144,15 @@ impl Controller {
         let control = address(&control_listener, place.control)?;
         let gateway = address(&gateway_listener, place.gateway)?;
 
-        let (tracker, shell_tracker) = (TaskTracker::new(), TaskTracker::new());
+        let [tracker, shell_tracker] = std::array::from_fn(|_| TaskTracker::new());
         let [close, end, door, callers] = std::array::from_fn(|_| CancellationToken::new());
+        let settle = if opened.incarnation == 1 { Duration::ZERO } else { config.driver.settle };
         let incarnation = opened.incarnation;
-        let settle = if incarnation == 1 { Duration::ZERO } else { config.driver.settle };
         let settings = Settings { incarnation, settle, ..config.driver };
         let driver = Driver::new(Now::START, settings, config.policy.build(), opened.functions)
             .with_standings(opened.standings);
         let registry: Arc<dyn Registry> = Arc::new(Table::new(config.registry));
-        let places = Arc::new(Places::default());
-        let hub = Arc::new(Hub::default());
+        let (places, hub) = (Arc::new(Places::default()), Arc::new(Hub::default()));
         let driver = shell::start(Shell {
             driver,
             registry: Arc::clone(&registry),
@@ -185,8 +184,8 @@ impl Controller {
             hub,
             close: close.clone(),
         };
-        let lookups = RegistryService::new(registry, places, driver.clone());
-        let services = (fleet, lookups, service, token_service);
+        let services =
+            (fleet, RegistryService::new(registry, places, driver.clone()), service, token_service);
         serve_grpc((control_listener, place.security), services, &tracker, close.clone());
         let door_listener = Door { listener: gateway_listener, closed: door.clone() };
         serve_http(door_listener, Gateway { invoker, tokens }, &tracker, callers.clone());
