@@ -73,13 +73,7 @@ pub async fn make_base(
     let engine = roads.engine()?;
     let mut watch = Stopwatch::start();
     warm.past.end_tracking().await;
-    let dump = match Dump::take(roads, warm, Leave::Running).await {
-        Err(error) if error.leaves_doubt() => {
-            dump::end_doubtful(sandbox, warm).await;
-            return Err(error.into());
-        }
-        taken => taken?,
-    };
+    let dump = take(roads, sandbox, warm, Leave::Running).await?;
     watch.step("dump");
     let (snapshot, _dump, _order) = snapshot(id, warm, dump).await?;
     watch.step("copy");
@@ -123,19 +117,30 @@ pub async fn make_init(
     publish(roads, engine, snapshot, watch).await
 }
 
+/// A dump; what CRIU may have left half done is ended.
+async fn take(
+    roads: &Roads,
+    sandbox: SandboxId,
+    warm: &Warm,
+    leave: Leave,
+) -> Result<Dump, DumpSandboxError> {
+    let taken = Dump::take(roads, warm, leave).await;
+    if taken.as_ref().is_err_and(DumpSandboxError::leaves_doubt) {
+        dump::end_doubtful(sandbox, warm).await;
+    }
+    taken
+}
+
 /// A dump and the private files that go with it. The sandbox runs again.
 async fn take_whole(
     roads: &Roads,
     sandbox: SandboxId,
     warm: &Warm,
 ) -> Result<(Dump, Option<Vec<u8>>), MakeBaseError> {
-    let dump = match Dump::take(roads, warm, Leave::Stopped).await {
-        Err(error) if error.leaves_doubt() => {
-            dump::end_doubtful(sandbox, warm).await;
-            return Err(error.into());
-        }
-        taken => taken,
-    };
+    let dump = take(roads, sandbox, warm, Leave::Stopped).await;
+    if dump.as_ref().is_err_and(DumpSandboxError::leaves_doubt) {
+        return Ok((dump?, None));
+    }
     let folder = warm.housing.private_dir().to_owned();
     let files = match dump.is_ok() {
         true => blocking(move || init::pack_files(&folder)).await.inspect_err(|error| {

@@ -64,7 +64,7 @@ impl CloneError {
         let kind = match self {
             Self::Fetch(error) => error.kind(),
             Self::Open(_) | Self::Sections(_) => FailureKind::Corrupt,
-            Self::Restore(error) => error.failure(sandbox).kind,
+            Self::Restore(error) => error.kind(),
             Self::Files(source) if source.kind() == io::ErrorKind::StorageFull => FailureKind::NoSpace,
             _ => FailureKind::RestoreFailed,
         };

@@ -13,7 +13,7 @@ pub mod shrink;
 mod sort;
 mod words;
 
-use std::{collections::BTreeSet, fmt, io, io::Write, sync::Arc};
+use std::{collections::BTreeSet, fmt, io, sync::Arc};
 
 use medes_dedup::{
     candidate::{self, FanOut},
@@ -409,7 +409,5 @@ fn put_together(
 }
 
 fn seal(bytes: &[u8]) -> io::Result<MappedFile> {
-    let mut file = MemoryFile::create("medes-image")?;
-    file.write_all(bytes)?;
-    file.seal()
+    MemoryFile::sealed("medes-image", bytes)
 }

@@ -4,7 +4,7 @@
 //! A clone wakes up with memory that another one wakes up with, too: seeds, numbers that must be unique, connections. So a
 //! program is asked first whether it can live with that (README, "Clones"), and told afterwards.
 
-use std::{io, io::Write, path::Path, sync::Arc, time::Duration};
+use std::{io, path::Path, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use hyper::{Method, StatusCode, header::HeaderMap};
@@ -12,7 +12,7 @@ use medes_dedup::{
     encode::{EncodeRules, EncodedRun},
     image::{BuildImageError, ImageBuilder, Sections},
     key::DomainKey,
-    page::{BasePage, PageIndex},
+    page::{BasePage, PAGE_BYTES, PageIndex},
 };
 use medes_proto::{function::StartMode, ids::SandboxId, limits::CLONE_BYTES_MAX};
 use serde::{Deserialize, Serialize};
@@ -183,24 +183,21 @@ pub fn image(
 
 /// For each page of the dump the page of the snapshot that it is.
 fn choices(dump: &Dump, snapshot: &Snapshot, order: &[usize]) -> Vec<Vec<BasePage>> {
-    let mut starts = vec![0u32; dump.files().len()];
+    let pages: Vec<u32> =
+        dump.files().iter().map(|file| u32::try_from(file.len() / PAGE_BYTES).unwrap_or(u32::MAX)).collect();
+    let mut starts = vec![0; pages.len()];
     let mut next = 0;
     for &file in order {
         starts[file] = next;
-        next += u32::try_from(dump.pages_of(file).1.len()).unwrap_or(u32::MAX);
+        next += pages[file];
     }
-    let of_file = |(file, first): (usize, u32)| {
-        let place = move |page| BasePage { snapshot: snapshot.id, page: PageIndex(page) };
-        (first..).take(dump.pages_of(file).1.len()).map(move |page| vec![place(page)])
-    };
-    starts.into_iter().enumerate().flat_map(of_file).collect()
+    let place = |page| vec![BasePage { snapshot: snapshot.id, page: PageIndex(page) }];
+    starts.iter().zip(&pages).flat_map(|(first, pages)| (*first..first + pages).map(place)).collect()
 }
 
 /// An image as it came from elsewhere, or as it was just built; whoever opens it checks it.
 pub fn seal(bytes: &[u8]) -> io::Result<MappedFile> {
-    let mut file = MemoryFile::create("medes-clone")?;
-    file.write_all(bytes)?;
-    file.seal()
+    MemoryFile::sealed("medes-clone", bytes)
 }
 
 /// Packs the private files of a sandbox that stands still. What is too large for an image is found out when that is built.

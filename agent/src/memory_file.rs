@@ -49,6 +49,13 @@ impl MemoryFile {
         Ok(Self { file: File::from(fd) })
     }
 
+    /// A sealed one of these bytes.
+    pub fn sealed(name: &str, bytes: &[u8]) -> io::Result<MappedFile> {
+        let mut file = Self::create(name)?;
+        file.write_all(bytes)?;
+        file.seal()
+    }
+
     /// No more changes: seals the file and maps it. Takes longer only where the kernel is busy with the file's pages.
     pub fn seal(self) -> io::Result<MappedFile> {
         let seals =

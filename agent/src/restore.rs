@@ -107,9 +107,9 @@ pub enum RestoreError {
 }
 
 impl RestoreError {
-    /// As the controller hears of it.
-    pub fn failure(&self, sandbox: SandboxId) -> Failure {
-        let kind = match self {
+    /// What kind of failure it is for the controller.
+    pub fn kind(&self) -> FailureKind {
+        match self {
             Self::Open(_) | Self::Rebuild(_) | Self::Sections(_) => FailureKind::Corrupt,
             Self::Fetch(error) => error.kind(),
             Self::Bases(_) => FailureKind::BaseLost,
@@ -119,8 +119,12 @@ impl RestoreError {
                 FailureKind::NoSpace
             }
             _ => FailureKind::RestoreFailed,
-        };
-        let mut failure = Failure::from_error(kind, self);
+        }
+    }
+
+    /// As the controller hears of it.
+    pub fn failure(&self, sandbox: SandboxId) -> Failure {
+        let mut failure = Failure::from_error(self.kind(), self);
         failure.message = format!("restore {sandbox}: {}", failure.message);
         failure
     }

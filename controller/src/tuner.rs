@@ -6,7 +6,7 @@ use tokio::sync::Mutex;
 
 use crate::{
     config::{ConfigError, Document},
-    driver::Event,
+    driver::{Event, Tuning},
     shell::{Handle, Stopped},
 };
 
@@ -51,10 +51,10 @@ impl Tuner {
     pub(crate) async fn set(&self, changes: &[String], dry_run: bool) -> Result<(String, bool), TuneError> {
         let mut document = self.document.lock().await;
         let next = document.with_policy(changes)?;
-        next.check()?;
+        let tuning = next.check()?.tuning();
         let (toml, changed) = (next.policy(), next != *document);
         if changed && !dry_run {
-            self.take_over(&mut document, next).await?;
+            self.take_over(&mut document, (next, tuning)).await?;
         }
         Ok((toml, changed))
     }
@@ -63,17 +63,20 @@ impl Tuner {
     pub(crate) async fn reload(&self, read: &Document) -> Result<Reloaded, TuneError> {
         let mut document = self.document.lock().await;
         // All of it must make sense, though not all of it counts yet.
-        read.check()?;
+        let tuning = read.check()?.tuning();
         let (next, later) = document.with_policy_of(read);
         let changed = next != *document;
         if changed {
-            self.take_over(&mut document, next).await?;
+            self.take_over(&mut document, (next, tuning)).await?;
         }
         Ok(Reloaded { changed, later })
     }
 
-    async fn take_over(&self, document: &mut Document, next: Document) -> Result<(), TuneError> {
-        let tuning = next.check()?.tuning();
+    async fn take_over(
+        &self,
+        document: &mut Document,
+        (next, tuning): (Document, Tuning),
+    ) -> Result<(), Stopped> {
         // One step: a caller who goes away leaves either both changed or none.
         let turn = self.driver.turn().await?;
         turn.tell(Event::Tuned(Box::new(tuning)));

@@ -20,13 +20,13 @@ const NAMES_MAX: usize = 1 << 18;
 
 // CRIU's words for a mapping.
 const STACK: u32 = 1 << 1;
-const VSYSCALL: u32 = 1 << 2;
-const VDSO: u32 = 1 << 3;
+pub(super) const VSYSCALL: u32 = 1 << 2;
+pub(super) const VDSO: u32 = 1 << 3;
 const HEAP: u32 = 1 << 5;
-const FILE: u32 = (1 << 6) | (1 << 7);
-const VVAR: u32 = 1 << 12;
+pub(super) const FILE: u32 = (1 << 6) | (1 << 7);
+pub(super) const VVAR: u32 = 1 << 12;
 /// Not a mapping: a part of one that must not be touched.
-const GUARD: u32 = 1 << 16;
+pub(super) const GUARD: u32 = 1 << 16;
 
 /// Paths of regular files by CRIU's number.
 type Names = BTreeMap<u64, Arc<[u8]>>;

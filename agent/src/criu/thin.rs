@@ -13,7 +13,7 @@ use prost::Message;
 
 use super::image_file::{self, Entries, ImageFileError, LARGE_BYTES_MAX, MM_MAGIC, PAGEMAP_MAGIC};
 use super::images::{ImageSet, Owner, PAGE_BYTES, PRESENT, PagesFile, Run, parse_file};
-use super::mappings::MM_BYTES_MAX;
+use super::mappings::{FILE, GUARD, MM_BYTES_MAX, VDSO, VSYSCALL, VVAR};
 use super::wire::images as wire;
 
 // How it is mapped, from mmap(2).
@@ -21,14 +21,9 @@ const PRIVATE: u32 = libc::MAP_PRIVATE as u32;
 const ANONYMOUS: u32 = libc::MAP_ANONYMOUS as u32;
 const LOCKED: u32 = libc::MAP_LOCKED as u32;
 const HUGE: u32 = libc::MAP_HUGETLB as u32;
-// CRIU's words for a mapping.
-const VSYSCALL: u32 = 1 << 2;
-const VDSO: u32 = 1 << 3;
-const FILE: u32 = (1 << 6) | (1 << 7);
-const VVAR: u32 = 1 << 12;
+// More of CRIU's words for a mapping.
 const AIO_RING: u32 = 1 << 13;
 const SHADOW_STACK: u32 = 1 << 15;
-const GUARD: u32 = 1 << 16;
 
 /// Of one pages file: which of its pages CRIU puts back, and which come later.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -117,17 +112,21 @@ pub fn write_pagemap(folder: &Path, file: &PagesFile) -> Result<(), ImageFileErr
     let path = folder.join(name);
     let failed = |source: io::Error| ImageFileError::Read { path: path.clone(), source };
     let bytes = image_file::read(&path, LARGE_BYTES_MAX)?;
-    let head =
-        Entries::<wire::PagemapHead>::image(&bytes, PAGEMAP_MAGIC).ok().and_then(|mut head| head.next());
-    let head = head.and_then(Result::ok).ok_or_else(|| failed(io::ErrorKind::InvalidData.into()))?;
+    let broken = || failed(io::ErrorKind::InvalidData.into());
+    let mut entries =
+        Entries::<wire::PagemapHead>::image(&bytes, PAGEMAP_MAGIC).map_err(|_broken| broken())?;
+    let head = entries.next().and_then(Result::ok).ok_or_else(broken)?;
+    // CRIU 4.2 counts in a new field and those before it in the old one: as the one that dumped it, which will read it.
+    let first = entries.then::<wire::PagemapEntry>().next().and_then(Result::ok);
+    let counts_anew = first.is_some_and(|entry| entry.nr_pages.is_some());
     let entries = file.runs.iter().map(|run| {
-        // CRIU 4.2 counts in the new field, those before it in the old one; both read what they know.
+        let old = u32::try_from(run.pages).unwrap_or(u32::MAX);
         wire::PagemapEntry {
             vaddr: run.address,
-            compat_nr_pages: 0,
+            compat_nr_pages: if counts_anew { 0 } else { old },
             in_parent: None,
             flags: Some(PRESENT),
-            nr_pages: Some(run.pages),
+            nr_pages: counts_anew.then_some(run.pages),
         }
         .encode_to_vec()
     });
@@ -174,5 +173,31 @@ mod tests {
         assert_eq!(now, [1, 2, 4, 5]);
         assert_eq!(file.runs, [Run { address: 0x2000, pages: 2 }, Run { address: 0x9000, pages: 2 }]);
         assert_eq!(file.pages, 4);
+    }
+
+    #[test]
+    fn pages_are_counted_as_they_were_in_the_dump() {
+        let run = |pages, compat, new| {
+            let entry = wire::PagemapEntry {
+                vaddr: 0x1000,
+                compat_nr_pages: compat,
+                in_parent: None,
+                flags: Some(PRESENT),
+                nr_pages: new,
+            };
+            assert_eq!(entry.nr_pages.unwrap_or(entry.compat_nr_pages.into()), pages);
+            entry.encode_to_vec()
+        };
+        for (dumped, left) in [(run(9, 0, Some(9)), run(2, 0, Some(2))), (run(9, 9, None), run(2, 2, None))] {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("pagemap-1.img");
+            let head = wire::PagemapHead { pages_id: 7 }.encode_to_vec();
+            fs::write(&path, image_file::image(PAGEMAP_MAGIC, &[head.clone(), dumped])).unwrap();
+            let runs = vec![Run { address: 0x1000, pages: 2 }];
+            let owner = Owner::Process { pid: 1 };
+            let file = PagesFile { owner, name: "pages-7.img".into(), runs, pages: 2 };
+            write_pagemap(folder.path(), &file).unwrap();
+            assert_eq!(fs::read(&path).unwrap(), image_file::image(PAGEMAP_MAGIC, &[head, left]));
+        }
     }
 }

@@ -14,7 +14,7 @@ use crate::metrics;
 /// Work on one sandbox.
 #[derive(Debug)]
 pub(super) struct Finished<'a> {
-    /// launch, dedup, shrink, base or restore.
+    /// launch, clone, dedup, shrink, base or restore.
     pub(super) operation: &'static str,
     pub(super) sandbox: SandboxId,
     /// Its steps, or why it failed.

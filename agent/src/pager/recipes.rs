@@ -4,7 +4,7 @@
 //! Pages that are as they were at the last park are taken over from the image made then, recipe and bytes, so that there is one
 //! image, and in it nothing that is no page any more.
 
-use std::io::{self, Write};
+use std::io;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
@@ -158,11 +158,7 @@ impl Recipes {
         }
         let (image, held) = self.encode(saved, &kept)?;
         self.faults.pass(crate::faults::Step::ParkEncode)?;
-        let sealed = (|| {
-            let mut file = MemoryFile::create("medes-parked")?;
-            file.write_all(&image)?;
-            file.seal()
-        })();
+        let sealed = MemoryFile::sealed("medes-parked", &image);
         drop(image);
         let image = DedupImage::open(sealed.map_err(StorePagesError::Seal)?, &self.key)?;
         let held = held.into_iter().filter(|base| image.bases().contains(&base.id)).collect();

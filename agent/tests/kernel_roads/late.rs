@@ -1,6 +1,7 @@
 //! Back without memory: it comes as it is touched, and is what it was.
 
-use medes_agent::{faults::Step, pager::Paged};
+use medes_agent::{faults::Step, pager::Paged, sandbox::LaunchSpec};
+use medes_proto::fleet::SnapshotReport;
 
 use crate::{
     node,
@@ -27,6 +28,18 @@ kept.numbers = [str(i) for i in range(50000)]
 kept.total = hashlib.sha256(kept.data).hexdigest()
 ";
 const SUM: &str = "kept.hashlib.sha256(kept.data).hexdigest() == kept.total and kept.numbers[49999]";
+
+/// An init snapshot that says of each page which one it is, with what `more` leaves besides. Clones come late.
+async fn init(station: &mut Station, more: &str) -> (LaunchSpec, SnapshotReport) {
+    station.be_late();
+    let launch = node::function();
+    let (first, warm) = station.start_with(&launch, "start = 'clone'").await;
+    run(&warm, SET_UP).await;
+    run(&warm, more).await;
+    let report = station.init(first, &warm).await;
+    warm.housing.remove().await.expect("removed");
+    (launch, report)
+}
 
 fn what_is_touched_is_what_it_was() {
     at_station(SCRATCH, async |mut station: Station| {
@@ -105,13 +118,7 @@ result = os.read(reader, 100).decode() == kept.total
 
 fn clones_share_what_they_do_not_touch() {
     at_station(SCRATCH, async |mut station: Station| {
-        station.be_late();
-        let launch = node::function();
-        let (first, warm) = station.start_with(&launch, "start = 'clone'").await;
-        run(&warm, SET_UP).await;
-        run(&warm, "kept.noise = os.urandom(24 << 20)").await;
-        let report = station.init(first, &warm).await;
-        warm.housing.remove().await.expect("removed");
+        let (launch, report) = init(&mut station, "kept.noise = os.urandom(24 << 20)").await;
         let mut clones = Vec::new();
         for _ in 0..3 {
             let id = station.id();
@@ -137,12 +144,7 @@ fn clones_share_what_they_do_not_touch() {
 
 fn a_clone_knows_what_the_last_one_touched() {
     at_station(SCRATCH, async |mut station: Station| {
-        station.be_late();
-        let launch = node::function();
-        let (first, warm) = station.start_with(&launch, "start = 'clone'").await;
-        run(&warm, SET_UP).await;
-        let report = station.init(first, &warm).await;
-        warm.housing.remove().await.expect("removed");
+        let (launch, report) = init(&mut station, "pass").await;
         let mut missed = Vec::new();
         for _ in 0..4 {
             let id = station.id();
@@ -168,12 +170,7 @@ fn a_clone_knows_what_the_last_one_touched() {
 
 fn who_came_back_late_is_put_away_again() {
     at_station(SCRATCH, async |mut station: Station| {
-        station.be_late();
-        let launch = node::function();
-        let (first, warm) = station.start_with(&launch, "start = 'clone'").await;
-        run(&warm, SET_UP).await;
-        let report = station.init(first, &warm).await;
-        warm.housing.remove().await.expect("removed");
+        let (launch, report) = init(&mut station, "pass").await;
         let id = station.id();
         let (mut clone, _) =
             station.clone_of(id, report.id, &launch, "start = 'clone'").await.expect("a clone");
@@ -202,12 +199,7 @@ fn who_came_back_late_is_put_away_again() {
 
 fn a_late_restore_that_fails_leaves_nothing() {
     at_station(SCRATCH, async |mut station: Station| {
-        station.be_late();
-        let launch = node::function();
-        let (first, warm) = station.start_with(&launch, "start = 'clone'").await;
-        run(&warm, SET_UP).await;
-        let report = station.init(first, &warm).await;
-        warm.housing.remove().await.expect("removed");
+        let (launch, report) = init(&mut station, "pass").await;
         for step in [Step::Rebuild, Step::CriuRestore, Step::Resume] {
             station.fail_once(step);
             let id = station.id();

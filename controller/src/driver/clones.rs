@@ -53,28 +53,24 @@ impl Driver {
     }
 
     fn wants_init(&self, now: Now, name: &FunctionName) -> bool {
-        let due = |name| {
-            self.functions.get(name).is_some_and(|function| function.init_after.is_none_or(|at| at <= now))
-        };
+        let function = self.functions.get(name);
+        let is_due = function.is_some_and(|function| function.init_after.is_none_or(|at| at <= now));
         // One whose node is away may never come back.
         let there = |(_, snapshot): (_, &Snapshot)| {
             matches!(snapshot.life, SnapshotLife::Making | SnapshotLife::Live)
         };
-        self.settings.init_snapshots && due(name) && !self.init_snapshots(name).any(there)
+        self.settings.init_snapshots && is_due && !self.init_snapshots(name).any(there)
     }
 
-    /// A sandbox has come up from nothing and has served nobody. Returns whether its function's init snapshot is taken of it; a
-    /// request that waits for it waits for that as well.
-    pub(super) fn make_init(&mut self, now: Now, id: SandboxId, out: &mut Vec<Action>) -> bool {
-        let Some(sandbox) = self.sandboxes.get(&id) else { return false };
-        let (name, bytes) = (sandbox.function.clone(), sandbox.report.private_bytes);
-        sandbox.uses == 0
-            && !self.stopping
-            && !self.is_unwanted(sandbox)
-            && !self.is_drained(sandbox)
-            && self.wants_init(now, &name)
-            && self.has_much_room(&sandbox.node, bytes)
-            && self.make_base(now, id, true, None, out)
+    /// A sandbox has come up from nothing and has served nobody: its function's init snapshot is taken of it, if there is none. A
+    /// request that waits for the sandbox waits for that as well.
+    pub(super) fn make_init(&mut self, now: Now, id: SandboxId, out: &mut Vec<Action>) {
+        let Some(sandbox) = self.sandboxes.get(&id) else { return };
+        let stays = sandbox.uses == 0 && !self.is_unwanted(sandbox) && !self.is_drained(sandbox);
+        let has_room = self.has_much_room(&sandbox.node, sandbox.report.private_bytes);
+        if stays && has_room && !self.stopping && self.wants_init(now, &sandbox.function) {
+            self.make_base(now, id, true, None, out);
+        }
     }
 
     /// It did not come about: not again for a while.

@@ -64,7 +64,7 @@ impl Driver {
         }
         self.stop_waiting_for(&name, id, None);
         match start {
-            StartKind::Cold => drop(self.make_init(now, id, out)),
+            StartKind::Cold => self.make_init(now, id, out),
             // Its claim on the snapshot that it is a clone of.
             StartKind::Clone => drop(self.leases.remove(&id)),
             _ => {}
