@@ -11,6 +11,7 @@ use medes_proto::{
     fleet::{InitState, Level, SnapshotReport},
     ids::{SandboxId, SnapshotId},
     layout::ProcessLayout,
+    limits::CLONE_BYTES_MAX,
     sandbox::Phase,
 };
 
@@ -21,10 +22,13 @@ use crate::{
     engine::Engine,
     init::{self, Besides, InitImageError},
     memory_file::{MappedFile, MemoryFile},
-    page_work,
+    page_work, private_files,
     registry::RegistryError,
     roads::{NotWelcomed, Roads, Stopwatch, Warm, blocking},
 };
+
+/// Private files of more bytes do not compress so well that an image for clones could have them.
+const PACKED_BYTES_MAX: usize = CLONE_BYTES_MAX.saturating_mul(4);
 
 /// Why there is no base snapshot. The sandbox is warm as before.
 #[derive(Debug, thiserror::Error)]
@@ -143,7 +147,7 @@ async fn take_whole(
     }
     let folder = warm.housing.private_dir().to_owned();
     let files = match dump.is_ok() {
-        true => blocking(move || init::pack_files(&folder)).await.inspect_err(|error| {
+        true => blocking(move || private_files::pack(&folder, PACKED_BYTES_MAX)).await.inspect_err(|error| {
             tracing::warn!(%sandbox, %error, "its private files are not read: no clones of it");
         }),
         false => Ok(Vec::new()),

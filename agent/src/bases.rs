@@ -158,6 +158,11 @@ impl Bases {
         &self.node
     }
 
+    /// The other nodes.
+    pub const fn peers(&self) -> &Peers {
+        &self.peers
+    }
+
     /// All of a snapshot: as it lies here, or fetched from its node.
     ///
     /// Cancel-safe.

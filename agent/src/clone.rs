@@ -66,6 +66,8 @@ impl CloneError {
             Self::Open(_) | Self::Sections(_) => FailureKind::Corrupt,
             Self::Restore(error) => error.kind(),
             Self::Files(source) if source.kind() == io::ErrorKind::StorageFull => FailureKind::NoSpace,
+            // Says nothing of the snapshot: another node, or the same one later, may do better.
+            Self::NotWelcomed(_) | Self::Create(_) => FailureKind::Internal,
             _ => FailureKind::RestoreFailed,
         };
         let mut failure = Failure::from_error(kind, self);

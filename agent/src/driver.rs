@@ -15,11 +15,13 @@
 //! The shell ([`crate::node`]) holds what the states stand for (processes, images) and carries out the actions.
 
 mod apply;
+mod moving;
 mod report;
 pub use report::Measures;
 #[cfg(test)]
 mod tests;
 
+use self::moving::Moving;
 use std::{
     collections::BTreeMap,
     time::{Duration, Instant},
@@ -29,7 +31,8 @@ use medes_proto::{
     failure::{Failure, FailureKind},
     fleet::{Command, SnapshotReport, Success},
     function::FunctionSpec,
-    ids::{CommandId, SandboxId, SnapshotId},
+    ids::{CommandId, NodeId, SandboxId, SnapshotId},
+    moving::OfferedSandbox,
     registry::SnapshotPlace,
     sandbox::{PageClasses, Phase, SandboxState},
 };
@@ -110,6 +113,22 @@ pub enum Event {
         /// What it is.
         result: Result<SnapshotReport, Failure>,
     },
+    /// A sandbox of another node was taken over, or not.
+    Taken {
+        /// Which.
+        sandbox: SandboxId,
+        /// What it is.
+        result: Result<Taken, Failure>,
+    },
+    /// Another node asks at the door for a sandbox that it says is offered to it.
+    OfferAsked {
+        /// Which, and who.
+        offered: OfferedSandbox,
+        /// To give it up; else only to read it.
+        give_up: bool,
+        /// Which question.
+        ticket: Ticket,
+    },
     /// An attempt to make a dedup image smaller has ended.
     Shrunk {
         /// Whose.
@@ -172,6 +191,23 @@ pub struct Deduped {
     pub memory_digest: Option<[u8; 32]>,
     /// The processes are still there: it is parked.
     pub in_place: bool,
+}
+
+/// A sandbox in dedup that came from another node.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Taken {
+    /// All bytes kept.
+    pub stored_bytes: u64,
+    /// Base snapshots the image refers to.
+    pub bases: Vec<SnapshotId>,
+    /// What became of its pages.
+    pub pages: PageClasses,
+    /// Requests it has answered.
+    pub requests: u64,
+    /// How often it came back from dedup.
+    pub starts_from_dedup: u64,
+    /// How long each step took.
+    pub phases: Vec<Phase>,
 }
 
 /// A dedup image that took the place of a larger one.
@@ -264,6 +300,15 @@ pub enum Action {
         /// Which.
         sandbox: SandboxId,
     },
+    /// Take over a sandbox that another node offers; answer with [`Event::Taken`].
+    Take {
+        /// Which.
+        sandbox: SandboxId,
+        /// What it runs.
+        spec: Box<FunctionSpec>,
+        /// Who has it, and host:port of that node's Node service.
+        from: (NodeId, String),
+    },
     /// Copy a base snapshot of another node; answer with [`Event::Replicated`].
     Replicate {
         /// Which, and where it is.
@@ -274,7 +319,7 @@ pub enum Action {
         /// Which.
         snapshot: SnapshotId,
     },
-    /// Let a request through to its sandbox; tell [`Event::RequestEnded`] when it is over.
+    /// Let a request through to its sandbox; tell [`Event::RequestEnded`] when it is over. Another node gets what it asks for.
     Admit {
         /// Which request.
         ticket: Ticket,
@@ -338,6 +383,8 @@ struct Entry {
     pages: PageClasses,
     /// Nobody has tried yet to make its image smaller.
     shrinks: bool,
+    /// It is another node's until that has given it up.
+    arriving: bool,
 }
 
 /// Owns every sandbox and snapshot of this node.
@@ -352,6 +399,7 @@ pub struct Driver {
     /// An image is being made smaller: one at a time.
     shrinking: bool,
     sandboxes_max: usize,
+    moving: Moving,
 }
 
 impl Driver {
@@ -365,6 +413,7 @@ impl Driver {
             small_after: Duration::ZERO,
             shrinking: false,
             sandboxes_max,
+            moving: Moving::default(),
         }
     }
 
@@ -386,6 +435,10 @@ impl Driver {
             Event::Restored { sandbox, result } => self.restored(now, sandbox, result, out),
             Event::BaseMade { sandbox, result } => self.base_made(now, sandbox, result, out),
             Event::Replicated { snapshot, result } => self.replicated(snapshot, result, out),
+            Event::Taken { sandbox, result } => self.taken(now, sandbox, result, out),
+            Event::OfferAsked { offered, give_up, ticket } => {
+                self.offer_asked(now, &offered, (give_up, ticket), out);
+            }
             Event::Shrunk { sandbox, smaller } => self.shrunk(sandbox, smaller),
             Event::Removed { sandbox } => self.removed(sandbox, out),
             Event::Exited { sandbox, why } => self.exited(sandbox, why, out),

@@ -23,6 +23,7 @@ use crate::{
     engine::Engine,
     memory_file::{MappedFile, MemoryFile},
     page_work::{self, MissingBasePage},
+    private_files,
     sandbox::{Housing, Request, RequestError},
     skeleton::{self, PackError},
 };
@@ -200,36 +201,6 @@ pub fn seal(bytes: &[u8]) -> io::Result<MappedFile> {
     MemoryFile::sealed("medes-clone", bytes)
 }
 
-/// Packs the private files of a sandbox that stands still. What is too large for an image is found out when that is built.
-pub fn pack_files(folder: &Path) -> io::Result<Vec<u8>> {
-    let mut archive = tar::Builder::new(Vec::new());
-    archive.follow_symlinks(false);
-    archive.sparse(true);
-    add(&mut archive, folder, Path::new(""))?;
-    archive.into_inner()
-}
-
-/// All but sockets, which CRIU makes anew.
-fn add(archive: &mut tar::Builder<Vec<u8>>, folder: &Path, inside: &Path) -> io::Result<()> {
-    use std::os::unix::fs::FileTypeExt;
-    for entry in std::fs::read_dir(folder.join(inside))? {
-        let entry = entry?;
-        let (kind, path) = (entry.file_type()?, inside.join(entry.file_name()));
-        if kind.is_socket() {
-            continue;
-        }
-        if archive.get_ref().len() > CLONE_BYTES_MAX.saturating_mul(4) {
-            // Nothing compresses so well that it is worth going on.
-            return Err(io::ErrorKind::FileTooLarge.into());
-        }
-        archive.append_path_with_name(entry.path(), &path)?;
-        if kind.is_dir() {
-            add(archive, folder, &path)?;
-        }
-    }
-    Ok(())
-}
-
 /// What an image says of its sandbox besides pages and CRIU's files; `None`: no clones can be made of it.
 pub fn hooks(sections: &Sections) -> Option<Hooks> {
     serde_json::from_slice(sections.get(HOOKS)?).ok()
@@ -237,18 +208,11 @@ pub fn hooks(sections: &Sections) -> Option<Hooks> {
 
 /// Puts the private files of the first sandbox where those of a clone are.
 pub fn unpack_files(sections: &Sections, folder: &Path) -> io::Result<()> {
-    let mut archive = tar::Archive::new(sections.get(FILES).unwrap_or_default());
-    archive.set_preserve_permissions(true);
-    archive.set_preserve_ownerships(true);
-    archive.set_preserve_mtime(true);
-    archive.set_overwrite(true);
-    archive.unpack(folder)
+    private_files::unpack(sections.get(FILES).unwrap_or_default(), folder)
 }
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, os::unix::fs::PermissionsExt};
-
     use super::*;
 
     #[test]
@@ -261,56 +225,5 @@ mod tests {
         {
             assert_eq!(named(other), None);
         }
-    }
-
-    /// Sections as an image has them that holds these files.
-    fn sections(files: Vec<u8>) -> Sections {
-        let key = DomainKey::from_bytes([1; 32]);
-        let mut image = ImageBuilder::new(&key);
-        image.section(FILES, files).unwrap();
-        medes_dedup::image::DedupImage::open(image.finish().unwrap(), &key).unwrap().sections().unwrap()
-    }
-
-    #[test]
-    fn nothing_is_written_outside_of_the_folder() {
-        let (outside, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let mut archive = tar::Builder::new(Vec::new());
-        let mut link = tar::Header::new_gnu();
-        link.set_entry_type(tar::EntryType::Symlink);
-        link.set_size(0);
-        archive.append_link(&mut link, "tmp", outside.path()).unwrap();
-        let file = |path: &str| {
-            let mut header = tar::Header::new_gnu();
-            header.set_size(4);
-            header.set_mode(0o644);
-            header.as_gnu_mut().unwrap().name[..path.len()].copy_from_slice(path.as_bytes());
-            header.set_cksum();
-            header
-        };
-        archive.append(&file("tmp/through"), &b"evil"[..]).unwrap();
-        let packed = archive.into_inner().unwrap();
-        assert!(unpack_files(&sections(packed), to.path()).is_err());
-        let mut archive = tar::Builder::new(Vec::new());
-        archive.append(&file("../up"), &b"evil"[..]).unwrap();
-        let _skipped_or_refused = unpack_files(&sections(archive.into_inner().unwrap()), to.path());
-        assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 0);
-        assert!(!to.path().parent().unwrap().join("up").exists());
-    }
-
-    #[test]
-    fn private_files_come_back_as_they_were() {
-        let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        fs::create_dir_all(from.path().join("tmp/deep")).unwrap();
-        fs::create_dir(to.path().join("tmp")).unwrap();
-        fs::write(from.path().join("tmp/deep/data"), [7; 5000]).unwrap();
-        fs::set_permissions(from.path().join("tmp/deep/data"), fs::Permissions::from_mode(0o640)).unwrap();
-        std::os::unix::fs::symlink("deep/data", from.path().join("tmp/link")).unwrap();
-        let _socket = std::os::unix::net::UnixListener::bind(from.path().join("tmp/socket")).unwrap();
-        let packed = pack_files(from.path()).unwrap();
-        unpack_files(&sections(packed), to.path()).unwrap();
-        assert_eq!(fs::read(to.path().join("tmp/link")).unwrap(), [7; 5000]);
-        let mode = fs::metadata(to.path().join("tmp/deep/data")).unwrap().permissions().mode();
-        assert_eq!(mode & 0o7777, 0o640);
-        assert!(!to.path().join("tmp/socket").exists());
     }
 }

@@ -322,6 +322,7 @@ impl Node {
                 let remains = self.bodies.remove(&sandbox).and_then(Body::into_remains);
                 self.work(work::remove(sandbox, remains));
             }
+            Action::Take { sandbox, spec, from } => self.take(sandbox, spec, from),
             Action::Replicate { place } => self.work(work::replicate(self.tools.bases.clone(), place)),
             Action::DropSnapshot { snapshot } => self.tools.bases.remove(snapshot),
             Action::Admit { ticket } => self.admit(ticket),
@@ -444,6 +445,14 @@ impl Node {
             Worked::Restored { sandbox, result: Err((ruin, failure)) } => {
                 self.keep_ruin(sandbox, Some(ruin));
                 Event::Restored { sandbox, result: Err(failure) }
+            }
+            Worked::Taken { sandbox, result: Ok((stored, taken)) } => {
+                self.bodies.insert(sandbox, Body::Stored(stored));
+                Event::Taken { sandbox, result: Ok(taken) }
+            }
+            Worked::Taken { sandbox, result: Err((ruin, failure)) } => {
+                self.keep_ruin(sandbox, ruin);
+                Event::Taken { sandbox, result: Err(failure) }
             }
             Worked::Replicated { snapshot, result } => Event::Replicated { snapshot, result },
             Worked::Shrunk { sandbox, of, result } => self.shrunk(sandbox, &of, result),

@@ -1,14 +1,19 @@
 //! The Node service: what other agents must know to read base pages, requests and logs to the controller.
 
-use std::sync::Arc;
+use std::{pin::Pin, sync::Arc};
 
+use futures::{Stream, StreamExt};
+use medes_identity::guard::speaks_as;
 use medes_proto::{
-    failure::FailureKind,
-    ids::{SandboxId, SnapshotId, snapshot_from_wire},
+    WireError,
+    failure::{Failure, FailureKind},
+    ids::{NodeId, SandboxId, SnapshotId, snapshot_from_wire},
+    moving::OfferedSandbox,
     node::{Invoke, PageAccess, reply_to_wire},
     wire::{
-        HeatReply, HeatRequest, InvokeReply, InvokeRequest, LogsReply, LogsRequest, PageAccessReply,
-        PageAccessRequest, ReadLayoutRequest, SnapshotLayout, node_server::Node,
+        self, GiveUpReply, HeatReply, HeatRequest, ImagePart, InvokeReply, InvokeRequest, LogsReply,
+        LogsRequest, PageAccessReply, PageAccessRequest, ReadLayoutRequest, SnapshotLayout,
+        node_server::Node,
     },
 };
 use tonic::{Request, Response, Status};
@@ -38,6 +43,23 @@ impl NodeService {
     }
 }
 
+type Parts = Pin<Box<dyn Stream<Item = Result<ImagePart, Status>> + Send>>;
+
+/// What is offered to a node goes to nobody else.
+fn offered(request: Request<wire::OfferedSandbox>) -> Result<OfferedSandbox, Status> {
+    let to: Result<NodeId, _> = request.get_ref().to.parse();
+    speaks_as(&request, &to.map_err(|_name| WireError::invalid("offered.to", "not a node name"))?)?;
+    Ok(request.into_inner().try_into()?)
+}
+
+fn refused(why: Failure) -> Status {
+    match why.kind {
+        FailureKind::NotFound => Status::not_found(why.message),
+        FailureKind::Busy => Status::failed_precondition(why.message),
+        _ => Status::internal(why.message),
+    }
+}
+
 #[tonic::async_trait]
 impl Node for NodeService {
     async fn page_access(
@@ -55,6 +77,22 @@ impl Node for NodeService {
         let snapshot = self.snapshot(snapshot)?;
         let layout = blocking(move || snapshot.layout()).await;
         Ok(Response::new(layout.into()))
+    }
+
+    type ReadImageStream = Parts;
+
+    async fn read_image(&self, request: Request<wire::OfferedSandbox>) -> Result<Response<Parts>, Status> {
+        let offered = offered(request)?;
+        let sandbox = offered.sandbox;
+        let parcel = self.node.parcel(offered).await.map_err(refused)?;
+        let packed = blocking(move || parcel.pack()).await;
+        let packed = packed.map_err(|error| Status::internal(format!("pack {sandbox}: {error}")))?;
+        Ok(Response::new(Box::pin(packed.parts().map(Ok))))
+    }
+
+    async fn give_up(&self, request: Request<wire::OfferedSandbox>) -> Result<Response<GiveUpReply>, Status> {
+        self.node.give_up(offered(request)?).await.map_err(refused)?;
+        Ok(Response::new(GiveUpReply {}))
     }
 
     async fn invoke(&self, request: Request<InvokeRequest>) -> Result<Response<InvokeReply>, Status> {

@@ -3,6 +3,7 @@
 
 mod grpc;
 mod hosts;
+mod iperf;
 mod report;
 
 use std::{
@@ -103,6 +104,10 @@ pub(crate) fn main(options: &Options) -> Result<ExitCode> {
     match hosts::between(bases, each, &snapshot, &mut report) {
         Ok(()) => {}
         Err(error) => println!("SKIPPED two network namespaces: {error:#}"),
+    }
+    match iperf::measure(each) {
+        Ok(rates) => rates.into_iter().for_each(|rate| report.add(rate)),
+        Err(error) => println!("SKIPPED iperf3: {error:#}"),
     }
     report.judge();
     write_json(&options.out.join("pages.json"), &report)?;

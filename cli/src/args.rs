@@ -15,7 +15,7 @@ use crate::{
     invoke::InvokeArgs,
     logs::LogsArgs,
     node::NodeVerb,
-    operate::{BaseArgs, DigestArgs, PurgeArgs, StartArgs},
+    operate::{BaseArgs, DigestArgs, MoveArgs, PurgeArgs, StartArgs},
     policy::PolicyVerb,
     ps::PsArgs,
     token::TokenVerb,
@@ -87,6 +87,8 @@ pub(crate) enum Verb {
     Dedup(DigestArgs),
     /// Give a deduplicated sandbox its memory back
     Restore(DigestArgs),
+    /// Have a deduplicated sandbox go to another node
+    Move(MoveArgs),
     /// End a sandbox and forget it
     Purge(PurgeArgs),
     /// Print what a sandbox wrote to its output

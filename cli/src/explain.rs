@@ -110,7 +110,9 @@ fn told(event: &Event) -> String {
 
 fn details(event: &Event) -> String {
     match &event.what {
-        What::Review(choice) | What::Start(choice) | What::Eviction(choice) => choice_lines(choice),
+        What::Review(choice) | What::Start(choice) | What::Eviction(choice) | What::Move(choice) => {
+            choice_lines(choice)
+        }
         _ => format!("  {}\n", told(event)),
     }
 }

@@ -90,6 +90,7 @@ async fn run(cli: Cli, output: &Output) -> Result<Ended, CliError> {
         Verb::Base(args) => operate::base(args, &connect().await?, output).await?,
         Verb::Dedup(args) => operate::dedup(args, &connect().await?, output).await?,
         Verb::Restore(args) => operate::restore(args, &connect().await?, output).await?,
+        Verb::Move(args) => operate::moved(args, &connect().await?, output).await?,
         Verb::Purge(args) => operate::purge(args, &connect().await?, output).await?,
         Verb::Logs(args) => logs::run(&args, &connect().await?, output).await?,
         Verb::Trace(args) if args.replay.is_some() => trace::replay(&args, output)?,

@@ -1,4 +1,4 @@
-//! `medes start|base|dedup|restore|purge`: one operation on one sandbox, waited for to its end.
+//! `medes start|base|dedup|restore|move|purge`: one operation on one sandbox, waited for to its end.
 
 use medes_proto::{
     WireError,
@@ -35,6 +35,15 @@ pub(crate) struct StartArgs {
 pub(crate) struct BaseArgs {
     /// The sandbox, as `medes ps` names it
     sandbox: SandboxId,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct MoveArgs {
+    /// The sandbox, as `medes ps` names it
+    sandbox: SandboxId,
+    /// Where [default: the node with room that uses the least memory]
+    #[arg(long)]
+    node: Option<NodeId>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -108,6 +117,20 @@ pub(crate) async fn restore(args: DigestArgs, client: &Client, output: &Output) 
     let reply =
         client.call(&doing, OPERATION, async |mut control| control.restore_sandbox(request).await).await?;
     report(output, doing, reply, is_now)
+}
+
+pub(crate) async fn moved(args: MoveArgs, client: &Client, output: &Output) -> Result<(), CliError> {
+    let doing = format!("move {}", args.sandbox);
+    let node = args.node.map(Into::into).unwrap_or_default();
+    let request = wire::MoveSandboxRequest { sandbox: args.sandbox.get(), node };
+    let reply =
+        client.call(&doing, OPERATION, async |mut control| control.move_sandbox(request).await).await?;
+    report(output, doing, reply, |done| match &done.sandbox {
+        Some(SandboxReport { id, stored_bytes, .. }) => {
+            format!("{id} is on another node: {} stored", human::bytes(*stored_bytes))
+        }
+        None => format!("{} moved", args.sandbox),
+    })
 }
 
 pub(crate) async fn purge(args: PurgeArgs, client: &Client, output: &Output) -> Result<(), CliError> {

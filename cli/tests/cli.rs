@@ -203,9 +203,13 @@ fn operations_say_what_became_of_the_sandbox() {
     assert!(text.contains("sb-1-2 of html is warm, 41.2 MiB private"), "{text}");
     assert!(text.contains(&format!("memory digest {}", "ab".repeat(32))), "{text}");
     assert_eq!(stdout(&controller.medes(&["purge", "sb-1-2"])), "sb-1-2 purged\n");
+    assert_eq!(stdout(&controller.medes(&["move", "sb-1-2", "--node", "node-1"])), "sb-1-2 moved\n");
     let text = stdout(&controller.medes(&["start", "html", "--node", "node-1"]));
     assert!(text.starts_with("sb-1-4 of html is warm"), "{text}");
-    assert_eq!(controller.asked.lines(), ["purge 100000002", r#"start html on "node-1""#]);
+    assert_eq!(
+        controller.asked.lines(),
+        ["purge 100000002", "move 100000002 to node-1", r#"start html on "node-1""#]
+    );
 }
 
 #[test]

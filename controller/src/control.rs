@@ -64,6 +64,12 @@ fn sandbox_id(raw: u64) -> Result<SandboxId, Status> {
     Ok(SandboxId::from_wire(raw, "sandbox")?)
 }
 
+/// Empty: none.
+fn node_name(raw: &str) -> Result<Option<NodeId>, Status> {
+    let name = Some(raw).filter(|raw| !raw.is_empty()).map(str::parse).transpose();
+    name.map_err(|error: medes_proto::ids::NameError| Status::invalid_argument(error.to_string()))
+}
+
 fn function_name(raw: &str) -> Result<FunctionName, Status> {
     raw.parse().map_err(|error: medes_proto::ids::NameError| Status::invalid_argument(error.to_string()))
 }
@@ -229,9 +235,7 @@ impl Control for ControlService {
     ) -> Result<Response<wire::OperationReply>, Status> {
         let wire::StartSandboxRequest { function, node, cold } = request.into_inner();
         let function = function_name(&function)?;
-        let node = Some(node).filter(|node| !node.is_empty()).map(|node| node.parse::<NodeId>()).transpose();
-        let node = node.map_err(|error| Status::invalid_argument(error.to_string()))?;
-        self.operate(Operation::Start { function, node, cold }).await
+        self.operate(Operation::Start { function, node: node_name(&node)?, cold }).await
     }
 
     async fn make_base(
@@ -255,6 +259,14 @@ impl Control for ControlService {
     ) -> Result<Response<wire::OperationReply>, Status> {
         let wire::SandboxRequest { sandbox, digest_memory } = request.into_inner();
         self.operate(Operation::Restore { sandbox: sandbox_id(sandbox)?, digest_memory }).await
+    }
+
+    async fn move_sandbox(
+        &self,
+        request: Request<wire::MoveSandboxRequest>,
+    ) -> Result<Response<wire::OperationReply>, Status> {
+        let wire::MoveSandboxRequest { sandbox, node } = request.into_inner();
+        self.operate(Operation::Move { sandbox: sandbox_id(sandbox)?, to: node_name(&node)? }).await
     }
 
     async fn purge_sandbox(

@@ -40,6 +40,7 @@ mod event;
 mod evict;
 mod gain;
 mod idle;
+mod moving;
 mod operations;
 mod outcomes;
 mod reports;

@@ -23,7 +23,8 @@ fn count(told: &Told) {
             if chosen == Some("call") {
                 return counter!("medes_parks_called_back_total").increment(1);
             }
-            let start = ["cold", "unpark"].into_iter().find(|way| chosen == Some(way)).unwrap_or("restore");
+            let start =
+                ["cold", "unpark", "clone"].into_iter().find(|way| chosen == Some(way)).unwrap_or("restore");
             let function = told.about.function.as_ref().map(ToString::to_string).unwrap_or_default();
             counter!("medes_starts_total", "start" => start, "function" => function).increment(1);
         }
@@ -48,6 +49,7 @@ fn count(told: &Told) {
         }
         What::Purge { reason } => counter!("medes_purges_total", "reason" => reason.clone()).increment(1),
         What::Eviction(_) => counter!("medes_purges_total", "reason" => "evicted").increment(1),
+        What::Move(_) => counter!("medes_moves_total").increment(1),
         What::State(_)
         | What::Idle { .. }
         | What::Review(_)
@@ -84,6 +86,7 @@ fn log(told: &Told) {
         What::Ready { start, took, .. } => tracing::debug!(sandbox, start = start.word(), ?took, "ready"),
         What::Purge { reason } => tracing::debug!(%id, sandbox, reason, "purging"),
         What::Eviction(_) => tracing::debug!(%id, sandbox, "evicting"),
+        What::Move(choice) => tracing::debug!(%id, sandbox, chosen = choice.chosen.name, "moving"),
         What::State(_) | What::Idle { .. } | What::Review(_) | What::Request { .. } | What::Asked { .. } => {}
     }
 }

@@ -55,7 +55,7 @@ const fn rows<const N: usize>(of: Of, rows: [Row; N]) -> [Metric; N] {
 
 use Kind::{Counter, Gauge, Histogram};
 
-const CONTROLLER: [Metric; 20] = rows(
+const CONTROLLER: [Metric; 21] = rows(
     Of::Controller,
     [
         (Counter, "medes_bases_dropped_total", "snapshots", "", "base snapshots dropped"),
@@ -72,6 +72,7 @@ const CONTROLLER: [Metric; 20] = rows(
             "doing",
             "what failed: start, restore, dedup, base, sandbox, command",
         ),
+        (Counter, "medes_moves_total", "sandboxes", "", "sandboxes in dedup that were to go to another node"),
         (Counter, "medes_nodes_attached_total", "nodes", "", "agents that connected, also again"),
         (Counter, "medes_nodes_lost_total", "nodes", "", "nodes given up with their sandboxes"),
         (

@@ -268,6 +268,26 @@ pub enum Command {
         /// Which, and where it is.
         place: SnapshotPlace,
     },
+    /// Let another node have a sandbox that is in dedup: read its image, then have this node give it up.
+    Offer {
+        /// Which.
+        sandbox: SandboxId,
+        /// Who may have it.
+        to: NodeId,
+    },
+    /// Take over a sandbox in dedup that another node offers.
+    Take {
+        /// Which.
+        sandbox: SandboxId,
+        /// Of which function.
+        function: Box<FunctionSpec>,
+        /// Of which text of the function's file.
+        revision: u64,
+        /// Who has it.
+        from: NodeId,
+        /// Where that node's Node service is, as host:port.
+        address: String,
+    },
     /// Forget a base snapshot that nobody needs here.
     DropSnapshot {
         /// Which.
@@ -285,6 +305,8 @@ impl Command {
             | Self::Park { sandbox, .. }
             | Self::CancelPark { sandbox }
             | Self::Restore { sandbox, .. }
+            | Self::Offer { sandbox, .. }
+            | Self::Take { sandbox, .. }
             | Self::Purge { sandbox } => Some(*sandbox),
             Self::Replicate { .. } | Self::DropSnapshot { .. } => None,
         }

@@ -12,6 +12,7 @@ pub mod heat;
 pub mod ids;
 pub mod layout;
 pub mod limits;
+pub mod moving;
 pub mod node;
 pub mod registry;
 pub mod sandbox;

@@ -22,6 +22,12 @@ pub const LAYOUT_PROCESSES_MAX: usize = 1_024;
 pub const LAYOUT_RUNS_MAX: usize = 1 << 20;
 /// Bytes of what a clone needs besides the pages of its snapshot. It travels in one message with the layout.
 pub const CLONE_BYTES_MAX: usize = 8 << 20;
+/// Bytes of the private files of a sandbox that goes to another node, packed.
+pub const MOVED_FILES_BYTES_MAX: u64 = 256 << 20;
+/// Bytes of one part of a dedup image on its way to another node.
+pub const IMAGE_PART_BYTES_MAX: usize = 1 << 20;
+/// Bytes of a node's address, as host:port.
+pub const ADDRESS_BYTES_MAX: usize = 256;
 /// Bytes of a path in a layout: as long as Linux allows.
 pub const PATH_BYTES_MAX: usize = 4_096;
 /// Base snapshots one dedup image may refer to, whatever the configuration says.

@@ -3,7 +3,7 @@
 use crate::{
     WireError,
     ids::{NodeId, SandboxId, SnapshotId, snapshot_from_wire},
-    limits::{BATCH_PAGES_MAX, IMAGE_BASES_MAX, PAGE_CANDIDATES_MAX, PAGE_CHUNKS_MAX},
+    limits::{ADDRESS_BYTES_MAX, BATCH_PAGES_MAX, IMAGE_BASES_MAX, PAGE_CANDIDATES_MAX, PAGE_CHUNKS_MAX},
     wire,
 };
 use medes_dedup::{
@@ -141,7 +141,7 @@ impl TryFrom<wire::SnapshotPlace> for SnapshotPlace {
 
     fn try_from(raw: wire::SnapshotPlace) -> Result<Self, WireError> {
         let wire::SnapshotPlace { snapshot, node, address } = raw;
-        if address.len() > 256 {
+        if address.len() > ADDRESS_BYTES_MAX {
             return Err(WireError::invalid("place.address", "too long"));
         }
         Ok(Self {

@@ -21,7 +21,7 @@ use crate::{
 
 impl TraceKind {
     /// All that an event can have, in the order of their numbers.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::State,
         Self::Idle,
         Self::Review,
@@ -35,6 +35,7 @@ impl TraceKind {
         Self::Node,
         Self::Request,
         Self::Asked,
+        Self::Move,
     ];
 
     /// The word people see and type.
@@ -54,6 +55,7 @@ impl TraceKind {
             Self::Node => "node",
             Self::Request => "request",
             Self::Asked => "asked",
+            Self::Move => "move",
         }
     }
 }
@@ -207,9 +209,11 @@ pub enum What {
         #[serde(with = "json::phases")]
         phases: Vec<Phase>,
     },
+    /// A sandbox in dedup is to go to another node.
+    Move(Choice),
     /// A person has asked for an operation.
     Asked {
-        /// start, base, dedup, restore, purge.
+        /// start, base, dedup, restore, move, purge.
         operation: String,
     },
 }
@@ -356,7 +360,7 @@ pub struct BaseChange {
 /// Something that failed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Trouble {
-    /// start, restore, dedup, base, sandbox, command.
+    /// start, restore, dedup, move, base, sandbox, command.
     pub doing: String,
     /// What kind of failure.
     #[serde(rename = "failure", with = "json::word")]
@@ -385,6 +389,7 @@ impl What {
             Self::Node { .. } => TraceKind::Node,
             Self::Request { .. } => TraceKind::Request,
             Self::Asked { .. } => TraceKind::Asked,
+            Self::Move(_) => TraceKind::Move,
         }
     }
 }
@@ -405,7 +410,7 @@ impl Event {
             phases.iter().try_for_each(|phase| text(&phase.name))
         };
         match &self.what {
-            What::Review(choice) | What::Start(choice) | What::Eviction(choice) => {
+            What::Review(choice) | What::Start(choice) | What::Eviction(choice) | What::Move(choice) => {
                 few(choice.rejected.len(), TRACE_OPTIONS_MAX, "choice.rejected")?;
                 few(choice.facts.len(), TRACE_FACTS_MAX, "choice.facts")?;
                 let options = choice.rejected.iter().chain([&choice.chosen]);

@@ -1,6 +1,6 @@
 # Runs in the lab's machine: two network namespaces as two hosts, each with RDMA in software on its end of a wire.
 set -e
-modprobe -a rdma_rxe veth ib_uverbs rdma_ucm sch_netem tun
+modprobe -a rdma_rxe veth ib_uverbs rdma_ucm sch_netem sch_prio cls_u32 tun
 # CRIU looks whether there are terminals.
 mkdir -p /dev/pts; mount -t devpts devpts /dev/pts; [ -e /dev/ptmx ] || ln -s pts/ptmx /dev/ptmx
 for host in A B; do ip netns add $host; ip -n $host link set lo up; done
@@ -21,6 +21,14 @@ done
 # Not by `ip netns exec`, which would hide the control groups.
 mkdir /tmp/cluster; cp function.py /tmp/cluster
 MEDES_BIN_DIR=$PWD nsenter --net=/run/netns/A ./lab_cluster run /tmp/cluster
+# Only what goes by RDMA (UDP port 4791) becomes slow, when the reader says so: see `slow` in its tests.
+tc -n B qdisc add dev v1 root handle 1: prio bands 4 priomap 1 2 2 2 1 2 0 0 1 1 1 1 1 1 1 1
+tc -n B filter add dev v1 parent 1: protocol ip prio 1 u32 match ip protocol 17 0xff match ip dport 4791 0xffff flowid 1:4
+ip netns exec A ./lab_pages holder 10.0.0.1 & holder=$!
+ip netns exec B ./lab_pages reader 10.0.0.1 --slow v1
+kill $holder
+wait || true
+tc -n B qdisc del dev v1 root
 tc -n A qdisc add dev v0 root netem loss 2% delay 1ms
 tc -n B qdisc add dev v1 root netem loss 2% delay 1ms
 for tests in lab_verbs lab_pages; do

@@ -15,11 +15,15 @@ use medes_proto::{
     ids::NodeId,
     layout::SnapshotLayout,
     limits::MESSAGE_BYTES_MAX,
+    moving::OfferedSandbox,
     node::PageAccess,
-    wire::{PageAccessRequest, ReadLayoutRequest, node_client::NodeClient},
+    wire::{self, GiveUpReply, ImagePart, PageAccessRequest, ReadLayoutRequest, node_client::NodeClient},
 };
 use tokio_util::task::TaskTracker;
-use tonic::transport::{Channel, Endpoint};
+use tonic::{
+    Code, Response, Status, Streaming,
+    transport::{Channel, Endpoint},
+};
 
 use super::{
     base_pages::{BasePages, ReadPagesError},
@@ -104,6 +108,9 @@ pub struct Peers {
 const PEERS_MAX: usize = 256;
 /// The part of a read's deadline after which one answer that has not come will not come. The rest is for another try.
 const PATIENCE_PART: u32 = 4;
+/// How long to wait before a node is asked again to give a sandbox up, when nobody knows whether it has heard.
+const GIVE_UP_PAUSES: [Duration; 3] =
+    [Duration::from_millis(100), Duration::from_millis(500), Duration::from_secs(2)];
 
 /// One other node.
 #[derive(Debug)]
@@ -169,19 +176,57 @@ impl Peers {
         holder: Holder<'_>,
         snapshot: SnapshotId,
     ) -> Result<SnapshotLayout, ReadRemoteError> {
-        let (_, address) = holder;
-        let mut client =
-            NodeClient::new(self.peer(holder)?.channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX);
-        let ask = client.read_layout(ReadLayoutRequest { snapshot: snapshot.get() });
+        let ask = ReadLayoutRequest { snapshot: snapshot.get() };
+        let reply = self.call(holder, |mut client| async move { client.read_layout(ask).await }).await?;
+        SnapshotLayout::try_from(reply)
+            .map_err(|source| ReadRemoteError::Answer { address: holder.1.into(), source })
+    }
+
+    /// A sandbox that a node offers to this one: what it is, then its bytes.
+    pub async fn read_image(
+        &self,
+        holder: Holder<'_>,
+        offered: OfferedSandbox,
+    ) -> Result<Streaming<ImagePart>, ReadRemoteError> {
+        let ask = wire::OfferedSandbox::from(offered);
+        self.call(holder, |mut client| async move { client.read_image(ask).await }).await
+    }
+
+    /// Has a node give a sandbox up that it offers to this one. Asked again if no answer comes: it may have done so.
+    pub async fn give_up(&self, holder: Holder<'_>, offered: OfferedSandbox) -> Result<(), ReadRemoteError> {
+        let offered = wire::OfferedSandbox::from(offered);
+        let ask = |mut client: NodeClient<Channel>| {
+            let offered = offered.clone();
+            async move { client.give_up(offered).await }
+        };
+        let mut asked = self.call(holder, ask).await;
+        for pause in GIVE_UP_PAUSES {
+            match &asked {
+                Err(ReadRemoteError::Call { source, .. }) if source.code() != Code::Unavailable => break,
+                Err(_no_answer) => tokio::time::sleep(pause).await,
+                Ok(_) => break,
+            }
+            asked = self.call(holder, ask).await;
+        }
+        asked.map(|GiveUpReply {}| ())
+    }
+
+    /// One question to a node, and its answer.
+    async fn call<T, F>(
+        &self,
+        holder: Holder<'_>,
+        ask: impl FnOnce(NodeClient<Channel>) -> F,
+    ) -> Result<T, ReadRemoteError>
+    where
+        F: Future<Output = Result<Response<T>, Status>>,
+    {
+        let address = || holder.1.to_owned();
+        let client = NodeClient::new(self.peer(holder)?.channel.clone());
+        let ask = ask(client.max_decoding_message_size(MESSAGE_BYTES_MAX));
         match tokio::time::timeout(self.deadline, ask).await {
-            Ok(Ok(reply)) => SnapshotLayout::try_from(reply.into_inner())
-                .map_err(|source| ReadRemoteError::Answer { address: address.into(), source }),
-            Ok(Err(source)) => {
-                Err(ReadRemoteError::Call { address: address.into(), source: Box::new(source) })
-            }
-            Err(_elapsed) => {
-                Err(ReadRemoteError::Deadline { address: address.into(), deadline: self.deadline })
-            }
+            Ok(Ok(reply)) => Ok(reply.into_inner()),
+            Ok(Err(source)) => Err(ReadRemoteError::Call { address: address(), source: Box::new(source) }),
+            Err(_elapsed) => Err(ReadRemoteError::Deadline { address: address(), deadline: self.deadline }),
         }
     }
 

@@ -28,6 +28,10 @@ impl Driver {
                     Err(not_here(sandbox))
                 }
             }
+            Command::Offer { sandbox, to } => self.offer(now, (id, sandbox), to, out),
+            Command::Take { sandbox, function, revision, from, address } => {
+                self.take(now, (id, sandbox), (function, revision), (from, address), out)
+            }
             Command::Replicate { place } => self.replicate(id, place, out),
             Command::DropSnapshot { snapshot } => match self.snapshots.remove(&snapshot) {
                 Some(_) => {
@@ -83,15 +87,21 @@ impl Driver {
         (spec, revision, clone_of): (Box<FunctionSpec>, u64, Option<SnapshotPlace>),
         out: &mut Vec<Action>,
     ) -> Result<(), Failure> {
-        if self.sandboxes.contains_key(&sandbox) {
-            return Err(Failure::new(FailureKind::Busy, format!("start {sandbox}: it exists")));
-        }
-        if self.sandboxes.len() >= self.sandboxes_max {
-            let message = format!("start {sandbox}: this node has {} sandboxes already", self.sandboxes_max);
-            return Err(Failure::new(FailureKind::NoSpace, message));
-        }
+        self.has_place("start", sandbox)?;
         out.push(Action::Launch { sandbox, spec: spec.clone(), clone_of });
         self.sandboxes.insert(sandbox, Entry::starting(now, id, spec, revision));
+        Ok(())
+    }
+
+    /// Whether there may be one more sandbox, and this one.
+    pub(super) fn has_place(&self, verb: &str, sandbox: SandboxId) -> Result<(), Failure> {
+        if self.sandboxes.contains_key(&sandbox) {
+            return Err(Failure::new(FailureKind::Busy, format!("{verb} {sandbox}: it exists")));
+        }
+        if self.sandboxes.len() >= self.sandboxes_max {
+            let message = format!("{verb} {sandbox}: this node has {} sandboxes already", self.sandboxes_max);
+            return Err(Failure::new(FailureKind::NoSpace, message));
+        }
         Ok(())
     }
 
@@ -137,6 +147,7 @@ impl Driver {
         }
         entry.command = Some(id);
         entry.enter(now, to);
+        self.moving.withdraw(sandbox);
         Ok(())
     }
 
@@ -325,7 +336,13 @@ impl Driver {
     }
 
     /// Answers the command under way with how the sandbox is now.
-    fn finish(&mut self, now: Instant, sandbox: SandboxId, mut success: Success, out: &mut Vec<Action>) {
+    pub(super) fn finish(
+        &mut self,
+        now: Instant,
+        sandbox: SandboxId,
+        mut success: Success,
+        out: &mut Vec<Action>,
+    ) {
         let Some(entry) = self.sandboxes.get_mut(&sandbox) else { return };
         if let Some(command) = entry.command.take() {
             success.sandbox = Some(entry.report(now, sandbox));
@@ -335,7 +352,7 @@ impl Driver {
     }
 
     /// The work under way left nothing of the sandbox: answers its command, then frees what remains.
-    fn end(&mut self, sandbox: SandboxId, failure: Failure, out: &mut Vec<Action>) {
+    pub(super) fn end(&mut self, sandbox: SandboxId, failure: Failure, out: &mut Vec<Action>) {
         let Some(entry) = self.sandboxes.get_mut(&sandbox) else { return };
         match entry.command.take() {
             Some(command) => out.push(Action::Reply { command, result: Err(failure.clone()) }),
@@ -347,6 +364,7 @@ impl Driver {
 
     /// Removes a sandbox now, or as soon as the work on it has ended. `command` is answered when it is gone.
     pub(super) fn remove(&mut self, sandbox: SandboxId, command: Option<CommandId>, out: &mut Vec<Action>) {
+        self.moving.withdraw(sandbox);
         let Some(entry) = self.sandboxes.get_mut(&sandbox) else { return };
         let working = entry.command.is_some();
         let already = entry.doomed.is_some();
@@ -395,7 +413,7 @@ impl Driver {
 }
 
 impl Entry {
-    fn starting(now: Instant, command: CommandId, spec: Box<FunctionSpec>, revision: u64) -> Self {
+    pub(super) fn starting(now: Instant, command: CommandId, spec: Box<FunctionSpec>, revision: u64) -> Self {
         Self {
             spec,
             revision,
@@ -417,10 +435,11 @@ impl Entry {
             last_phases: Vec::new(),
             pages: PageClasses::default(),
             shrinks: false,
+            arriving: false,
         }
     }
 
-    fn enter(&mut self, now: Instant, state: SandboxState) {
+    pub(super) fn enter(&mut self, now: Instant, state: SandboxState) {
         self.state = state;
         self.since = now;
     }

@@ -15,6 +15,7 @@ enum Work {
     Park,
     MakeBase(SnapshotId),
     Restore,
+    Take,
     Remove,
 }
 
@@ -32,6 +33,10 @@ enum Step {
     Replicate(u8),
     /// A snapshot was copied, or not.
     Replicated(bool),
+    Offer(u8),
+    Take(u8),
+    /// The other node asks for one: to read it, or to have it.
+    Claim(u8, bool),
     Ask(u8),
     EndRequest(Index),
     Exit(u8),
@@ -56,6 +61,9 @@ fn step() -> impl Strategy<Value = Step> {
         1 => any::<Index>().prop_map(Step::DropSnapshot),
         1 => sandbox.clone().prop_map(Step::Replicate),
         1 => any::<bool>().prop_map(Step::Replicated),
+        2 => sandbox.clone().prop_map(Step::Offer),
+        2 => sandbox.clone().prop_map(Step::Take),
+        2 => (sandbox.clone(), any::<bool>()).prop_map(|(sandbox, all)| Step::Claim(sandbox, all)),
         4 => sandbox.clone().prop_map(Step::Ask),
         4 => any::<Index>().prop_map(Step::EndRequest),
         1 => sandbox.prop_map(Step::Exit),
@@ -73,6 +81,10 @@ struct World {
     /// Requests inside, by sandbox.
     inside: Vec<SandboxId>,
     at_the_door: BTreeMap<Ticket, SandboxId>,
+    /// Those at the door that are another node's, and whether it wants to have the sandbox.
+    claims: BTreeMap<Ticket, bool>,
+    /// Sandboxes that were given up and may still be here in part.
+    gone: BTreeSet<SandboxId>,
     unanswered: BTreeSet<CommandId>,
     snapshots: Vec<SnapshotId>,
     /// Those that are being copied.
@@ -95,6 +107,10 @@ fn elsewhere(number: u8) -> SnapshotPlace {
     SnapshotPlace { snapshot, node: "n".parse().unwrap(), address: String::new() }
 }
 
+fn other() -> NodeId {
+    "n2".parse().unwrap()
+}
+
 fn failure() -> Failure {
     Failure::new(FailureKind::Internal, "a test wanted it")
 }
@@ -107,6 +123,8 @@ impl World {
             work: Vec::new(),
             inside: Vec::new(),
             at_the_door: BTreeMap::new(),
+            claims: BTreeMap::new(),
+            gone: BTreeSet::new(),
             unanswered: BTreeSet::new(),
             snapshots: Vec::new(),
             copying: BTreeSet::new(),
@@ -163,7 +181,12 @@ impl World {
             Action::Restore { sandbox, .. } => {
                 let parked = self.parked.remove(&sandbox);
                 assert!(parked || !self.alive.contains(&sandbox), "a second life from one image");
+                assert!(!self.gone.contains(&sandbox), "a life of what another node has");
                 self.begin(sandbox, Work::Restore);
+            }
+            Action::Take { sandbox, .. } => {
+                assert!(!self.alive.contains(&sandbox), "it runs here");
+                self.begin(sandbox, Work::Take);
             }
             Action::Shrink { sandbox } => {
                 assert_eq!(self.shrinking.replace(sandbox), None, "one at a time");
@@ -179,12 +202,24 @@ impl World {
             Action::DropSnapshot { snapshot } => self.snapshots.retain(|other| *other != snapshot),
             Action::Admit { ticket } => {
                 let sandbox = self.at_the_door.remove(&ticket).expect("admitted once");
+                if let Some(all) = self.claims.remove(&ticket) {
+                    assert!(!self.alive.contains(&sandbox), "what goes is an image alone");
+                    let worked_on =
+                        |(other, work): &(SandboxId, Work)| *other == sandbox && *work != Work::Remove;
+                    assert!(!self.work.iter().any(worked_on), "it goes while it is worked on");
+                    assert!(all || !self.gone.contains(&sandbox), "it has gone");
+                    if all {
+                        self.gone.insert(sandbox);
+                    }
+                    return;
+                }
                 assert!(self.alive.contains(&sandbox), "admitted to a sandbox without processes");
                 assert!(!self.parked.contains(&sandbox), "admitted to a frozen sandbox");
                 self.inside.push(sandbox);
             }
             Action::Refuse { ticket, .. } => {
                 self.at_the_door.remove(&ticket).expect("refused once");
+                self.claims.remove(&ticket);
             }
             Action::Reply { command, .. } => assert!(self.unanswered.remove(&command), "answered twice"),
             Action::ReportIdle { sandbox, .. } => assert!(!self.inside.contains(&sandbox), "busy, not idle"),
@@ -263,7 +298,13 @@ impl World {
                     result: if good { Ok(restored) } else { Err(failure()) },
                 });
             }
+            Work::Take => {
+                self.gone.remove(&sandbox);
+                let result = if good { Ok(Taken::default()) } else { Err(failure()) };
+                self.apply(Event::Taken { sandbox, result });
+            }
             Work::Remove => {
+                self.gone.remove(&sandbox);
                 self.alive.remove(&sandbox);
                 self.parked.remove(&sandbox);
                 self.inside.retain(|other| *other != sandbox);
@@ -319,6 +360,20 @@ impl World {
             }
             Step::Replicate(number) => self.command(Command::Replicate { place: elsewhere(number) }),
             Step::Replicated(good) => self.replicated(good),
+            Step::Offer(sandbox) => self.command(Command::Offer { sandbox: id(sandbox), to: other() }),
+            Step::Take(sandbox) => {
+                let function = Box::new(FunctionSpec::from_toml(FUNCTION).unwrap());
+                let (sandbox, address) = (id(sandbox), "n2:1".into());
+                self.command(Command::Take { sandbox, function, revision: 1, from: other(), address });
+            }
+            Step::Claim(sandbox, give_up) => {
+                let (ticket, sandbox) = (Ticket(self.next), id(sandbox));
+                self.next += 1;
+                self.at_the_door.insert(ticket, sandbox);
+                self.claims.insert(ticket, give_up);
+                let offered = OfferedSandbox { sandbox, to: other() };
+                self.apply(Event::OfferAsked { offered, give_up, ticket });
+            }
             Step::Ask(sandbox) => {
                 let ticket = Ticket(self.next);
                 self.next += 1;
@@ -474,4 +529,54 @@ fn what_has_served_a_request_is_nobodys_init_state() {
     tell(Event::RequestAsked { sandbox: id(2), ticket: Ticket(1) });
     tell(Event::RequestEnded { sandbox: id(2), answered: true });
     assert!(matches!(tell(make(2))[..], [Action::Reply { result: Err(_), .. }]));
+}
+
+#[test]
+fn a_sandbox_is_given_up_once_and_says_so_again() {
+    let mut world = World::new();
+    world.step(Step::Start(1));
+    world.finish(0, 0);
+    world.step(Step::Claim(1, false));
+    assert!(world.gone.is_empty() && world.claims.is_empty(), "not what is warm");
+    world.step(Step::Dedup(1));
+    world.finish(0, 0);
+    world.step(Step::Claim(1, true));
+    assert!(world.gone.is_empty(), "nobody offers it");
+    world.step(Step::Offer(1));
+    world.step(Step::Restore(1));
+    world.finish(0, 0);
+    world.step(Step::Dedup(1));
+    world.finish(0, 0);
+    world.step(Step::Claim(1, true));
+    assert!(world.gone.is_empty(), "a restore has withdrawn the offer");
+    world.step(Step::Offer(1));
+    world.now += Duration::from_secs(61);
+    world.step(Step::Claim(1, true));
+    assert!(world.gone.is_empty(), "too late");
+    world.step(Step::Offer(1));
+    world.step(Step::Claim(1, false));
+    world.step(Step::Claim(1, true));
+    assert!(world.gone.contains(&id(1)));
+    assert_eq!(world.work, [(id(1), Work::Remove)]);
+    world.step(Step::Claim(1, true));
+    world.finish(0, 0);
+    assert!(world.driver.sandboxes(world.now, |_| Default::default()).is_empty());
+    let claimed = |world: &mut World| {
+        let (offered, ticket) = (OfferedSandbox { sandbox: id(1), to: other() }, Ticket(1_000));
+        let mut actions = Vec::new();
+        world.driver.apply(world.now, Event::OfferAsked { offered, give_up: true, ticket }, &mut actions);
+        matches!(actions[..], [Action::Admit { .. }])
+    };
+    assert!(claimed(&mut world), "who did not hear the answer asks again");
+    // It comes back: what was said of its first stay means nothing now.
+    world.step(Step::Take(1));
+    assert!(
+        world.driver.sandboxes(world.now, |_| Default::default()).is_empty(),
+        "the other node's until then"
+    );
+    world.finish(0, 0);
+    assert_eq!(world.driver.sandboxes(world.now, |_| Default::default())[0].state, SandboxState::Dedup);
+    assert!(!claimed(&mut world), "it is here and not offered");
+    world.step(Step::Restore(1));
+    world.finish(0, 0);
 }

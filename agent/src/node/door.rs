@@ -9,6 +9,7 @@ use medes_proto::{
     heat::HeatMap,
     ids::SandboxId,
     limits::{BODY_BYTES_MAX, HEADERS_MAX},
+    moving::OfferedSandbox,
     node::{Answer, Invoke, Request},
 };
 use tokio::sync::{mpsc, oneshot};
@@ -17,6 +18,7 @@ use tokio_util::task::TaskTracker;
 use super::{Body, Input, Node, work::Worked};
 use crate::{
     driver::{Event, Ticket},
+    moving::send::Parcel,
     roads::blocking,
     sandbox::{self, Entrance, Log, RequestError},
     watch::tracked::Tracked,
@@ -32,6 +34,10 @@ pub(crate) enum Asked {
     Enter { sandbox: SandboxId, answer: oneshot::Sender<Result<Entrance, Failure>> },
     /// Its log, if it is here.
     Log { sandbox: SandboxId, answer: oneshot::Sender<Option<Log>> },
+    /// Another node wants to read what is offered to it.
+    Parcel { offered: OfferedSandbox, answer: oneshot::Sender<Result<Parcel, Failure>> },
+    /// Another node has read all of it, and wants it to be its own from now on.
+    GiveUp { offered: OfferedSandbox, answer: oneshot::Sender<Result<(), Failure>> },
     /// Its first process, if it has processes now, and what is known of its writes.
     Root { sandbox: SandboxId, answer: oneshot::Sender<Option<Root>> },
 }
@@ -45,6 +51,8 @@ impl Asked {
         // Nobody waits any more: then nobody needs to know.
         match self {
             Self::Enter { answer, .. } => drop(answer.send(Err(why))),
+            Self::Parcel { answer, .. } => drop(answer.send(Err(why))),
+            Self::GiveUp { answer, .. } => drop(answer.send(Err(why))),
             Self::Log { answer, .. } => drop(answer.send(None)),
             Self::Root { answer, .. } => drop(answer.send(None)),
         }
@@ -55,10 +63,16 @@ impl Node {
     pub(super) fn asked(&mut self, asked: Asked) {
         match asked {
             Asked::Enter { sandbox, .. } => {
-                let ticket = Ticket(self.next_ticket);
-                self.next_ticket += 1;
-                self.doors.insert(ticket, asked);
+                let ticket = self.at_the_door(asked);
                 self.apply(Event::RequestAsked { sandbox, ticket });
+            }
+            Asked::Parcel { ref offered, .. } => {
+                let (offered, ticket) = (offered.clone(), self.at_the_door(asked));
+                self.apply(Event::OfferAsked { offered, give_up: false, ticket });
+            }
+            Asked::GiveUp { ref offered, .. } => {
+                let (offered, ticket) = (offered.clone(), self.at_the_door(asked));
+                self.apply(Event::OfferAsked { offered, give_up: true, ticket });
             }
             Asked::Log { sandbox, answer } => {
                 let log = self.bodies.get(&sandbox).map(|body| match body {
@@ -80,8 +94,35 @@ impl Node {
         }
     }
 
+    /// Waits for the driver's word.
+    fn at_the_door(&mut self, asked: Asked) -> Ticket {
+        let ticket = Ticket(self.next_ticket);
+        self.next_ticket += 1;
+        self.doors.insert(ticket, asked);
+        ticket
+    }
+
     pub(super) fn admit(&mut self, ticket: Ticket) {
-        let Some(Asked::Enter { sandbox, answer }) = self.doors.remove(&ticket) else { return };
+        match self.doors.remove(&ticket) {
+            Some(Asked::Enter { sandbox, answer }) => self.let_in(sandbox, answer),
+            Some(Asked::Parcel { offered, answer }) => {
+                let sandbox = offered.sandbox;
+                let parcel = match self.bodies.get(&sandbox) {
+                    Some(Body::Stored(stored)) => Ok(Parcel::of(stored, self.driver.record(sandbox))),
+                    _ => Err(Failure::new(FailureKind::Busy, format!("{sandbox} is being worked on"))),
+                };
+                // Who does not wait any more asks again, or not.
+                drop(answer.send(parcel));
+            }
+            Some(Asked::GiveUp { offered, answer }) => {
+                tracing::info!(sandbox = %offered.sandbox, to = %offered.to, "given up: it is another node's now");
+                drop(answer.send(Ok(())));
+            }
+            Some(Asked::Log { .. } | Asked::Root { .. }) | None => {}
+        }
+    }
+
+    fn let_in(&mut self, sandbox: SandboxId, answer: oneshot::Sender<Result<Entrance, Failure>>) {
         let door = match self.bodies.get(&sandbox) {
             Some(Body::Warm(warm, _)) => Ok(warm.housing.entrance(&warm.tree)),
             _ => Err(Failure::new(FailureKind::Busy, format!("{sandbox} is being worked on"))),
@@ -144,9 +185,7 @@ impl NodeHandle {
     async fn go_in(&self, invoke: Invoke) -> Result<Answer, Failure> {
         let Invoke { sandbox, request, deadline } = invoke;
         let (answer, admitted) = oneshot::channel();
-        let asked = Input::Asked(Asked::Enter { sandbox, answer });
-        self.inbox.send(asked).await.map_err(|_closed| closing(sandbox))?;
-        let door = admitted.await.map_err(|_closed| closing(sandbox))??;
+        let door = self.ask(sandbox, Asked::Enter { sandbox, answer }, admitted).await?;
         let result = match to_sandbox(request, deadline) {
             Ok(request) => door.request(request).await,
             Err(why) => {
@@ -172,6 +211,30 @@ impl NodeHandle {
         if self.inbox.send(Input::Worked(Box::new(worked))).await.is_err() {
             tracing::debug!("a request ended after its node");
         }
+    }
+
+    /// What goes to another node of a sandbox that is offered to it.
+    pub async fn parcel(&self, offered: OfferedSandbox) -> Result<Parcel, Failure> {
+        let sandbox = offered.sandbox;
+        let (answer, told) = oneshot::channel();
+        self.ask(sandbox, Asked::Parcel { offered, answer }, told).await
+    }
+
+    /// Gives a sandbox up to the node that it is offered to.
+    pub async fn give_up(&self, offered: OfferedSandbox) -> Result<(), Failure> {
+        let sandbox = offered.sandbox;
+        let (answer, told) = oneshot::channel();
+        self.ask(sandbox, Asked::GiveUp { offered, answer }, told).await
+    }
+
+    async fn ask<T>(
+        &self,
+        sandbox: SandboxId,
+        asked: Asked,
+        told: oneshot::Receiver<Result<T, Failure>>,
+    ) -> Result<T, Failure> {
+        self.inbox.send(Input::Asked(asked)).await.map_err(|_closed| closing(sandbox))?;
+        told.await.map_err(|_closed| closing(sandbox))?
     }
 
     /// The last lines a sandbox has written, and how many earlier ones were thrown away.

@@ -3,7 +3,7 @@
 use medes_proto::{
     failure::{Failure, FailureKind},
     function::FunctionSpec,
-    ids::{SandboxId, SnapshotId},
+    ids::{NodeId, SandboxId, SnapshotId},
     registry::SnapshotPlace,
 };
 
@@ -74,6 +74,17 @@ impl Node {
             (warm, _) => {
                 let result = Err(no_criu("make a base of", sandbox));
                 self.worked(Worked::BaseMade { sandbox, warm, result });
+            }
+        }
+    }
+
+    pub(super) fn take(&mut self, sandbox: SandboxId, spec: Box<FunctionSpec>, from: (NodeId, String)) {
+        let (tools, node) = (self.tools.clone(), self.identity.node.clone());
+        match &self.tools.roads {
+            Some(roads) => self.work(work::take((tools, roads.clone()), node, (sandbox, spec), from)),
+            None => {
+                let result = Err((None, no_criu("take over", sandbox)));
+                self.worked(Worked::Taken { sandbox, result });
             }
         }
     }

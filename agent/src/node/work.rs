@@ -27,11 +27,11 @@ use crate::{
         self,
         shrink::{self, Shrunk},
     },
-    driver::{DedupOrder, Deduped, Restored},
+    driver::{DedupOrder, Deduped, Restored, Taken},
     earlier::Origin,
     launch_spec::launch_spec,
     memory_file::MappedFile,
-    metrics,
+    metrics, moving,
     pager::{FaultError, Pager, ReleaseError},
     park::{self, ParkOrder},
     restore,
@@ -79,6 +79,8 @@ pub(crate) enum Worked {
     Restored { sandbox: SandboxId, result: Outcome<(Box<Warm>, Restored), Box<Housing>> },
     /// A base snapshot of another node was copied.
     Replicated { snapshot: SnapshotId, result: Result<SnapshotReport, Failure> },
+    /// A sandbox of another node was taken over.
+    Taken { sandbox: SandboxId, result: Outcome<(Box<Stored>, Taken), Option<Box<Housing>>> },
     /// The image `of` was made smaller, or there is no smaller one.
     Shrunk { sandbox: SandboxId, of: MappedFile, result: Result<Option<Box<Shrunk>>, Failure> },
     /// A removal.
@@ -116,6 +118,10 @@ impl Worked {
                 let result = result.as_ref().map(|(_, restored)| &restored.phases[..]);
                 ("restore", sandbox, result.map_err(|(_, why)| why))
             }
+            Self::Taken { sandbox, result } => {
+                let result = result.as_ref().map(|(_, taken)| &taken.phases[..]);
+                ("take", sandbox, result.map_err(|(_, why)| why))
+            }
             Self::Shrunk { result: Ok(None), .. } => return None,
             Self::Shrunk { sandbox, result, .. } => {
                 let phases =
@@ -136,7 +142,9 @@ impl Worked {
             | Self::Restored { sandbox, result: Ok((warm, _)) }
             | Self::BaseMade { sandbox, warm: Some(warm), .. }
             | Self::Deduped { sandbox, result: Err((Some(warm), _)) } => (sandbox, Box::new(warm.housing)),
-            Self::Launched { sandbox, result: Err((ruin, _)), .. } => (sandbox, ruin?),
+            Self::Launched { sandbox, result: Err((ruin, _)), .. }
+            | Self::Taken { sandbox, result: Err((ruin, _)) } => (sandbox, ruin?),
+            Self::Taken { sandbox, result: Ok((stored, _)) } => (sandbox, Box::new(stored.housing)),
             Self::Restored { sandbox, result: Err((ruin, _)) } => (sandbox, ruin),
             Self::Deduped { sandbox, result: Ok((put_away, _)) } => {
                 (sandbox, Box::new(put_away.into_housing()))
@@ -363,6 +371,22 @@ pub(super) async fn restore(
         Err(not) => Err((Box::new(not.housing), not.error.failure(sandbox))),
     };
     Worked::Restored { sandbox, result }
+}
+
+/// Takes over a sandbox in dedup that another node offers.
+pub(super) async fn take(
+    (tools, roads): (Arc<Tools>, Arc<Roads>),
+    node: NodeId,
+    (sandbox, spec): (SandboxId, Box<FunctionSpec>),
+    (from, address): (NodeId, String),
+) -> Worked {
+    let launch = launch_spec(&spec, sandbox, &node);
+    let whose = (sandbox, Arc::new(*spec));
+    let result = match moving::take(&roads, (&tools.host, &launch), whose, (&from, &address)).await {
+        Ok((stored, taken)) => Ok((Box::new(stored), taken)),
+        Err(not) => Err((not.housing.map(Box::new), not.error.failure(sandbox))),
+    };
+    Worked::Taken { sandbox, result }
 }
 
 /// Ends what runs and frees all that is left.

@@ -16,8 +16,8 @@ use medes_proto::{
     node::PageAccess,
     registry::SnapshotPlace,
     wire::{
-        HeatReply, HeatRequest, InvokeReply, InvokeRequest, LogsReply, LogsRequest, PageAccessReply,
-        PageAccessRequest, ReadLayoutRequest, SnapshotLayout,
+        GiveUpReply, HeatReply, HeatRequest, ImagePart, InvokeReply, InvokeRequest, LogsReply, LogsRequest,
+        OfferedSandbox, PageAccessReply, PageAccessRequest, ReadLayoutRequest, SnapshotLayout,
         node_server::{Node, NodeServer},
     },
 };
@@ -136,6 +136,19 @@ impl Node for Holder {
             Wire::Good | Wire::FlippedBit | Wire::OneFlippedBit | Wire::Short => {}
         }
         Ok(Response::new(layout))
+    }
+
+    type ReadImageStream = futures::stream::Empty<Result<ImagePart, Status>>;
+
+    async fn read_image(
+        &self,
+        _: Request<OfferedSandbox>,
+    ) -> Result<Response<Self::ReadImageStream>, Status> {
+        Err(Status::unavailable("this node only holds pages"))
+    }
+
+    async fn give_up(&self, _: Request<OfferedSandbox>) -> Result<Response<GiveUpReply>, Status> {
+        Err(Status::unavailable("this node only holds pages"))
     }
 
     async fn invoke(&self, _: Request<InvokeRequest>) -> Result<Response<InvokeReply>, Status> {

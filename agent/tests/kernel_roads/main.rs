@@ -6,6 +6,7 @@ mod again;
 mod clones;
 mod holder;
 mod late;
+mod moving;
 #[path = "../kernel_sandbox/node.rs"]
 #[allow(dead_code, reason = "shared with the sandbox tests, which need more of it")]
 mod node;
@@ -26,6 +27,7 @@ fn main() -> ExitCode {
         again::TESTS,
         clones::TESTS,
         late::TESTS,
+        moving::TESTS,
         trouble::TESTS,
         words::TESTS,
         shrink::TESTS,

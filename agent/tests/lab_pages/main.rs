@@ -23,8 +23,11 @@ fn main() -> ExitCode {
     let address = |text: &str| text.parse::<IpAddr>().expect("an address");
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["holder", host] => runtime.block_on(holder::run(address(host))),
-        ["reader", host] => runtime.block_on(tests::run(address(host), false)),
-        ["reader", host, "--lossy"] => runtime.block_on(tests::run(address(host), true)),
+        ["reader", host] => runtime.block_on(tests::run(address(host), tests::Line::Good)),
+        ["reader", host, "--lossy"] => runtime.block_on(tests::run(address(host), tests::Line::Lossy)),
+        ["reader", host, "--slow", device] => {
+            runtime.block_on(tests::run(address(host), tests::Line::Slow { device }));
+        }
         _ => println!("SKIPPED base pages by RDMA: `cargo xtask lab` runs it"),
     }
     ExitCode::SUCCESS

@@ -85,18 +85,38 @@ async fn step(passed: &mut usize, name: &str, work: impl Future<Output = ()>) {
     *passed += 1;
 }
 
+/// What is between the hosts.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Line<'a> {
+    Good,
+    /// Packets are lost and late.
+    Lossy,
+    /// What goes by RDMA can be slowed down, on this device.
+    Slow {
+        device: &'a str,
+    },
+}
+
 /// Everything, one after the other: the holder dies at the end.
-pub(crate) async fn run(host: IpAddr, lossy: bool) {
+pub(crate) async fn run(host: IpAddr, line: Line<'_>) {
     let mut orders = Orders::open(host);
     let mut count = 0;
     let passed = &mut count;
-    if lossy {
-        step(passed, "base_pages_come_although_packets_are_lost", lossily(&mut orders)).await;
-    } else {
-        step(passed, "base_pages_come_without_the_holders_processor", one_sided(&mut orders)).await;
-        step(passed, "base_pages_that_are_late_come_over_tcp", hedged(&mut orders)).await;
-        step(passed, "a_snapshot_that_is_dropped_is_read_no_more", dropped(&mut orders)).await;
-        step(passed, "a_holder_that_dies_while_it_is_read_is_told", killed(&mut orders)).await;
+    match line {
+        Line::Lossy => {
+            step(passed, "base_pages_come_although_packets_are_lost", lossily(&mut orders)).await;
+        }
+        Line::Slow { device } => {
+            step(passed, "reads_that_rdma_does_not_answer_are_answered_by_tcp", slow(&mut orders, device))
+                .await;
+        }
+        Line::Good => {
+            step(passed, "base_pages_come_without_the_holders_processor", one_sided(&mut orders)).await;
+            step(passed, "many_reads_are_under_way_at_once", together(&mut orders)).await;
+            step(passed, "base_pages_that_are_late_come_over_tcp", hedged(&mut orders)).await;
+            step(passed, "a_snapshot_that_is_dropped_is_read_no_more", dropped(&mut orders)).await;
+            step(passed, "a_holder_that_dies_while_it_is_read_is_told", killed(&mut orders)).await;
+        }
     }
     println!("test result: ok. {count} passed; 0 failed");
 }
@@ -115,6 +135,45 @@ async fn one_sided(orders: &mut Orders) {
         assert_right(&wanted, &read(&pages, &wanted).await.expect("pages"));
     }
     assert_eq!(orders.sent(), sent, "the page service has sent nothing");
+}
+
+/// Pages one by one, and the same pages in one call, which keeps 64 reads under way. Machine and card are emulated, so only
+/// their ratio says something.
+async fn together(orders: &mut Orders) {
+    let pages = orders.pages(SLOW);
+    until_one_sided(&pages, orders).await;
+    let wanted: Vec<BasePage> = scattered(256, PAGES).into_iter().map(|page| place(1, page)).collect();
+    let sent = orders.sent();
+    let mut rates = [0.0; 2];
+    for (rate, at_once) in rates.iter_mut().zip([1, wanted.len()]) {
+        let (mut read_pages, begun) = (0, Instant::now());
+        for part in [(); 3].into_iter().flat_map(|()| wanted.chunks(at_once)) {
+            assert_right(part, &read(&pages, part).await.expect("pages"));
+            read_pages += part.len();
+        }
+        *rate = read_pages as f64 / begun.elapsed().as_secs_f64();
+    }
+    assert_eq!(orders.sent(), sent, "all of it went by RDMA");
+    let [alone, together] = rates;
+    println!(
+        "    figure: {alone:.0} pages/s with 1 read under way, {together:.0} with 64: {:.1} times",
+        together / alone
+    );
+}
+
+/// RDMA takes a minute, TCP does not: with the timing that agents have, a read is over long before RDMA could answer.
+async fn slow(orders: &mut Orders, device: &str) {
+    let pages = orders.pages(Timing::DEFAULT);
+    until_one_sided(&pages, orders).await;
+    let delay = ["qdisc", "add", "dev", device, "parent", "1:4", "handle", "40:", "netem", "delay", "60s"];
+    let slowed = std::process::Command::new("tc").args(delay).status().expect("tc");
+    assert!(slowed.success(), "{slowed}");
+    for wanted in selections() {
+        let (sent, begun) = (orders.sent(), Instant::now());
+        assert_right(&wanted, &read(&pages, &wanted).await.expect("pages"));
+        assert!(orders.sent() > sent, "TCP has answered");
+        println!("    {} pages after {} ms", wanted.len(), begun.elapsed().as_millis());
+    }
 }
 
 /// Nothing is in time: both ways are used at once, and whichever is faster.

@@ -11,8 +11,9 @@ use futures::{StreamExt, stream};
 use medes_agent::bases::local::Snapshot;
 use medes_dedup::page::{BasePage, Page, PageIndex};
 use medes_proto::wire::{
-    HeatReply, HeatRequest, HttpAnswer, InvokeReply, InvokeRequest, LogsReply, LogsRequest, PageAccessReply,
-    PageAccessRequest, ReadLayoutRequest, SnapshotLayout, invoke_reply,
+    GiveUpReply, HeatReply, HeatRequest, HttpAnswer, ImagePart, InvokeReply, InvokeRequest, LogsReply,
+    LogsRequest, OfferedSandbox, PageAccessReply, PageAccessRequest, ReadLayoutRequest, SnapshotLayout,
+    invoke_reply,
     node_client::NodeClient,
     node_server::{Node, NodeServer},
 };
@@ -73,6 +74,19 @@ impl Node for Holder {
     }
 
     async fn read_layout(&self, _: Request<ReadLayoutRequest>) -> Result<Response<SnapshotLayout>, Status> {
+        Err(Status::unimplemented("only pages"))
+    }
+
+    type ReadImageStream = stream::Empty<Result<ImagePart, Status>>;
+
+    async fn read_image(
+        &self,
+        _: Request<OfferedSandbox>,
+    ) -> Result<Response<Self::ReadImageStream>, Status> {
+        Err(Status::unimplemented("only pages"))
+    }
+
+    async fn give_up(&self, _: Request<OfferedSandbox>) -> Result<Response<GiveUpReply>, Status> {
         Err(Status::unimplemented("only pages"))
     }
 

@@ -41,6 +41,16 @@ impl Row {
     }
 }
 
+impl Row {
+    /// A stream of bytes that are nobody's pages.
+    pub(super) fn stream(way: &'static str, bytes_per_second: f64) -> Self {
+        let (pages_per_second, none) = (bytes_per_second / PAGE_BYTES as f64, f64::NAN);
+        let gb_per_second = bytes_per_second / 1e9;
+        let (pages, scattered, reads) = (0, false, 1);
+        Self { way, pages, scattered, reads, pages_per_second, gb_per_second, p50_us: none, p99_us: none }
+    }
+}
+
 /// All figures, with the machine they are of.
 #[derive(Debug, Serialize)]
 pub(super) struct Report {

@@ -36,6 +36,9 @@ const NOT_HERE: &str = "parks and copies of bases are not simulated";
 
 /// What a purge takes.
 const PURGE: Duration = Duration::from_millis(10);
+/// A move to another node: what it takes besides the bytes, and bytes in a second.
+const MOVE: Duration = Duration::from_millis(50);
+const MOVE_BYTES_PER_SECOND: f64 = 200e6;
 
 /// How long a caller waits.
 const DEADLINE: Duration = Duration::from_secs(600);
@@ -370,6 +373,12 @@ impl<'t> World<'t> {
                 restore
             }
             Command::Purge { .. } | Command::DropSnapshot { .. } => PURGE,
+            Command::Offer { .. } => Duration::from_millis(1),
+            Command::Take { sandbox, .. } => {
+                let home = self.homes.get(sandbox).context("no such sandbox")?;
+                let bytes = self.agents[*home].sandboxes[sandbox].stored_bytes;
+                MOVE + Duration::from_secs_f64(bytes as f64 / MOVE_BYTES_PER_SECOND)
+            }
             Command::Start { .. }
             | Command::Park { .. }
             | Command::CancelPark { .. }
@@ -423,6 +432,15 @@ impl<'t> World<'t> {
                 let warm = self.costs.of(held.function).warm_bytes;
                 self.shrink(agent, if held.state == SandboxState::Dedup { held.stored_bytes } else { warm });
                 self.outcome.purges += 1;
+            }
+            Command::Offer { .. } => {}
+            Command::Take { sandbox, .. } => {
+                let from = self.homes.insert(*sandbox, agent).context("no such sandbox")?;
+                let held = self.agents[from].sandboxes.remove(sandbox).context("no such sandbox")?;
+                ensure!(held.state == SandboxState::Dedup, "{sandbox} moves, and is not in dedup");
+                self.shrink(from, held.stored_bytes);
+                self.grow(agent, held.stored_bytes);
+                self.agents[agent].sandboxes.insert(*sandbox, held);
             }
             Command::Park { .. } | Command::CancelPark { .. } | Command::Replicate { .. } => {
                 anyhow::bail!("{NOT_HERE}")

@@ -53,7 +53,9 @@ pub(crate) fn what(what: &What) -> String {
         What::Idle { idle, private_bytes } => {
             format!("no work for {}, {} private", human::took(*idle), human::bytes(*private_bytes))
         }
-        What::Review(choice) | What::Start(choice) | What::Eviction(choice) => choice_line(choice),
+        What::Review(choice) | What::Start(choice) | What::Eviction(choice) | What::Move(choice) => {
+            choice_line(choice)
+        }
         What::Ready { start, took, phases } => {
             let start = start.word();
             join(&[format!("{start} in {}", human::took(*took)), human::phases(phases)])

@@ -11,6 +11,7 @@ mod dedup;
 mod http;
 mod identity;
 mod input;
+mod moving;
 mod park;
 mod policy;
 mod program;

@@ -377,6 +377,12 @@ impl Control for Fake {
         operation(success(sandbox(2, "html", SandboxState::Warm), digest))
     }
 
+    async fn move_sandbox(&self, request: Request<wire::MoveSandboxRequest>) -> Reply<wire::OperationReply> {
+        let wire::MoveSandboxRequest { sandbox, node } = request.into_inner();
+        self.asked.note(format!("move {sandbox:x} to {node}"));
+        operation(operation_reply::Result::Success(wire::OperationSuccess::default()))
+    }
+
     async fn purge_sandbox(&self, request: Request<wire::SandboxRequest>) -> Reply<wire::OperationReply> {
         self.asked.note(format!("purge {:x}", request.into_inner().sandbox));
         operation(operation_reply::Result::Success(wire::OperationSuccess::default()))

@@ -75,6 +75,8 @@ impl Driver {
                 self.start_done(now, &pending, result, out);
             }
             Kind::Dedup | Kind::Park => self.dedup_done(now, &pending, result, out),
+            Kind::Offer => self.offer_done(now, &pending, result, out),
+            Kind::Take => self.take_done(now, &pending, result, out),
             Kind::MakeBase(snapshot) => self.base_done(now, &pending, snapshot, result, out),
             Kind::CancelPark => {}
             Kind::Purge => self.purge_done(&pending, result, out),
@@ -84,6 +86,9 @@ impl Driver {
         }
         if let Some(sandbox) = pending.sandbox {
             self.touch(now, sandbox, out);
+        }
+        if matches!(pending.kind, Kind::Offer | Kind::Take) {
+            self.drain_on(now, out);
         }
         self.wake_waiting();
     }
@@ -148,6 +153,10 @@ impl Driver {
                     self.dirty.insert(name);
                 }
             }
+            (Kind::Offer | Kind::Take, Some(sandbox)) => {
+                self.move_unknown(sandbox, &why, out);
+                self.arm(now.after(self.settings.dedup_max), Timer::Passing(sandbox));
+            }
             // What became of it, the next report tells. Until then it is used for nothing.
             (_, Some(sandbox)) => self.arm(now.after(self.settings.dedup_max), Timer::Passing(sandbox)),
             (Kind::DropSnapshot(snapshot) | Kind::DropCopy(snapshot), None) => {
@@ -183,6 +192,10 @@ impl Driver {
                 Self::answer(out, ticket, Err(failure(FailureKind::Internal, message)));
             }
             let Some(sandbox) = pending.sandbox else { continue };
+            if matches!(pending.kind, Kind::Offer | Kind::Take) {
+                let message = format!("the connection to node {node} broke during the move");
+                self.move_unknown(sandbox, &failure(FailureKind::Internal, message), out);
+            }
             self.arm(now.after(self.settings.dedup_max), Timer::Passing(sandbox));
             if let Some(name) = self.sandboxes.get(&sandbox).map(|sandbox| sandbox.function.clone()) {
                 self.stop_waiting_for(&name, sandbox, None);
@@ -212,7 +225,7 @@ impl Driver {
             return;
         }
         if sandbox.is_idle() && self.is_drained(sandbox) {
-            self.purge(now, id, PurgeReason::Drained, None, out);
+            self.leave_drained(now, id, out);
             return;
         }
         let name = sandbox.function.clone();
@@ -243,6 +256,8 @@ impl Driver {
         out: &mut Vec<Action>,
     ) {
         self.tell_leaving(id, cause, out);
+        let gone = || failure(FailureKind::NotFound, format!("{id} is gone"));
+        self.move_unknown(id, &why.cloned().unwrap_or_else(gone), out);
         let Some(sandbox) = self.forget_sandbox(id) else { return };
         for request in &sandbox.open {
             if self.requests.remove(request).is_some() {
@@ -260,8 +275,7 @@ impl Driver {
         for command in about {
             let Some(pending) = self.commands.remove(&command) else { continue };
             if let Some(ticket) = pending.ticket {
-                let gone = failure(FailureKind::NotFound, format!("{id} is gone"));
-                Self::answer(out, ticket, Err(why.cloned().unwrap_or(gone)));
+                Self::answer(out, ticket, Err(why.cloned().unwrap_or_else(gone)));
             }
             if let Kind::MakeBase(snapshot) = pending.kind {
                 self.forget_snapshot(snapshot, out);

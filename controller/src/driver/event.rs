@@ -184,6 +184,13 @@ pub enum Operation {
         /// Hash its memory afterwards.
         digest_memory: bool,
     },
+    /// From its node to another one, in dedup.
+    Move {
+        /// Which.
+        sandbox: SandboxId,
+        /// Where; the node with room that uses the least memory if absent.
+        to: Option<NodeId>,
+    },
     /// The end of it.
     Purge(SandboxId),
 }

@@ -288,7 +288,7 @@ impl Driver {
             match sandbox.life {
                 Life::Warm | Life::MakingBase => view.warm += 1,
                 Life::Starting | Life::Restoring => view.starting += 1,
-                Life::Dedup | Life::Parked | Life::Deduping => view.dedup += 1,
+                Life::Dedup | Life::Parked | Life::Deduping | Life::Moving => view.dedup += 1,
                 Life::Purging => {}
             }
         }

@@ -38,6 +38,10 @@ impl Driver {
                     told(self.restore(now, id, digest_memory, Some(ticket), why, out), id)
                 })
             }
+            Operation::Move { sandbox, to } => self.idle_in(sandbox, Life::Dedup).and_then(|id| {
+                let to = self.new_home(id, to)?;
+                told(self.move_to(now, id, &to, (Some(ticket), "somebody asked for it"), out), id)
+            }),
             Operation::Purge(id) => self
                 .not_busy(id)
                 .and_then(|id| told(self.purge(now, id, PurgeReason::Asked, Some(ticket), out), id)),
@@ -67,6 +71,29 @@ impl Driver {
             }
             Some(node) if !self.has_room(&node, need) => {
                 Err(failure(FailureKind::NoSpace, format!("node {node} has no room for one more sandbox")))
+            }
+            Some(node) => Ok(node),
+        }
+    }
+
+    fn new_home(&self, id: SandboxId, wish: Option<NodeId>) -> Result<NodeId, Failure> {
+        let sandbox = self.known(id)?;
+        let bytes = sandbox.report.stored_bytes;
+        let refused = |kind, why: String| Err(failure(kind, format!("move {id}: {why}")));
+        match wish {
+            None => match self.place_to_move(&sandbox.node, |to| self.has_room(to, bytes)) {
+                Some(node) => Ok(node),
+                None => refused(FailureKind::NoSpace, "no other node has room for it".into()),
+            },
+            Some(node) if node == sandbox.node => refused(FailureKind::Busy, format!("it is on {node}")),
+            Some(node) if !self.is_reachable(&node) => {
+                refused(FailureKind::NotFound, format!("node {node} is not connected"))
+            }
+            Some(node) if self.standing(&node) != Standing::Open => {
+                refused(FailureKind::Busy, format!("node {node} is {}", self.standing(&node).word()))
+            }
+            Some(node) if !self.has_room(&node, bytes) => {
+                refused(FailureKind::NoSpace, format!("node {node} has no room for it"))
             }
             Some(node) => Ok(node),
         }

@@ -85,7 +85,8 @@ impl Driver {
         let name = sandbox.function.clone();
         let nodes_fault = is_nodes_fault(why.kind);
         if let Kind::Clone(source) = pending.kind {
-            if !nodes_fault {
+            // One that did not come from its holder may come from another, or later.
+            if !nodes_fault && why.kind != FailureKind::BaseLost {
                 self.clone_failed(source);
             }
             self.remove_sandbox(id, Cause::Failed, None, out);
@@ -125,6 +126,7 @@ impl Driver {
     /// Purges a sandbox whose agent may or may not still have it.
     pub(super) fn end_broken(&mut self, now: Now, id: SandboxId, kind: FailureKind, out: &mut Vec<Action>) {
         if kind == FailureKind::NotFound {
+            self.remember_moved(now, id);
             return self.remove_sandbox(id, Cause::Failed, None, out);
         }
         self.enter(now, id, Life::Purging, Cause::Failed, out);
@@ -231,7 +233,7 @@ impl Driver {
 }
 
 /// Another node, or the same one later, may do better.
-const fn is_nodes_fault(kind: FailureKind) -> bool {
+pub(super) const fn is_nodes_fault(kind: FailureKind) -> bool {
     matches!(
         kind,
         FailureKind::NoSpace

@@ -48,6 +48,9 @@ impl Sandbox {
             review_at: None,
             dump_blocked_until: None,
             dump_failures: 0,
+            moving: None,
+            went_to: None,
+            move_after: None,
             last_start: None,
             decided: None,
             kept: None,
@@ -174,6 +177,14 @@ impl Driver {
                 continue;
             }
             match self.sandboxes.get(&id) {
+                // Its old node has given it up, or it would not be told of here.
+                Some(known) if known.life == Life::Moving && known.goes_to() == node => {
+                    let busy = known.busy;
+                    // With the command under way, its answer says the same and more.
+                    if !busy {
+                        self.moved(now, id, node, report, out);
+                    }
+                }
                 // Two nodes with one sandbox: one of them is wrong, and it is not the one that was asked to make it.
                 Some(known) if known.node != *node => strangers.push(id),
                 Some(_) => self.update(now, report, sure, out),
@@ -182,12 +193,13 @@ impl Driver {
             }
             self.touch(now, id, out);
         }
-        self.notice_missing(node, &seen, sure, out);
+        self.notice_missing(now, node, &seen, sure, out);
         strangers
     }
 
     fn adopt(&mut self, now: Now, node: &NodeId, report: SandboxReport, out: &mut Vec<Action>) {
         let id = report.id;
+        self.ghosts.remove(&id);
         let requests_max =
             self.functions.get(&report.function).map_or(1, |function| function.spec.requests_max);
         let requests_max = usize::try_from(requests_max).unwrap_or(usize::MAX);
@@ -250,6 +262,7 @@ impl Driver {
     /// Sandboxes that should be there and are not.
     fn notice_missing(
         &mut self,
+        now: Now,
         node: &NodeId,
         seen: &BTreeSet<SandboxId>,
         sure: bool,
@@ -262,6 +275,7 @@ impl Driver {
             sandbox.contradicted = sandbox.contradicted.saturating_add(1);
             if sure || sandbox.contradicted >= CONTRADICTIONS {
                 let why = failure(FailureKind::Crashed, format!("{id} is no longer on node {node}"));
+                self.remember_moved(now, id);
                 self.remove_sandbox(id, Cause::Reported, Some(&why), out);
             }
         }
@@ -331,6 +345,7 @@ impl Driver {
             if cut_off {
                 self.remember_references(name, id, until);
             }
+            self.remember_moved(now, id);
             self.remove_sandbox(id, Cause::NodeLost, None, out);
         }
         if cut_off {

@@ -32,6 +32,7 @@ impl Function {
             clone: Default::default(),
             restore: Default::default(),
             unpark: Default::default(),
+            moving: Default::default(),
             warm_start: Default::default(),
             execution: Default::default(),
             idle_times: IdleTimes::default(),

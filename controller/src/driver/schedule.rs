@@ -69,12 +69,12 @@ impl Driver {
     }
 
     /// Sandboxes of the function's present text on nodes that can be reached and are not being drained.
-    fn usable(&self, name: &FunctionName) -> impl Iterator<Item = &Sandbox> {
+    pub(super) fn usable(&self, name: &FunctionName) -> impl Iterator<Item = &Sandbox> {
         self.of_function(name).filter(|sandbox| self.is_usable(sandbox))
     }
 
     fn is_usable(&self, sandbox: &Sandbox) -> bool {
-        !self.is_unwanted(sandbox) && self.is_reachable(&sandbox.node) && !self.is_drained(sandbox)
+        !self.is_unwanted(sandbox) && self.is_reachable(sandbox.goes_to()) && !self.is_drained(sandbox)
     }
 
     pub(super) fn of_function(&self, name: &FunctionName) -> impl Iterator<Item = &Sandbox> {
@@ -137,6 +137,12 @@ impl Driver {
             }
             if now < self.settled_at {
                 return;
+            }
+            if may_restore && let Some(going) = self.pick_to_move(now, name) {
+                if !self.move_for_request(now, going, out) {
+                    return;
+                }
+                continue;
             }
             let need = self.estimate(name);
             if let Some(node) = self.pick_node(now, name) {

@@ -79,6 +79,6 @@ impl Driver {
 
     /// A sandbox that is to end as soon as nobody uses it, because of where it is.
     pub(super) fn is_drained(&self, sandbox: &Sandbox) -> bool {
-        self.standing(&sandbox.node) == Standing::Draining
+        self.standing(sandbox.goes_to()) == Standing::Draining
     }
 }

@@ -13,7 +13,10 @@ use medes_proto::{
     trace::EventId,
 };
 
-use super::event::{ConnectionId, RequestId, Ticket};
+use super::{
+    event::{ConnectionId, RequestId, Ticket},
+    moving::Move,
+};
 use crate::{
     now::Now,
     policy::{Arrivals, IdleLife, IdleTimes, PRICE_HALF_LIFE},
@@ -30,6 +33,8 @@ pub(super) enum Life {
     /// In dedup in place: its processes are still there.
     Parked,
     Restoring,
+    /// In dedup, and on its way to another node.
+    Moving,
     Purging,
 }
 
@@ -47,7 +52,7 @@ impl Life {
 
     /// Will be able to serve before long, without a new decision.
     pub(super) const fn is_coming(self) -> bool {
-        matches!(self, Self::Starting | Self::Restoring | Self::MakingBase)
+        matches!(self, Self::Starting | Self::Restoring | Self::MakingBase | Self::Moving)
     }
 
     /// Ends by itself, in one way or another.
@@ -67,7 +72,7 @@ impl Life {
             Self::Warm if open => SandboxState::Running,
             Self::Warm | Self::MakingBase | Self::Purging => SandboxState::Warm,
             Self::Deduping => SandboxState::Deduping,
-            Self::Dedup => SandboxState::Dedup,
+            Self::Dedup | Self::Moving => SandboxState::Dedup,
             Self::Parked => SandboxState::Parked,
             Self::Restoring => SandboxState::Restoring,
         }
@@ -106,6 +111,12 @@ pub(super) struct Sandbox {
     /// When it will be reviewed. Timers for other moments mean nothing.
     pub(super) review_at: Option<Now>,
     pub(super) dump_blocked_until: Option<Now>,
+    /// Where it is going, if it is.
+    pub(super) moving: Option<Move>,
+    /// Who may have it by now, if nobody knows how a move of it ended.
+    pub(super) went_to: Option<NodeId>,
+    /// It is not moved before that: a move of it failed.
+    pub(super) move_after: Option<Now>,
     pub(super) dump_failures: u32,
     pub(super) last_start: Option<LastStart>,
     /// The last decision about it.
@@ -153,6 +164,7 @@ impl Sandbox {
         if self.life != life {
             self.life = life;
             self.since = now;
+            self.moving = None;
         }
         self.contradicted = 0;
     }
@@ -160,7 +172,7 @@ impl Sandbox {
     /// Bytes that its end would free.
     pub(super) fn held_bytes(&self) -> u64 {
         match self.life {
-            Life::Dedup => self.report.stored_bytes,
+            Life::Dedup | Life::Moving => self.report.stored_bytes,
             Life::Parked => self.report.private_bytes.saturating_add(self.report.stored_bytes),
             _ => self.report.private_bytes.max(self.report.stored_bytes),
         }
@@ -203,6 +215,8 @@ pub(super) struct Function {
     pub(super) clone: Average,
     pub(super) restore: Average,
     pub(super) unpark: Average,
+    /// Moves of one in dedup to another node.
+    pub(super) moving: Average,
     /// Requests that found a warm sandbox: all their time outside of it.
     pub(super) warm_start: Average,
     pub(super) execution: Average,
@@ -324,6 +338,10 @@ pub(super) enum Kind {
     Restore,
     /// A restore of one that is parked.
     Unpark,
+    /// The first half of a move: its node lets another one have it.
+    Offer,
+    /// The second: that one takes it over.
+    Take,
     Purge,
     DropSnapshot(SnapshotId),
     /// One more node is to hold it.
@@ -344,6 +362,8 @@ impl Kind {
             | Self::Dedup
             | Self::Park
             | Self::CancelPark
+            | Self::Offer
+            | Self::Take
             | Self::Purge
             | Self::DropSnapshot(_)
             | Self::Copy(_)

@@ -18,6 +18,7 @@ mod bases;
 mod clones;
 mod copies;
 mod gain;
+mod moving;
 mod nodes;
 mod policies;
 mod requests;
@@ -114,7 +115,7 @@ impl Bench {
     fn succeed(&mut self, connection: ConnectionId, id: CommandId, command: &Command) {
         let sandbox = command.sandbox().unwrap();
         let state = match command {
-            Command::Dedup { .. } => SandboxState::Dedup,
+            Command::Dedup { .. } | Command::Take { .. } => SandboxState::Dedup,
             Command::Park { .. } => SandboxState::Parked,
             _ => SandboxState::Warm,
         };
@@ -126,7 +127,7 @@ impl Bench {
             _ => None,
         };
         let sandbox = match command {
-            Command::Purge { .. } => None,
+            Command::Purge { .. } | Command::Offer { .. } => None,
             _ => Some(report(sandbox, "f", state)),
         };
         self.done(connection, id, Ok(Success { sandbox, snapshot, ..Success::default() }));

@@ -409,6 +409,9 @@ impl Inner {
             Command::Purge { sandbox } => {
                 held.sandboxes.remove(&sandbox).map(|_| Success::default()).ok_or_else(gone)
             }
+            Command::Offer { .. } | Command::Take { .. } => {
+                Err(Failure::new(FailureKind::Unsupported, "a fake has no images"))
+            }
             Command::Replicate { place } => {
                 let function = "f".parse().expect("a name");
                 let report =
@@ -442,6 +445,22 @@ impl Node for Inner {
         _request: Request<wire::ReadLayoutRequest>,
     ) -> Result<Response<wire::SnapshotLayout>, Status> {
         Err(Status::unimplemented("a fake has no pages"))
+    }
+
+    type ReadImageStream = futures::stream::Empty<Result<wire::ImagePart, Status>>;
+
+    async fn read_image(
+        &self,
+        _request: Request<wire::OfferedSandbox>,
+    ) -> Result<Response<Self::ReadImageStream>, Status> {
+        Err(Status::unimplemented("a fake has no images"))
+    }
+
+    async fn give_up(
+        &self,
+        _request: Request<wire::OfferedSandbox>,
+    ) -> Result<Response<wire::GiveUpReply>, Status> {
+        Err(Status::unimplemented("a fake has no images"))
     }
 
     async fn invoke(

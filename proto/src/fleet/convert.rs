@@ -9,7 +9,7 @@ use super::{
 use crate::{
     WireError,
     function::FunctionSpec,
-    ids::{CommandId, SandboxId, snapshot_from_wire},
+    ids::{CommandId, NodeId, SandboxId, snapshot_from_wire},
     limits,
     sandbox::{phases_from_wire, phases_to_wire},
     wire,
@@ -310,6 +310,15 @@ impl From<Command> for wire::command::Action {
                 Self::Restore(wire::Restore { sandbox: sandbox.get(), digest_memory })
             }
             Command::Purge { sandbox } => Self::Purge(wire::Purge { sandbox: sandbox.get() }),
+            Command::Offer { sandbox, to } => {
+                Self::Offer(wire::Offer { sandbox: sandbox.get(), to: to.to_string() })
+            }
+            Command::Take { sandbox, function, revision, from, address } => Self::Take(wire::Take {
+                sandbox: sandbox.get(),
+                function: Some(wire::Function { toml: function.to_toml(), revision }),
+                from: from.to_string(),
+                address,
+            }),
             Command::Replicate { place } => Self::Replicate(wire::Replicate { place: Some(place.into()) }),
             Command::DropSnapshot { snapshot } => {
                 Self::DropSnapshot(wire::DropSnapshot { snapshot: snapshot.get() })
@@ -362,6 +371,17 @@ impl TryFrom<wire::Welcome> for Welcome {
     }
 }
 
+fn function_from_wire(raw: Option<wire::Function>) -> Result<(Box<FunctionSpec>, u64), WireError> {
+    let wire::Function { toml, revision } = raw.ok_or(WireError::missing("command.function"))?;
+    let function = FunctionSpec::from_toml(&toml)
+        .map_err(|_why| WireError::invalid("command.function.toml", "not a function file"))?;
+    Ok((Box::new(function), revision))
+}
+
+fn node_from_wire(raw: &str, field: &'static str) -> Result<NodeId, WireError> {
+    raw.parse().map_err(|_why| WireError::invalid(field, "not a node's name"))
+}
+
 impl TryFrom<wire::command::Action> for Command {
     type Error = WireError;
 
@@ -370,11 +390,8 @@ impl TryFrom<wire::command::Action> for Command {
         let id = |raw| SandboxId::from_wire(raw, "command.sandbox");
         Ok(match raw {
             Action::Start(wire::Start { sandbox, function, clone_of }) => {
-                let wire::Function { toml, revision } =
-                    function.ok_or(WireError::missing("start.function"))?;
-                let function = FunctionSpec::from_toml(&toml)
-                    .map_err(|_why| WireError::invalid("start.function.toml", "not a function file"))?;
-                let (function, clone_of) = (Box::new(function), clone_of.map(TryInto::try_into).transpose()?);
+                let (function, revision) = function_from_wire(function)?;
+                let clone_of = clone_of.map(TryInto::try_into).transpose()?;
                 Self::Start { sandbox: id(sandbox)?, function, revision, clone_of }
             }
             Action::MakeBase(wire::MakeBase { sandbox, snapshot, init }) => Self::MakeBase {
@@ -399,6 +416,17 @@ impl TryFrom<wire::command::Action> for Command {
                 Self::Restore { sandbox: id(sandbox)?, digest_memory }
             }
             Action::Purge(wire::Purge { sandbox }) => Self::Purge { sandbox: id(sandbox)? },
+            Action::Offer(wire::Offer { sandbox, to }) => {
+                Self::Offer { sandbox: id(sandbox)?, to: node_from_wire(&to, "offer.to")? }
+            }
+            Action::Take(wire::Take { sandbox, function, from, address }) => {
+                let (function, revision) = function_from_wire(function)?;
+                let from = node_from_wire(&from, "take.from")?;
+                if address.len() > limits::ADDRESS_BYTES_MAX {
+                    return Err(WireError::invalid("take.address", "too long"));
+                }
+                Self::Take { sandbox: id(sandbox)?, function, revision, from, address }
+            }
             Action::Replicate(wire::Replicate { place }) => {
                 Self::Replicate { place: place.ok_or(WireError::missing("replicate.place"))?.try_into()? }
             }

@@ -81,6 +81,7 @@ impl From<What> for trace_event::What {
             What::Review(choice) => Self::Review(choice.into()),
             What::Start(choice) => Self::Start(choice.into()),
             What::Eviction(choice) => Self::Eviction(choice.into()),
+            What::Move(choice) => Self::Move(choice.into()),
             What::Ready { start, took, phases } => Self::Ready(wire::TraceReady {
                 start: start.into(),
                 micros: micros(took),
@@ -127,6 +128,7 @@ impl TryFrom<trace_event::What> for What {
             Raw::Review(choice) => Self::Review(choice.try_into()?),
             Raw::Start(choice) => Self::Start(choice.try_into()?),
             Raw::Eviction(choice) => Self::Eviction(choice.try_into()?),
+            Raw::Move(choice) => Self::Move(choice.try_into()?),
             Raw::Ready(wire::TraceReady { start, micros, phases }) => Self::Ready {
                 start: start_from_wire(start)?,
                 took: Duration::from_micros(micros),

@@ -48,6 +48,7 @@ fn one_of_each() -> Vec<What> {
         What::Node { change: NodeChange::Away, sandboxes: 3 },
         What::Request { start: StartKind::Warm, phases: phases() },
         What::Asked { operation: "dedup".into() },
+        What::Move(choice()),
     ]
 }
 

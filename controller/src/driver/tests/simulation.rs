@@ -66,6 +66,8 @@ struct Agent {
     /// What the driver can know of its memory: last report, credits and debits since, starts under way.
     ledger: u64,
     starting: BTreeSet<CommandId>,
+    /// Which node may take over which sandbox.
+    offers: BTreeMap<SandboxId, String>,
 }
 
 impl Agent {
@@ -314,6 +316,9 @@ impl World {
         let open = self.callers.iter().filter(|(_, caller)| **caller != Caller::Answered);
         let open = open.filter(|(id, _)| !self.withdrawn.contains(id)).count();
         assert_eq!(open, self.bench.driver.open_requests(), "no request is lost");
+        let mut homes = BTreeSet::new();
+        let all = self.agents.iter().flat_map(|agent| agent.sandboxes.keys());
+        all.for_each(|id| assert!(homes.insert(id), "{id} is on two nodes"));
         let timers = self.bench.driver.timers.len();
         assert!(timers <= 4_000, "{timers} timers");
     }
@@ -350,8 +355,9 @@ impl World {
                 Command::Purge { sandbox } => drop(agent.sandboxes.remove(&sandbox)),
                 Command::DropSnapshot { snapshot } => drop(agent.snapshots.remove(&snapshot)),
                 Command::Replicate { place } => {
-                    let copy = known.get(&place.snapshot).cloned().unwrap_or(("f".into(), None));
-                    agent.snapshots.insert(place.snapshot, copy);
+                    if let Some(copy) = known.get(&place.snapshot).cloned() {
+                        agent.snapshots.insert(place.snapshot, copy);
+                    }
                 }
                 _ => {}
             }
@@ -410,6 +416,13 @@ impl World {
             // Never answered: the driver must notice by itself.
             return self.saw("forgotten");
         }
+        if let Command::Take { sandbox, ref from, .. } = command {
+            return self.take(at, id, sandbox, from.as_str(), &command);
+        }
+        // Whatever is done to a sandbox withdraws it.
+        if let Some(sandbox) = command.sandbox() {
+            self.agents[at].offers.remove(&sandbox);
+        }
         let fails = self.dice.one_in(6);
         let refers = self.dice.below(3);
         let known = |id| self.agents.iter().find_map(|agent| agent.snapshots.get(&id).cloned());
@@ -454,9 +467,9 @@ impl World {
                 agent.sandboxes.remove(sandbox);
                 Ok(())
             }
-            (Command::Replicate { .. }, _) if fails => Err(FailureKind::BaseLost),
+            (Command::Replicate { .. }, _) if fails || source.is_none() => Err(FailureKind::BaseLost),
             (Command::Replicate { place }, _) => {
-                agent.snapshots.insert(place.snapshot, source.unwrap_or(("f".into(), None)));
+                agent.snapshots.insert(place.snapshot, source.unwrap());
                 *self.seen.entry("base copied").or_default() += 1;
                 Ok(())
             }
@@ -472,6 +485,11 @@ impl World {
                 Err([FailureKind::DumpRefused, FailureKind::DedupFailed, FailureKind::NoSpace][refers])
             }
             (Command::CancelPark { .. }, _) => Ok(()),
+            (Command::Offer { .. }, Some(SandboxState::Dedup)) if fails => Err(FailureKind::Internal),
+            (Command::Offer { sandbox, to }, Some(SandboxState::Dedup)) => {
+                agent.offers.insert(*sandbox, to.to_string());
+                Ok(())
+            }
             (Command::Park { .. }, Some(SandboxState::Warm)) if fails => {
                 Err([FailureKind::DedupFailed, FailureKind::Cancelled, FailureKind::DumpRefused][refers])
             }
@@ -520,6 +538,33 @@ impl World {
             _ => Err(FailureKind::Busy),
         };
         self.done(at, id, &command, result);
+    }
+
+    /// A node takes a sandbox over, if it is offered to it. The other one gives it up before this one has it.
+    fn take(&mut self, at: usize, id: CommandId, sandbox: SandboxId, from: &str, command: &Command) {
+        let from = (0..NODES).find(|other| format!("n{other}") == from).expect("a node");
+        let to_me = |to: &String| *to == format!("n{at}");
+        let offered = self.agents[from].offers.get(&sandbox).is_some_and(to_me);
+        let there = self.agents[from].sandboxes.get(&sandbox);
+        let there = there.is_some_and(|held| held.state == SandboxState::Dedup);
+        let fails = self.dice.one_in(4) || !offered || !there;
+        if fails {
+            self.saw("not taken");
+            let kinds = [FailureKind::Corrupt, FailureKind::Internal, FailureKind::NoSpace];
+            let kind = kinds[self.dice.below(3)];
+            return self.done(at, id, command, Err(kind));
+        }
+        self.agents[from].offers.remove(&sandbox);
+        let held = self.agents[from].sandboxes.remove(&sandbox).expect("who offers it has it");
+        assert_eq!((held.state, held.open), (SandboxState::Dedup, 0), "{sandbox} is only an image");
+        self.agents[at].sandboxes.insert(sandbox, held);
+        if self.dice.one_in(5) {
+            // It is done with it, and nobody hears so.
+            self.under_way.retain(|_, other| *other != id);
+            return self.saw("taken in silence");
+        }
+        self.saw("taken");
+        self.done(at, id, command, Ok(()));
     }
 
     fn acquire(&mut self, at: usize, id: CommandId, sandbox: SandboxId, refers: usize) {
@@ -652,6 +697,17 @@ impl World {
         self.tell(Event::Asked { ticket, operation });
     }
 
+    fn ask_for_a_move(&mut self) {
+        let all = self.agents.iter().flat_map(|agent| &agent.sandboxes);
+        let stored = all.filter(|(_, held)| held.state == SandboxState::Dedup);
+        let stored: Vec<_> = stored.map(|(&id, _)| id).collect();
+        let Some(sandbox) = self.dice.pick(&stored) else { return };
+        self.bench.tickets += 1;
+        let ticket = Ticket(self.bench.tickets);
+        self.tickets.insert(ticket, false);
+        self.tell(Event::Asked { ticket, operation: Operation::Move { sandbox, to: None } });
+    }
+
     fn step(&mut self, number: u64) {
         let at = self.dice.below(NODES);
         match self.dice.below(100) {
@@ -682,6 +738,7 @@ impl World {
                 self.tell(Event::Stands { node, standing });
             }
             84 if self.dice.one_in(40) => self.tune(),
+            85..88 => self.ask_for_a_move(),
             82 if self.dice.one_in(8) => self.tell(Event::Removed { function: "g".parse().unwrap() }),
             _ => {
                 self.bench.now = self.bench.now.after(Duration::from_millis(self.dice.next() % 400));
@@ -808,6 +865,9 @@ fn nothing_that_must_not_happen_happens() {
         "init snapshot",
         "cloned",
         "not cloned",
+        "taken",
+        "not taken",
+        "taken in silence",
         "forgotten",
     ] {
         assert!(seen.get(what).is_some_and(|&count| count >= 20), "too few {what}: {seen:?}");

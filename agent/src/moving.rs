@@ -1,0 +1,260 @@
+//! The road of a sandbox in dedup from one node to another: its image and its private files travel, nothing of it runs meanwhile.
+//!
+//! ```text
+//! offered by its node ─► read, its hash compared ─► image opened, end to end ─► a housing with its files ─► given up there ─► here
+//! ```
+//!
+//! It is never on two nodes that could both let it run: this node has it only once the other one has said that it has given it up.
+//! Until then any failure leaves it where it was.
+
+pub mod send;
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    io::{self, Write},
+    sync::Arc,
+    time::Duration,
+};
+
+use futures::{Stream, StreamExt};
+use medes_dedup::image::{DedupImage, OpenImageError};
+use medes_proto::{
+    WireError,
+    failure::{Failure, FailureKind},
+    function::FunctionSpec,
+    ids::SandboxId,
+    moving::{ImageHead, OfferedSandbox},
+    wire::{self, image_part::Part},
+};
+use nix::time::{ClockId, clock_gettime};
+
+use crate::{
+    bases::remote::{Holder, ReadRemoteError},
+    driver::Taken,
+    earlier::Origin,
+    memory_file::{MappedFile, MemoryFile},
+    pager::Learnt,
+    private_files,
+    roads::{NotWelcomed, Roads, Stopwatch, Stored, blocking},
+    sandbox::{self, CreateError, Host, Housing, LaunchSpec},
+};
+
+/// What an image may have besides the memory of its sandbox: tables, CRIU's files.
+const IMAGE_SLACK_BYTES: u64 = 64 << 20;
+
+/// Why a sandbox was not taken over.
+#[derive(Debug, thiserror::Error)]
+pub enum TakeError {
+    /// No key and no settings yet.
+    #[error(transparent)]
+    NotWelcomed(#[from] NotWelcomed),
+    /// Its node did not deliver.
+    #[error(transparent)]
+    Remote(#[from] ReadRemoteError),
+    /// The stream of its bytes broke off.
+    #[error("read its bytes")]
+    Broken(#[source] Box<tonic::Status>),
+    /// What came makes no sense.
+    #[error("understand what its node sends")]
+    Wire(#[from] WireError),
+    /// Its node sends more or less than it said, or more than the function can have.
+    #[error("its node sends {0}")]
+    Length(&'static str),
+    /// It is not what its node sent.
+    #[error("what came does not have its hash")]
+    Hash,
+    /// Its program would see time go back.
+    #[error("this node's clock is {behind:?} behind that of its node: its program would see time go back")]
+    Clock {
+        /// How far.
+        behind: Duration,
+    },
+    /// There was no memory for it.
+    #[error("keep its image")]
+    Keep(#[source] io::Error),
+    /// The image is not what was sealed.
+    #[error("open its image")]
+    Open(#[from] OpenImageError),
+    /// There is no housing for it.
+    #[error("make a housing")]
+    Create(#[from] CreateError),
+    /// The private files could not be put there.
+    #[error("unpack the private files")]
+    Files(#[source] io::Error),
+}
+
+impl TakeError {
+    /// As the controller hears of it.
+    pub fn failure(&self, sandbox: SandboxId) -> Failure {
+        let kind = match self {
+            Self::Hash | Self::Open(_) => FailureKind::Corrupt,
+            Self::Clock { .. } => FailureKind::Unsupported,
+            Self::Keep(source) | Self::Files(source) if source.kind() == io::ErrorKind::StorageFull => {
+                FailureKind::NoSpace
+            }
+            _ => FailureKind::Internal,
+        };
+        let mut failure = Failure::from_error(kind, self);
+        failure.message = format!("take over {sandbox}: {}", failure.message);
+        failure
+    }
+}
+
+/// A sandbox that was not taken over.
+pub struct NotTaken {
+    /// What is left of it here, only good for removal.
+    pub housing: Option<Housing>,
+    /// Why.
+    pub error: TakeError,
+}
+
+impl fmt::Debug for NotTaken {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_struct("NotTaken").field("error", &self.error).finish_non_exhaustive()
+    }
+}
+
+/// Takes over a sandbox that `from` offers to this node.
+///
+/// Not cancel-safe: a housing that was made stays until the node is shut down.
+pub async fn take(
+    roads: &Roads,
+    (host, launch): (&Host, &LaunchSpec),
+    (sandbox, spec): (SandboxId, Arc<FunctionSpec>),
+    from: Holder<'_>,
+) -> Result<(Stored, Taken), Box<NotTaken>> {
+    let nothing_left = |error| Box::new(NotTaken { housing: None, error });
+    let offered = OfferedSandbox { sandbox, to: roads.bases.node().clone() };
+    let mut watch = Stopwatch::start();
+    let arrived = fetch(roads, &spec, &offered, from).await.map_err(nothing_left)?;
+    watch.step("fetch");
+    let Arrived { head, image, files } = arrived;
+    let opened = open(roads, &spec, &image).await.map_err(nothing_left)?;
+    watch.step("open");
+    let housing = house(host, launch, sandbox).await.map_err(|error| nothing_left(error.into()))?;
+    let moved_in = async {
+        let folder = housing.private_dir().to_owned();
+        let unpacked = blocking(move || private_files::unpack(&files, &folder)).await;
+        unpacked.and_then(|()| housing.number(sandbox.get())).map_err(TakeError::Files)?;
+        Ok(roads.bases.peers().give_up(from, offered).await?)
+    };
+    if let Err(error) = moved_in.await {
+        return Err(Box::new(NotTaken { housing: Some(housing), error }));
+    }
+    watch.step("hand over");
+    let stored_bytes = opened.image_bytes.saturating_add(housing.private_bytes());
+    let taken = Taken {
+        stored_bytes,
+        bases: opened.bases,
+        pages: head.pages,
+        requests: head.requests,
+        starts_from_dedup: head.starts_from_dedup,
+        phases: watch.phases(),
+    };
+    let places = head.places.into_iter().map(|place| (place.snapshot, place)).collect::<BTreeMap<_, _>>();
+    let origin = Origin { places, files: Vec::new(), aligned_with: head.aligned_with };
+    let stored = Stored { spec, housing, image, origin, tracked: None, learnt: Learnt::default() };
+    Ok((stored, taken))
+}
+
+/// All of a sandbox that came from another node, as it was sent.
+struct Arrived {
+    head: ImageHead,
+    image: MappedFile,
+    files: Vec<u8>,
+}
+
+async fn fetch(
+    roads: &Roads,
+    spec: &FunctionSpec,
+    offered: &OfferedSandbox,
+    from: Holder<'_>,
+) -> Result<Arrived, TakeError> {
+    let parts = roads.bases.peers().read_image(from, offered.clone()).await?;
+    let receive = receive(parts, spec.memory_bytes.saturating_add(IMAGE_SLACK_BYTES));
+    let deadline = roads.limits.criu;
+    tokio::time::timeout(deadline, receive)
+        .await
+        .unwrap_or_else(|_elapsed| Err(ReadRemoteError::Deadline { address: from.1.into(), deadline }.into()))
+}
+
+/// Puts together what comes, and looks whether it is what was promised.
+async fn receive(
+    parts: impl Stream<Item = Result<wire::ImagePart, tonic::Status>>,
+    image_bytes_max: u64,
+) -> Result<Arrived, TakeError> {
+    let mut parts = std::pin::pin!(parts);
+    let Some(Part::Head(head)) = next(&mut parts).await? else { return Err(TakeError::Length("no head")) };
+    let head = ImageHead::try_from(head)?;
+    if head.image_bytes > image_bytes_max {
+        return Err(TakeError::Length("more than such a sandbox can have"));
+    }
+    let (mine, theirs) = (monotonic(), head.monotonic);
+    if let Some(behind) = theirs.checked_sub(mine).filter(|behind| !behind.is_zero()) {
+        return Err(TakeError::Clock { behind });
+    }
+    let mut image = MemoryFile::create("medes-image").map_err(TakeError::Keep)?;
+    let (mut image_left, mut files_left) = (head.image_bytes, head.file_bytes);
+    let (mut files, mut hasher) = (Vec::new(), blake3::Hasher::new());
+    while image_left > 0 || files_left > 0 {
+        let Some(Part::Bytes(bytes)) = next(&mut parts).await? else {
+            return Err(TakeError::Length("too little"));
+        };
+        hasher.update(&bytes);
+        let of_image = bytes.len().min(usize::try_from(image_left).unwrap_or(usize::MAX));
+        let (of_image, of_files) = bytes.split_at(of_image);
+        if bytes.is_empty() || of_files.len() as u64 > files_left {
+            return Err(TakeError::Length("parts that do not fit together"));
+        }
+        image.write_all(of_image).map_err(TakeError::Keep)?;
+        files.extend_from_slice(of_files);
+        image_left -= of_image.len() as u64;
+        files_left -= of_files.len() as u64;
+    }
+    if *hasher.finalize().as_bytes() != head.hash {
+        return Err(TakeError::Hash);
+    }
+    let image = blocking(move || image.seal()).await.map_err(TakeError::Keep)?;
+    Ok(Arrived { head, image, files })
+}
+
+async fn next(
+    parts: &mut (impl Stream<Item = Result<wire::ImagePart, tonic::Status>> + Unpin),
+) -> Result<Option<Part>, TakeError> {
+    match parts.next().await {
+        Some(Ok(wire::ImagePart { part })) => Ok(Some(part.ok_or(WireError::missing("image.part"))?)),
+        Some(Err(status)) => Err(TakeError::Broken(Box::new(status))),
+        None => Ok(None),
+    }
+}
+
+/// What its own bytes say of an image.
+struct Opened {
+    bases: Vec<medes_proto::ids::SnapshotId>,
+    image_bytes: u64,
+}
+
+/// Opening checks it from end to end, as a restore will.
+async fn open(roads: &Roads, spec: &FunctionSpec, image: &MappedFile) -> Result<Opened, TakeError> {
+    let key = roads.engine()?.key(&spec.tenant);
+    let image = image.clone();
+    let opened = blocking(move || {
+        let opened = DedupImage::open(image, &key)?;
+        Ok::<_, OpenImageError>(Opened { bases: opened.bases().to_vec(), image_bytes: opened.stored_bytes() })
+    });
+    Ok(opened.await?)
+}
+
+async fn house(host: &Host, launch: &LaunchSpec, sandbox: SandboxId) -> Result<Housing, CreateError> {
+    let id = sandbox::SandboxId::new(sandbox.to_string())?;
+    Housing::create(host, &id, launch).await
+}
+
+/// The clock that programs measure time by. It is another one on each machine.
+fn monotonic() -> Duration {
+    clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from)
+}
+
+#[cfg(test)]
+mod tests;
