@@ -84,4 +84,28 @@ mod tests {
         assert!(matches!(parsed(&["keeper"]).unwrap().helper, Some(Helper::Keeper)));
         assert!(parsed(&[]).is_err());
     }
+
+    /// What the manifest for Kubernetes says, with values in place of what comes from the node.
+    #[test]
+    fn an_agent_understands_what_its_manifest_says() {
+        let manifest = include_str!("../../dist/chart/templates/agent.yaml");
+        let values = |line: &str| match line.split_once('=') {
+            Some(("--memory-cap", _)) => "--memory-cap=8GiB".to_owned(),
+            _ => line
+                .replace("$(NODE)", "n")
+                .replace("$(ADDRESS)", "10.0.0.1")
+                .replace("{{ .Release.Namespace }}", "medes")
+                .split("{{")
+                .next()
+                .map(|line| if line.ends_with([':', '=']) { format!("{line}7000") } else { line.to_owned() })
+                .unwrap_or_default(),
+        };
+        let lines = manifest.lines().filter_map(|line| line.trim().strip_prefix("- --"));
+        let arguments: Vec<_> = lines.map(|line| values(&format!("--{line}"))).collect();
+        assert!(arguments.len() > 5, "{arguments:?}");
+        let command = Cli::command().mut_args(|arg| arg.env(Resettable::Reset));
+        let matches = command.try_get_matches_from([vec!["medes-agent".to_owned()], arguments].concat());
+        let told = Cli::from_arg_matches(&matches.unwrap()).unwrap().config.unwrap();
+        assert_eq!((told.controller.as_str(), told.pages_port), ("medes-controller.medes.svc:7070", 7000));
+    }
 }

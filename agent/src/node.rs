@@ -123,6 +123,8 @@ pub struct Node {
     parking: BTreeMap<SandboxId, CancellationToken>,
     /// The open stream's queue.
     outgoing: Option<mpsc::Sender<AgentMessage>>,
+    /// The controller has said on it that it knows this node.
+    welcomed: bool,
     inbox: mpsc::Sender<Input>,
     heartbeat: Duration,
     /// Tells a controller of the bases that are here; begun anew by each welcome.
@@ -162,6 +164,7 @@ impl Node {
             pace: Pace::new(tracking),
             parking: BTreeMap::new(),
             outgoing: None,
+            welcomed: false,
             inbox,
             heartbeat: HEARTBEAT,
             registering: None,
@@ -237,6 +240,7 @@ impl Node {
         match said {
             FromLink::Opening { hello, outgoing } => {
                 self.outgoing = Some(outgoing);
+                self.welcomed = false;
                 let inventory = self.inventory().await;
                 let identity = &self.identity;
                 let said = hello.send(Hello {
@@ -258,6 +262,7 @@ impl Node {
                 self.apply(Event::Command { id, command });
             }
             FromLink::Lost => {
+                self.welcomed = false;
                 if self.outgoing.take().is_some() {
                     tracing::warn!("lost the controller; sandboxes stay as they are");
                 }
@@ -268,7 +273,7 @@ impl Node {
     fn welcome(&mut self, welcome: Welcome) {
         let Welcome { incarnation, heartbeat, idle, domain_key, engine, purge } = welcome;
         tracing::info!(incarnation, ?heartbeat, ?idle, ?engine, "welcomed by the controller");
-        self.heartbeat = heartbeat;
+        (self.heartbeat, self.welcomed) = (heartbeat, true);
         if let Some(roads) = &self.tools.roads {
             roads.set_engine(Engine::new(domain_key, engine, self.identity.threads));
             let registering = self.tools.tasks.spawn(base::register_again(roads.clone()));

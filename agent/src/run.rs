@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use medes_identity::{access::Service, guard::Guard, identity::Role, security::Security};
-use medes_metrics::spans::Exporter;
+use medes_metrics::{health::Health, list::Of, spans::Exporter};
 use medes_proto::{limits::MESSAGE_BYTES_MAX, node::PageAccess, wire::node_server::NodeServer};
 use tokio::{
     net::TcpListener,
@@ -53,7 +53,8 @@ pub async fn run(config: Config) -> Result<()> {
     let security = security(&config, &tasks, &stop)?;
     let spans = config.spans.as_deref().map(|url| Exporter::start("medes-agent", url));
     let spans = spans.transpose().context("understand --spans")?.map(Arc::new);
-    serve_metrics(&config, &tasks, &stop).await?;
+    let health = Health::default();
+    serve_metrics(&config, &health, &tasks, &stop).await?;
     // The reaper outlives everything whose processes it waits for.
     let reaper_stop = CancellationToken::new();
     let reaper_tasks = TaskTracker::new();
@@ -98,6 +99,11 @@ pub async fn run(config: Config) -> Result<()> {
     };
     let (node, handle, inbox) = Node::new(identity, Arc::new(tools), (watch, tracking));
     let (from_link, link_inbox) = mpsc::channel(LINK_MAX);
+    let asked = handle.clone();
+    health.answered_by(move || {
+        let asked = asked.clone();
+        async move { asked.lacks().await }
+    });
     tasks.spawn(link::run(channel, from_link, stop.clone()));
     tasks.spawn(serve(NodeService::new(bases, access, handle), (listener, security), stop.clone()));
     tasks.spawn(until_told(host.as_ref().clone(), stop.clone()));
@@ -127,10 +133,15 @@ fn security(config: &Config, tasks: &TaskTracker, stop: &CancellationToken) -> R
     Ok(security)
 }
 
-/// Serves metrics until `stop`, if they are wanted.
-async fn serve_metrics(config: &Config, tasks: &TaskTracker, stop: &CancellationToken) -> Result<()> {
+/// Serves metrics and health until `stop`, if they are wanted.
+async fn serve_metrics(
+    config: &Config,
+    health: &Health,
+    tasks: &TaskTracker,
+    stop: &CancellationToken,
+) -> Result<()> {
     if let Some(address) = config.metrics {
-        let served = medes_metrics::serve(medes_metrics::list::Of::Agent, address, tasks, stop.clone()).await;
+        let served = medes_metrics::serve(Of::Agent, (address, health), tasks, stop.clone()).await;
         let address = served.context("serve metrics")?;
         tracing::info!(%address, "metrics are served");
     }

@@ -18,6 +18,7 @@ use crate::{
     operate::{BaseArgs, DigestArgs, MoveArgs, PurgeArgs, StartArgs},
     policy::PolicyVerb,
     ps::PsArgs,
+    support::SupportArgs,
     token::TokenVerb,
     trace::TraceArgs,
     up::UpArgs,
@@ -108,6 +109,8 @@ pub(crate) enum Verb {
     Cert(CertArgs),
     /// Say what this machine has and lacks to run sandboxes
     Doctor(DoctorArgs),
+    /// Write what somebody who is to help needs to know into one file, without secrets
+    SupportBundle(SupportArgs),
     /// Print a completion script for a shell
     Completions(CompletionsArgs),
 }

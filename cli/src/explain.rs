@@ -23,8 +23,9 @@ pub(crate) struct ExplainArgs {
     sandbox: SandboxId,
 }
 
+/// What `--json` prints.
 #[derive(Serialize)]
-struct ExplainView<'a> {
+pub(crate) struct ExplainView<'a> {
     sandbox: String,
     now: Option<SandboxView>,
     change: Option<&'a Event>,
@@ -35,21 +36,28 @@ struct ExplainView<'a> {
 }
 
 pub(crate) async fn run(args: &ExplainArgs, client: &Client, output: &Output) -> Result<(), CliError> {
-    let doing = format!("explain {}", args.sandbox);
-    let request = wire::ExplainRequest { sandbox: args.sandbox.get() };
+    let explained = ask(client, args.sandbox).await?;
+    output.answer(&view(args.sandbox, &explained), || text(args.sandbox, &explained))
+}
+
+/// Asks the controller.
+pub(crate) async fn ask(client: &Client, sandbox: SandboxId) -> Result<Explanation, CliError> {
+    let doing = format!("explain {sandbox}");
+    let request = wire::ExplainRequest { sandbox: sandbox.get() };
     let reply = client.call(&doing, QUICK, async |mut control| control.explain(request).await).await?;
-    let explained =
-        Explanation::try_from(reply).map_err(|source| CliError::Reply { doing: doing.clone(), source })?;
-    let view = ExplainView {
-        sandbox: args.sandbox.to_string(),
+    Explanation::try_from(reply).map_err(|source| CliError::Reply { doing, source })
+}
+
+pub(crate) fn view(sandbox: SandboxId, explained: &Explanation) -> ExplainView<'_> {
+    ExplainView {
+        sandbox: sandbox.to_string(),
         now: explained.now.as_ref().map(|(report, node)| SandboxView::new(report, Some(node.as_str()))),
         change: explained.change.as_ref(),
         decision: explained.decision.as_ref(),
         review: explained.review.as_ref(),
         history: &explained.history,
         forgotten: explained.forgotten,
-    };
-    output.answer(&view, || text(args.sandbox, &explained))
+    }
 }
 
 fn text(id: SandboxId, explained: &Explanation) -> String {

@@ -49,8 +49,9 @@ struct AppliedView {
     changed: bool,
 }
 
+/// A function and what became of it.
 #[derive(Serialize)]
-struct FunctionView {
+pub(crate) struct FunctionView {
     name: String,
     revision: u64,
     tenant: String,
@@ -109,12 +110,33 @@ async fn apply(
 }
 
 async fn list(client: &Client, output: &Output) -> Result<(), CliError> {
+    let functions = views(client).await?;
+    output.answer(&functions, || table(&functions))
+}
+
+/// All functions, by name.
+pub(crate) async fn views(client: &Client) -> Result<Vec<FunctionView>, CliError> {
     let reply = client.call("list functions", QUICK, async |mut control| {
         control.list_functions(wire::ListFunctionsRequest {}).await
     });
     let mut functions: Vec<_> = reply.await?.functions.into_iter().map(FunctionView::from).collect();
     functions.sort_by(|a, b| a.name.cmp(&b.name));
-    output.answer(&functions, || table(&functions))
+    Ok(functions)
+}
+
+impl FunctionView {
+    /// Leaves out what a function's owner may have hidden in it: arguments of its program, and values of its environment.
+    pub(crate) fn forget_secrets(&mut self) {
+        self.toml = match FunctionSpec::from_toml(&self.toml) {
+            Ok(mut spec) => {
+                spec.command.truncate(1);
+                spec.env.values_mut().for_each(|value| "[redacted]".clone_into(value));
+                spec.to_toml()
+            }
+            // What makes no sense may hold anything.
+            Err(_) => String::new(),
+        };
+    }
 }
 
 async fn remove(name: FunctionName, client: &Client, output: &Output) -> Result<(), CliError> {

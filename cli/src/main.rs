@@ -1,6 +1,6 @@
 //! `medes`: what a person types. Parses the command line, runs one verb, turns the outcome into an exit code.
 //!
-//! Every verb but `up`, `cert`, `doctor` and `completions` is one call to the controller's Control service.
+//! Every verb but `up`, `cert`, `doctor`, `support-bundle` and `completions` is one call to the controller's Control service.
 //! A verb prints a table or a sentence, or with `--json` one JSON value; it never prints half an answer.
 
 mod args;
@@ -22,6 +22,7 @@ mod output;
 mod place;
 mod policy;
 mod ps;
+mod support;
 mod token;
 mod top;
 mod trace;
@@ -80,6 +81,7 @@ async fn run(cli: Cli, output: &Output) -> Result<Ended, CliError> {
         Verb::Doctor(args) => return doctor::run(args, output).await,
         Verb::Cert(args) => cert::run(args, output)?,
         Verb::Completions(args) => completions::run(&args, output)?,
+        Verb::SupportBundle(args) => Box::pin(support::run(args, connect, output)).await?,
         Verb::Function(verb) => function::run(verb, connect, output).await?,
         Verb::Invoke(args) => return invoke::run(args, connect, output).await,
         Verb::Ps(args) => ps::run(args, &connect().await?, output).await?,

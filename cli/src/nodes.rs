@@ -18,8 +18,9 @@ use crate::{
     view::SnapshotView,
 };
 
+/// Every node, and the registry.
 #[derive(Serialize)]
-struct NodesView {
+pub(crate) struct NodesView {
     nodes: Vec<NodeView>,
     registry: RegistryView,
 }
@@ -95,6 +96,12 @@ impl TryFrom<wire::NodeRow> for NodeView {
 }
 
 pub(crate) async fn run(client: &Client, output: &Output) -> Result<(), CliError> {
+    let view = view(client).await?;
+    output.answer(&view, || table(&view))
+}
+
+/// Asks the controller.
+pub(crate) async fn view(client: &Client) -> Result<NodesView, CliError> {
     let wire::ListNodesReply { nodes, registry_entries, registry_bytes } = client.list_nodes().await?;
     let mut nodes = nodes
         .into_iter()
@@ -102,9 +109,7 @@ pub(crate) async fn run(client: &Client, output: &Output) -> Result<(), CliError
         .collect::<Result<Vec<_>, _>>()
         .map_err(|source| CliError::Reply { doing: "list nodes".into(), source })?;
     nodes.sort_by(|a, b| a.node.cmp(&b.node));
-    let view =
-        NodesView { nodes, registry: RegistryView { entries: registry_entries, bytes: registry_bytes } };
-    output.answer(&view, || table(&view))
+    Ok(NodesView { nodes, registry: RegistryView { entries: registry_entries, bytes: registry_bytes } })
 }
 
 fn table(view: &NodesView) -> String {

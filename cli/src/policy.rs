@@ -34,10 +34,7 @@ struct PolicyView {
 
 pub(crate) async fn run(verb: PolicyVerb, client: &Client, output: &Output) -> Result<(), CliError> {
     let reply = match verb {
-        PolicyVerb::Show => {
-            let ask = wire::GetPolicyRequest {};
-            client.call("show the policy", QUICK, async |mut control| control.get_policy(ask).await).await?
-        }
+        PolicyVerb::Show => show(client).await?,
         PolicyVerb::Set { changes, dry_run } => {
             let ask = wire::SetPolicyRequest { changes, dry_run };
             client.call("set the policy", QUICK, async |mut control| control.set_policy(ask).await).await?
@@ -45,4 +42,14 @@ pub(crate) async fn run(verb: PolicyVerb, client: &Client, output: &Output) -> R
     };
     let wire::PolicyReply { toml, changed } = reply;
     output.answer(&PolicyView { toml: toml.clone(), changed }, || toml)
+}
+
+async fn show(client: &Client) -> Result<wire::PolicyReply, CliError> {
+    let ask = wire::GetPolicyRequest {};
+    client.call("show the policy", QUICK, async |mut control| control.get_policy(ask).await).await
+}
+
+/// The policy, as its section of the configuration.
+pub(crate) async fn toml(client: &Client) -> Result<String, CliError> {
+    Ok(show(client).await?.toml)
 }

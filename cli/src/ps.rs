@@ -24,12 +24,23 @@ pub(crate) struct PsArgs {
     pub(crate) node: Option<NodeId>,
 }
 
-struct Row {
-    report: SandboxReport,
+/// A sandbox, and where it is.
+pub(crate) struct Row {
+    pub(crate) report: SandboxReport,
     node: String,
 }
 
 pub(crate) async fn run(args: PsArgs, client: &Client, output: &Output) -> Result<(), CliError> {
+    let mut rows = rows(client).await?;
+    rows.retain(|Row { report, node }| {
+        args.function.as_ref().is_none_or(|name| *name == report.function)
+            && args.node.as_ref().is_none_or(|name| name.as_str() == node)
+    });
+    output.answer(&views(&rows), || table(&rows))
+}
+
+/// All sandboxes, by function.
+pub(crate) async fn rows(client: &Client) -> Result<Vec<Row>, CliError> {
     const DOING: &str = "list sandboxes";
     let reply = client
         .call(DOING, QUICK, async |mut control| control.list_sandboxes(wire::ListSandboxesRequest {}).await)
@@ -38,15 +49,15 @@ pub(crate) async fn run(args: PsArgs, client: &Client, output: &Output) -> Resul
     for wire::SandboxRow { report, node } in reply.sandboxes {
         let report = SandboxReport::try_from(report.unwrap_or_default())
             .map_err(|source| CliError::Reply { doing: DOING.into(), source })?;
-        let wanted = args.function.as_ref().is_none_or(|name| *name == report.function)
-            && args.node.as_ref().is_none_or(|name| name.as_str() == node);
-        if wanted {
-            rows.push(Row { report, node });
-        }
+        rows.push(Row { report, node });
     }
     rows.sort_by(|a, b| (&a.report.function, a.report.id).cmp(&(&b.report.function, b.report.id)));
-    let views: Vec<_> = rows.iter().map(|row| SandboxView::new(&row.report, Some(&row.node))).collect();
-    output.answer(&views, || table(&rows))
+    Ok(rows)
+}
+
+/// What `--json` prints of them.
+pub(crate) fn views(rows: &[Row]) -> Vec<SandboxView> {
+    rows.iter().map(|row| SandboxView::new(&row.report, Some(&row.node))).collect()
 }
 
 fn table(rows: &[Row]) -> String {

@@ -187,6 +187,11 @@ impl Driver {
         self.timers.first().map(|&(at, _)| at)
     }
 
+    /// Whether agents of nodes with warm sandboxes have had the time to connect again.
+    pub fn is_settled(&self, now: Now) -> bool {
+        now >= self.settled_at
+    }
+
     fn arm(&mut self, at: Now, timer: Timer) {
         self.timers.insert((at, timer));
     }

@@ -19,7 +19,7 @@ use medes_controller::{
     tuner::Reloaded,
 };
 use medes_identity::{identity::Role, security::Security};
-use medes_metrics::list::Of;
+use medes_metrics::{health::Health, list::Of};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -95,8 +95,11 @@ async fn run(arguments: Arguments, sockets: Sockets) -> anyhow::Result<bool> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut hang_up = signal(SignalKind::hangup())?;
     let (tasks, close) = (TaskTracker::new(), CancellationToken::new());
+    let health = Health::default();
     let metrics = match arguments.metrics {
-        Some(address) => Some(medes_metrics::serve(Of::Controller, address, &tasks, close.clone()).await?),
+        Some(address) => {
+            Some(medes_metrics::serve(Of::Controller, (address, &health), &tasks, close.clone()).await?)
+        }
         None => None,
     };
     let (control, gateway, spans) = (arguments.control, arguments.gateway, arguments.spans);
@@ -106,6 +109,7 @@ async fn run(arguments: Arguments, sockets: Sockets) -> anyhow::Result<bool> {
     security.must_be(Role::Controller, None)?;
     let place = Place { state_dir, control, gateway, spans, security };
     let controller = Controller::start_at(place, config, sockets).await?;
+    health.answered_by(controller.lacks());
     let line = serde_json::json!({
         "control": controller.control.to_string(),
         "gateway": controller.gateway.to_string(),
@@ -172,5 +176,23 @@ fn say_ready(descriptor: Option<u32>, line: &str) -> anyhow::Result<()> {
             let mut out = std::io::stdout();
             out.write_all(line.as_bytes()).and_then(|()| out.flush()).context("write to standard output")
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the manifest for Kubernetes says.
+    #[test]
+    fn a_controller_understands_what_its_manifest_says() {
+        let manifest = include_str!("../../dist/chart/templates/controller.yaml");
+        let lines = manifest.lines().filter_map(|line| line.trim().strip_prefix("- --"));
+        let arguments: Vec<_> = lines.map(|line| format!("--{line}")).collect();
+        assert!(arguments.len() > 4, "{arguments:?}");
+        let told = Arguments::try_parse_from([vec!["medes-controller".to_owned()], arguments].concat());
+        let told = told.unwrap();
+        assert_eq!(told.config.unwrap(), Path::new("/etc/medes/controller.toml"));
+        assert_eq!((told.control.port(), told.gateway.port()), (7070, 7080));
     }
 }

@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use axum::serve::{Listener, ListenerExt};
+use futures::future::BoxFuture;
 use medes_dedup::key::DomainKey;
 use medes_identity::{access::Service, guard::Guard, security::Security};
 use medes_proto::{
@@ -209,6 +210,27 @@ impl Controller {
     /// cannot be.
     pub async fn reload(&self, read: &Document) -> Result<Reloaded, TuneError> {
         self.tuner.reload(read).await
+    }
+
+    /// Asks what it lacks to serve callers, each time anew; nothing: it is ready. An answer says that its loop lives, too.
+    pub fn lacks(&self) -> impl Fn() -> BoxFuture<'static, Vec<String>> + Send + Sync + use<> {
+        let (driver, door) = (self.driver.clone(), self.door.clone());
+        move || {
+            let (driver, closed) = (driver.clone(), door.is_cancelled());
+            Box::pin(async move {
+                let settled = driver.look(|driver, now| driver.is_settled(now)).await;
+                let mut lacks = Vec::new();
+                if closed || settled.is_err() {
+                    lacks.push("callers: it stops".to_owned());
+                }
+                if settled == Ok(false) {
+                    lacks.push(
+                        "agents: they have the time to connect that fleet.settle gives them".to_owned(),
+                    );
+                }
+                lacks
+            })
+        }
     }
 
     /// Lets no more callers in, serves those that are in within the grace, closes everything.

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::{
-    io::{BufRead, BufReader, Read},
+    io::{BufRead, BufReader, Read, Write},
     net::{SocketAddr, TcpStream},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
@@ -84,4 +84,39 @@ fn the_printed_configuration_is_one_it_takes() {
     assert!(printed.status.success());
     let text = String::from_utf8(printed.stdout).unwrap();
     medes_controller::config::Config::read(&text, &[]).unwrap();
+}
+
+/// Status and body of what is asked at the address of the metrics.
+fn asked(address: &str, path: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(address).unwrap();
+    write!(stream, "GET {path} HTTP/1.0\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+}
+
+#[test]
+fn it_is_ready_when_agents_had_the_time_to_connect_and_lives_before() {
+    let folder = tempfile::tempdir().unwrap();
+    let agents = "agents: they have the time to connect that fleet.settle gives them\n".to_owned();
+    // A controller that has never run has nothing to wait for.
+    for expected in [(200, "ready\n".to_owned()), (503, agents)] {
+        let mut child = program()
+            .args(["--metrics", "127.0.0.1:0", "--set", "fleet.settle=1h", "--state-dir"])
+            .arg(folder.path())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let said: serde_json::Value = serde_json::from_str(&line).unwrap();
+        let metrics = said["metrics"].as_str().unwrap();
+        assert_eq!(asked(metrics, "/readyz"), expected);
+        assert_eq!(asked(metrics, "/healthz"), (200, "alive\n".into()));
+        assert_eq!(asked(metrics, "/metrics").0, 200);
+        kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), Signal::SIGTERM).unwrap();
+        assert_eq!(exit_code(child), Some(0));
+    }
 }

@@ -31,6 +31,8 @@ pub enum What {
     },
     /// These bytes, which nobody executes.
     Text(Vec<u8>),
+    /// These bytes, which may be executed.
+    Script(Vec<u8>),
     /// A symbolic link.
     Link(PathBuf),
     /// A folder, whose name ends with a slash. Those of files need none.
@@ -56,37 +58,47 @@ pub enum ArchiveError {
     Name(String),
 }
 
-/// Writes all entries and the end mark. Returns the bytes written.
+/// Writes all entries and the end mark, as old as can be. Returns the bytes written.
 ///
 /// # Errors
 /// When a file cannot be read, is shorter than it was, or the writer fails.
 pub fn write(entries: &[Entry], to: &mut dyn Write) -> Result<u64, ArchiveError> {
+    write_as_of(entries, 0, to)
+}
+
+/// The same, with the moment (seconds since 1970) at which everything is said to have been written.
+///
+/// # Errors
+/// As [`write`].
+pub fn write_as_of(entries: &[Entry], moment: u64, to: &mut dyn Write) -> Result<u64, ArchiveError> {
     let mut written = 0;
     for entry in entries {
-        written += write_entry(entry, to)?;
+        written += write_entry(entry, moment, to)?;
     }
     to.write_all(&[0; 2 * BLOCK]).and_then(|()| to.flush()).map_err(ArchiveError::Write)?;
     Ok(written + 2 * BLOCK as u64)
 }
 
-fn write_entry(entry: &Entry, to: &mut dyn Write) -> Result<u64, ArchiveError> {
+fn write_entry(entry: &Entry, moment: u64, to: &mut dyn Write) -> Result<u64, ArchiveError> {
     let mut put = |bytes: &[u8]| to.write_all(bytes).map_err(ArchiveError::Write);
+    let header = |mode, length, kind, target: &str| header(&entry.name, (mode, moment), length, kind, target);
     match &entry.what {
         What::Link(target) => {
             let target = target.to_string_lossy();
             if target.len() > NAME_MAX {
                 return Err(ArchiveError::Name(target.into_owned()));
             }
-            put(&header(&entry.name, 0o777, 0, b'2', &target)?)?;
+            put(&header(0o777, 0, b'2', &target)?)?;
             Ok(BLOCK as u64)
         }
         What::Folder => {
-            put(&header(&entry.name, 0o755, 0, b'5', "")?)?;
+            put(&header(0o755, 0, b'5', "")?)?;
             Ok(BLOCK as u64)
         }
-        What::Text(bytes) => {
+        What::Text(bytes) | What::Script(bytes) => {
             let length = bytes.len() as u64;
-            put(&header(&entry.name, 0o644, length, b'0', "")?)?;
+            let mode = if matches!(entry.what, What::Script(_)) { 0o755 } else { 0o644 };
+            put(&header(mode, length, b'0', "")?)?;
             put(bytes)?;
             put(&vec![0; padding(length)])?;
             Ok(BLOCK as u64 + length + padding(length) as u64)
@@ -95,7 +107,7 @@ fn write_entry(entry: &Entry, to: &mut dyn Write) -> Result<u64, ArchiveError> {
             let failed = |source| ArchiveError::Read { path: from.clone(), source };
             let mut file = File::open(from).map_err(failed)?;
             let length = file.metadata().map_err(failed)?.len();
-            put(&header(&entry.name, if *program { 0o755 } else { 0o644 }, length, b'0', "")?)?;
+            put(&header(if *program { 0o755 } else { 0o644 }, length, b'0', "")?)?;
             // Exactly as long as the header says, also when it grows meanwhile.
             let mut left = length;
             let mut buffer = vec![0; 64 << 10];
@@ -120,8 +132,14 @@ fn padding(length: u64) -> usize {
     (BLOCK - over) % BLOCK
 }
 
-/// Owner root, time 0: what an archive says depends on its files alone.
-fn header(name: &str, mode: u32, length: u64, kind: u8, target: &str) -> Result<[u8; BLOCK], ArchiveError> {
+/// Owner root, and no time but the one that is given: what an archive says depends on its files alone.
+fn header(
+    name: &str,
+    (mode, moment): (u32, u64),
+    length: u64,
+    kind: u8,
+    target: &str,
+) -> Result<[u8; BLOCK], ArchiveError> {
     let (prefix, base) = split(name).ok_or_else(|| ArchiveError::Name(name.into()))?;
     let mut block = [0; BLOCK];
     let mut put = |at: usize, bytes: &[u8]| block[at..at + bytes.len()].copy_from_slice(bytes);
@@ -130,7 +148,7 @@ fn header(name: &str, mode: u32, length: u64, kind: u8, target: &str) -> Result<
     put(108, b"0000000");
     put(116, b"0000000");
     put(124, format!("{length:011o}").as_bytes());
-    put(136, b"00000000000");
+    put(136, format!("{moment:011o}").as_bytes());
     put(148, b"        ");
     put(156, &[kind]);
     put(157, target.as_bytes());

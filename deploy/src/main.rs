@@ -1,6 +1,10 @@
 //! `medes-deploy`: Medes on hosts, without cargo. `cargo xtask deploy` builds and hands over to it.
 
-use std::{path::PathBuf, process::ExitCode, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
@@ -37,7 +41,8 @@ struct DeployArgs {
     /// The folder with the programs [default: that of this program]
     #[arg(long, value_name = "DIR")]
     binaries: Option<PathBuf>,
-    /// A private CRIU to copy with them, as `cargo xtask setup` makes one
+    /// A private CRIU to copy with them, as `cargo xtask setup` makes one [default: one that was handed out with this
+    /// program, unless --binaries names others]
     #[arg(long, value_name = "DIR")]
     criu: Option<PathBuf>,
     #[command(flatten)]
@@ -124,12 +129,17 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     match &arguments.verb {
         None => {
             let deploy = &arguments.deploy;
+            let (binaries, criu) = match &deploy.binaries {
+                Some(folder) => (folder.clone(), None),
+                None => {
+                    let own = own_folder()?;
+                    let criu = criu_beside(&own);
+                    (own, criu)
+                }
+            };
             let options = Options {
-                binaries: match &deploy.binaries {
-                    Some(folder) => folder.clone(),
-                    None => own_folder()?,
-                },
-                criu: deploy.criu.clone(),
+                binaries,
+                criu: deploy.criu.clone().or(criu),
                 pace: deploy.pace.pace(),
                 dry_run: common.dry_run,
                 accept_missing: deploy.accept_missing,
@@ -159,6 +169,12 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
 fn own_folder() -> anyhow::Result<PathBuf> {
     let me = std::env::current_exe().context("find this program")?;
     Ok(me.parent().context("this program lies nowhere")?.to_owned())
+}
+
+/// The CRIU that a tarball or a package has for programs in `bin`.
+fn criu_beside(bin: &Path) -> Option<PathBuf> {
+    let folders = ["criu", "lib/medes/criu"].map(|folder| bin.with_file_name(folder));
+    folders.into_iter().find(|folder| folder.join("usr/sbin/criu").is_file())
 }
 
 fn json_lines(status: &[HostStatus]) -> anyhow::Result<String> {
@@ -193,6 +209,17 @@ mod tests {
     use clap::CommandFactory as _;
 
     use super::*;
+
+    #[test]
+    fn a_criu_that_came_along_is_found() {
+        let folder = tempfile::tempdir().unwrap();
+        let bin = folder.path().join("bin");
+        assert_eq!(criu_beside(&bin), None);
+        let criu = folder.path().join("lib/medes/criu");
+        std::fs::create_dir_all(criu.join("usr/sbin")).unwrap();
+        std::fs::write(criu.join("usr/sbin/criu"), "").unwrap();
+        assert_eq!(criu_beside(&bin), Some(criu));
+    }
 
     #[test]
     fn the_command_line_has_no_contradiction() {

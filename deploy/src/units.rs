@@ -21,9 +21,37 @@ pub fn name(service: &str) -> String {
     format!("medes-{service}")
 }
 
+/// What an administrator may set without touching a unit: a file of variables, one of which holds more arguments.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Read when the service starts, if it is there.
+    pub file: String,
+    /// Its words come after the unit's own arguments.
+    pub arguments: String,
+    /// `NAME=VALUE` that hold unless the file says otherwise.
+    pub defaults: Vec<String>,
+}
+
+impl Settings {
+    fn lines(&self) -> String {
+        let defaults = self.defaults.iter().map(|line| format!("Environment={line}\n"));
+        defaults.chain([format!("EnvironmentFile=-{}\n", self.file)]).collect()
+    }
+}
+
 /// The units of one service of the version in `folder`. Sockets have units of their own: they stay open while the
 /// service is replaced.
 pub fn of_service(service: &str, what: &Service, prefix: &str, folder: &Path) -> Vec<Unit> {
+    with_settings(service, what, (prefix, folder), None)
+}
+
+/// The same, with what an administrator may set.
+pub fn with_settings(
+    service: &str,
+    what: &Service,
+    (prefix, folder): (&str, &Path),
+    settings: Option<&Settings>,
+) -> Vec<Unit> {
     let name = name(service);
     let mut units: Vec<Unit> = what
         .sockets
@@ -50,6 +78,7 @@ pub fn of_service(service: &str, what: &Service, prefix: &str, folder: &Path) ->
     let program = folder.join(&what.program);
     let command = std::iter::once(quoted(&program.to_string_lossy()))
         .chain(what.args_in(folder).iter().map(|arg| quoted(arg)))
+        .chain(settings.map(|settings| format!("${}", settings.arguments)))
         .collect::<Vec<_>>()
         .join(" ");
     let hardening = match service {
@@ -62,10 +91,11 @@ pub fn of_service(service: &str, what: &Service, prefix: &str, folder: &Path) ->
         text: format!(
             "[Unit]\nDescription={}\nWants=network-online.target\nAfter=network-online.target\n{sockets}\
              StartLimitIntervalSec=0\n\n\
-             [Service]\nExecStart={command}\n{}Restart=always\nRestartSec=1s\nTimeoutStopSec={}s\n\
+             [Service]\nExecStart={command}\n{}{}Restart=always\nRestartSec=1s\nTimeoutStopSec={}s\n\
              LimitNOFILE=1048576\nCapabilityBoundingSet={}\nAmbientCapabilities=\n{hardening}\n\
              [Install]\nWantedBy=multi-user.target\n",
             what.description,
+            settings.map(Settings::lines).unwrap_or_default(),
             sockets_of_service.unwrap_or_default(),
             what.stop_within_s,
             what.capabilities.join(" "),

@@ -1,10 +1,11 @@
 //! What the programs of Medes tell other systems: metrics, with one list of names, units and meanings and the endpoint that
-//! serves them, and [`spans`].
+//! serves them, [`health`] at the same address, and [`spans`].
 //!
 //! Programs count with the `metrics` crate's macros wherever something happens. Without an endpoint nothing
 //! listens, and a count costs next to nothing.
 #![forbid(unsafe_code)]
 
+pub mod health;
 pub mod list;
 pub mod spans;
 
@@ -15,6 +16,7 @@ use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder};
 use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+use health::Health;
 use list::{Kind, Of};
 
 /// Upper bounds of the histograms' buckets, in seconds: a delta of pages to a slow cold start.
@@ -42,12 +44,12 @@ pub enum StartError {
     Twice,
 }
 
-/// Serves `GET /metrics` until `stop`; its tasks are in `tasks`. Returns where it listens.
+/// Serves `GET /metrics`, `/healthz` and `/readyz` until `stop`; its tasks are in `tasks`. Returns where it listens.
 ///
 /// From here on this process's counts are kept, so it comes before whatever is to be counted.
 pub async fn serve(
     program: Of,
-    address: SocketAddr,
+    (address, health): (SocketAddr, &Health),
     tasks: &TaskTracker,
     stop: CancellationToken,
 ) -> Result<SocketAddr, StartError> {
@@ -60,7 +62,7 @@ pub async fn serve(
     metrics::set_global_recorder(recorder).map_err(|_set_before| StartError::Twice)?;
     describe(program);
     let rendered = handle.clone();
-    let routes = Router::new().route("/metrics", get(async move || rendered.render()));
+    let routes = Router::new().route("/metrics", get(async move || rendered.render())).merge(health.routes());
     let server = axum::serve(listener, routes).with_graceful_shutdown(stop.clone().cancelled_owned());
     tasks.spawn(async move {
         if let Err(error) = server.await {

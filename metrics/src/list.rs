@@ -224,6 +224,9 @@ pub fn of(program: Of) -> impl Iterator<Item = &'static Metric> {
 pub fn table() -> String {
     let mut text = String::from(
         "# Metrics\n\nPrometheus text on `GET /metrics` at the address given with `--metrics` (off by default). \
+         At the same address `GET /healthz` is answered 200 while\nthe program lives, and `GET /readyz` while it can do its work, \
+         else 503 with a line for each thing that it lacks: a controller serves callers and has given agents\nthe time to connect \
+         (`fleet.settle`); an agent is connected to its controller and its CRIU workers come up. \
          This table is written by `medes_metrics::list::table()`\nand compared with the code by its tests.\n\n\
          | program | name | kind | unit | labels | what it says |\n|---|---|---|---|---|---|\n",
     );

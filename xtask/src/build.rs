@@ -46,10 +46,12 @@ pub(crate) const RDMA_FEATURES: &str = "medes-agent/rdma,medes-cli/rdma,medes-rd
 
 /// Builds all binaries in one go, so that cargo can use both cores throughout.
 pub(crate) fn binaries(repo: &Repo, release: bool, rdma: Rdma) -> Result<()> {
-    let mut cargo = Call::cargo(repo).arg("build");
-    if release {
-        cargo = cargo.arg("--release");
-    }
+    call(repo, if release { "release" } else { "dev" }, rdma).run()
+}
+
+/// The call that builds all binaries of a profile.
+pub(crate) fn call(repo: &Repo, profile: &str, rdma: Rdma) -> Call {
+    let mut cargo = Call::cargo(repo).args(["build", "--profile", profile]);
     match rdma_lacks() {
         Some(lack) if rdma == Rdma::IfItCan => println!("-- agents are built without RDMA: {lack}"),
         None if rdma == Rdma::IfItCan => cargo = cargo.args(["--features", RDMA_FEATURES]),
@@ -58,7 +60,7 @@ pub(crate) fn binaries(repo: &Repo, release: bool, rdma: Rdma) -> Result<()> {
     for name in BINARIES {
         cargo = cargo.args(["--bin", name]);
     }
-    cargo.run()
+    cargo
 }
 
 /// Checks the agent with its build script made to run again: that script compiles the kernel programs.

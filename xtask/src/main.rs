@@ -7,6 +7,7 @@ mod build;
 mod command;
 mod demo;
 mod deploy;
+mod dist;
 mod lab;
 mod repo;
 mod setup;
@@ -45,6 +46,8 @@ enum Verb {
     Demo(demo::Options),
     /// Bring Medes to hosts over ssh: builds, then passes everything on to `medes-deploy`
     Deploy(deploy::Options),
+    /// Make what is handed out: tarball, Debian package, OCI image, Kubernetes manifests, Helm chart, list of what is inside
+    Dist(dist::Options),
     /// Measure: passes everything on to `medes-bench`
     Bench(bench::Options),
 }
@@ -60,6 +63,7 @@ fn main() -> ExitCode {
         Verb::Lab => lab::run(&repo),
         Verb::Demo(options) => demo::run(&repo, &options),
         Verb::Deploy(options) => deploy::run(&repo, &options),
+        Verb::Dist(options) => dist::run(&repo, &options),
         Verb::Bench(options) => bench::run(&repo, &options),
     });
     match outcome {

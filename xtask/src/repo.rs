@@ -54,8 +54,13 @@ impl Repo {
 
     /// Where cargo leaves the binaries of a profile.
     pub(crate) fn binaries(&self, release: bool) -> PathBuf {
+        self.binaries_of(if release { "release" } else { "dev" })
+    }
+
+    /// The same, for any profile.
+    pub(crate) fn binaries_of(&self, profile: &str) -> PathBuf {
         let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| self.root.join("target"), PathBuf::from);
-        target.join(if release { "release" } else { "debug" })
+        target.join(if profile == "dev" { "debug" } else { profile })
     }
 
     /// What the binaries, tests and functions read to find each other. What a person has set

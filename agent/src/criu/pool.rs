@@ -7,6 +7,7 @@ use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{Mutex, mpsc};
@@ -35,6 +36,8 @@ pub struct Seat<T> {
 /// A fixed number of idle workers, made in the background. Dropping the pool ends them.
 pub struct Pool<T> {
     ready: Mutex<mpsc::Receiver<(Worker, T)>>,
+    /// The last attempt to make a worker went well.
+    fills: Arc<AtomicBool>,
 }
 
 /// Why there is no worker.
@@ -78,11 +81,18 @@ impl<T: Send + 'static> Pool<T> {
     ) -> Self {
         let (put, ready) = mpsc::channel(size.max(1));
         let make_seat = Arc::new(make_seat);
+        let fills = Arc::new(AtomicBool::new(false));
+        let told = fills.clone();
         tasks.spawn(async move {
-            let filled = fill(&criu, &reaper, &put, make_seat);
+            let filled = fill(&criu, &reaper, (&put, &told), make_seat);
             tokio::select! { () = filled => {}, () = stop.cancelled() => {} }
         });
-        Self { ready: Mutex::new(ready) }
+        Self { ready: Mutex::new(ready), fills }
+    }
+
+    /// Whether workers come up: one has, and no attempt since has failed. None may be free just now.
+    pub fn fills(&self) -> bool {
+        self.fills.load(Ordering::Relaxed)
     }
 
     /// Takes a ready worker, waiting for one if need be. Workers that died while waiting are passed over; the
@@ -106,7 +116,7 @@ impl<T: Send + 'static> Pool<T> {
 async fn fill<T: Send + 'static, F>(
     criu: &Criu,
     reaper: &Reaper,
-    put: &mpsc::Sender<(Worker, T)>,
+    (put, fills): (&mpsc::Sender<(Worker, T)>, &AtomicBool),
     make_seat: Arc<F>,
 ) where
     F: Fn() -> io::Result<Seat<T>> + Send + Sync + 'static,
@@ -114,7 +124,9 @@ async fn fill<T: Send + 'static, F>(
     let mut pause = PAUSE_MIN;
     // The place is reserved first, so that never more than `size` workers exist.
     while let Ok(place) = put.reserve().await {
-        match ready_worker(criu, reaper, Arc::clone(&make_seat)).await {
+        let made = ready_worker(criu, reaper, Arc::clone(&make_seat)).await;
+        fills.store(made.is_ok(), Ordering::Relaxed);
+        match made {
             Ok(worker) => {
                 place.send(worker);
                 pause = PAUSE_MIN;

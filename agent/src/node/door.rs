@@ -40,6 +40,8 @@ pub(crate) enum Asked {
     GiveUp { offered: OfferedSandbox, answer: oneshot::Sender<Result<(), Failure>> },
     /// Its first process, if it has processes now, and what is known of its writes.
     Root { sandbox: SandboxId, answer: oneshot::Sender<Option<Root>> },
+    /// What the node lacks to do its work.
+    Lacks { answer: oneshot::Sender<Vec<String>> },
 }
 
 /// The first process of a sandbox, and who tracks its writes.
@@ -55,6 +57,7 @@ impl Asked {
             Self::GiveUp { answer, .. } => drop(answer.send(Err(why))),
             Self::Log { answer, .. } => drop(answer.send(None)),
             Self::Root { answer, .. } => drop(answer.send(None)),
+            Self::Lacks { answer } => drop(answer.send(vec![why.message])),
         }
     }
 }
@@ -91,6 +94,7 @@ impl Node {
                     tracing::debug!(%sandbox, "who wanted to look at its memory has gone");
                 }
             }
+            Asked::Lacks { answer } => drop(answer.send(self.lacks())),
         }
     }
 
@@ -100,6 +104,19 @@ impl Node {
         self.next_ticket += 1;
         self.doors.insert(ticket, asked);
         ticket
+    }
+
+    fn lacks(&self) -> Vec<String> {
+        let mut lacks = Vec::new();
+        if !self.welcomed {
+            lacks.push("controller: not connected".into());
+        }
+        match &self.tools.roads {
+            None => lacks.push("CRIU: there is none that works here".into()),
+            Some(roads) if !roads.pool.fills() => lacks.push("CRIU: no worker has come up".into()),
+            Some(_) => {}
+        }
+        lacks
     }
 
     pub(super) fn admit(&mut self, ticket: Ticket) {
@@ -118,7 +135,7 @@ impl Node {
                 tracing::info!(sandbox = %offered.sandbox, to = %offered.to, "given up: it is another node's now");
                 drop(answer.send(Ok(())));
             }
-            Some(Asked::Log { .. } | Asked::Root { .. }) | None => {}
+            Some(Asked::Log { .. } | Asked::Root { .. } | Asked::Lacks { .. }) | None => {}
         }
     }
 
@@ -235,6 +252,16 @@ impl NodeHandle {
     ) -> Result<T, Failure> {
         self.inbox.send(Input::Asked(asked)).await.map_err(|_closed| closing(sandbox))?;
         told.await.map_err(|_closed| closing(sandbox))?
+    }
+
+    /// What the node lacks to do its work; nothing: it is ready. An answer says that its loop lives, too.
+    pub async fn lacks(&self) -> Vec<String> {
+        let (answer, told) = oneshot::channel();
+        let stops = || vec!["node: it stops".to_owned()];
+        match self.inbox.send(Input::Asked(Asked::Lacks { answer })).await {
+            Ok(()) => told.await.unwrap_or_else(|_closed| stops()),
+            Err(_closed) => stops(),
+        }
     }
 
     /// The last lines a sandbox has written, and how many earlier ones were thrown away.

@@ -8,6 +8,7 @@
 mod clones;
 mod cluster;
 mod dedup;
+mod health;
 mod http;
 mod identity;
 mod input;

@@ -33,6 +33,10 @@ use tonic::{
     transport::{Server, server::TcpIncoming},
 };
 
+/// A function file whose owner hides something in it, twice.
+const FUNCTION: &str =
+    "name = 'NAME'\ncommand = ['serve', '--key=PLANTED-ARGUMENT']\n[env]\nAPI = 'PLANTED-VALUE'\n";
+
 type Reply<T> = Result<Response<T>, Status>;
 
 /// What the fake was asked, one line per call.
@@ -222,7 +226,7 @@ impl Control for Fake {
             name: name.into(),
             revision: 3,
             tenant: "default".into(),
-            toml: "name = 'x'".into(),
+            toml: FUNCTION.replace("NAME", name),
             warm,
             requests: 1234,
             ..Default::default()

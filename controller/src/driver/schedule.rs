@@ -135,7 +135,7 @@ impl Driver {
                 }
                 continue;
             }
-            if now < self.settled_at {
+            if !self.is_settled(now) {
                 return;
             }
             if may_restore && let Some(going) = self.pick_to_move(now, name) {
