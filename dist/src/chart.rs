@@ -127,7 +127,7 @@ fn run(parts: &[Part<'_>], context: &Value, out: &mut String) -> Result<(), Char
                 let (block, path) = action.split_once(' ').ok_or_else(|| wrong("lacks a value", action))?;
                 match (block, look_up(context, path, action)?) {
                     ("range", Value::Array(items)) => {
-                        items.iter().try_for_each(|item| run(body, item, out))?
+                        items.iter().try_for_each(|item| run(body, item, out))?;
                     }
                     ("range", _) => return Err(wrong("goes through no list", action)),
                     (_, value) if is_true(value) => run(body, context, out)?,
