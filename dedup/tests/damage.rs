@@ -161,7 +161,7 @@ fn a_header_that_makes_no_sense_is_refused() {
         open(&changed).unwrap_err()
     };
     assert_eq!(with(8, &[1, 0]), OpenImageError::Version { version: 1 });
-    assert_eq!(with(8, &[4, 0]), OpenImageError::Version { version: 4 });
+    assert_eq!(with(8, &[5, 0]), OpenImageError::Version { version: 5 });
     assert_eq!(with(10, &[2]), OpenImageError::Level { level: 2 });
     // Level 1 has pointer tables, and this file has none.
     let no_table = ReadRelationError::Short;

@@ -20,7 +20,7 @@ use medes_dedup::words::{Aligner, BaseIndex, Facts, Memory};
 const GOLDEN_BYTES_MAX: usize = 8 << 10;
 
 fn golden() -> Vec<u8> {
-    golden_file("image-v3.medes", build)
+    golden_file("image-v4.medes", build)
 }
 
 fn golden_file(name: &str, build: impl Fn() -> Vec<u8>) -> Vec<u8> {
@@ -162,7 +162,7 @@ impl BasePages for All {
 /// What is made today may be smaller than this file, but this file is read for ever.
 #[test]
 fn the_golden_image_of_words_still_opens_and_rebuilds() {
-    let file = golden_file("image-v3-words.medes", build_words);
+    let file = golden_file("image-v4-words.medes", build_words);
     assert!(file.len() < 2 * GOLDEN_BYTES_MAX, "{} bytes", file.len());
     let image = DedupImage::open(file, &KEY).unwrap();
     let (from, target) = relatives();

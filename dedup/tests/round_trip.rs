@@ -241,8 +241,8 @@ fn stored_bytes_leave_nothing_out() {
     builder.section("core", vec![1; 100]).unwrap();
     let image = finished(builder);
     assert!(image.stored_bytes() > image.file().len() as u64);
-    // Not much is left out by looking at the file alone either.
-    assert!(image.stored_bytes() < image.file().len() as u64 + 800);
+    // Not much is left out by looking at the file alone either: the secrets of a hasher are a good KiB.
+    assert!(image.stored_bytes() < image.file().len() as u64 + 2000);
 }
 
 #[test]

@@ -224,7 +224,7 @@ impl<B: AsRef<[u8]>> DedupImage<B> {
     /// Every byte the image takes while it is kept: the file with header, tables and checksum, and the index of its pages.
     pub fn stored_bytes(&self) -> u64 {
         let index = size_of_val(&self.marks[..]) + size_of_val(&self.bases[..]);
-        (self.file.as_ref().len() + index + size_of::<Self>()) as u64
+        (self.file.as_ref().len() + index + size_of::<Self>() + PageHasher::memory_bytes()) as u64
     }
 
     /// Bytes of the unpacked pointer tables, which exist only while the image is open.
