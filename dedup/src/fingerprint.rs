@@ -1,10 +1,10 @@
 //! A page's few chunk hashes: what is asked of the registry to find pages that look like it.
 //!
-//! A chunk is any 64 bytes in a row, at any byte offset. Its hash is a polynomial over the bytes,
-//! `sum T[byte] * 9^distance`, where `T` is a table of secret numbers of the domain. Moving one byte
-//! on costs a shift-and-add and two table look-ups, no multiplication, which is what keeps the pass
-//! over all 4033 chunks of a page near memory speed. `T[0]` is zero, so a chunk of zeros is exactly 0
-//! and drops out of every comparison by itself.
+//! A chunk is any 64 bytes in a row, at any byte offset. Its hash is `sum T[byte] << distance from the
+//! end` ("gear"), where `T` is a table of secret numbers of the domain. Moving one byte on costs a shift, an
+//! addition and one table look-up: a byte that leaves the chunk has been shifted out of the 64 bits by then.
+//! The oldest bytes have a say in the highest bits only, so it is these that decide which hashes are small.
+//! `T[0]` is such that the hash of a chunk of zeros is nearly the largest; it is no chunk of any page, nor is what is above it.
 //!
 //! Two ways to pick the few:
 //!
@@ -132,15 +132,20 @@ impl fmt::Debug for Fingerprint {
     }
 }
 
-/// What a byte counts for when it comes into the window, and when it leaves at the other end.
+/// What a byte counts for when it comes into the window.
 type Table = [u64; 256];
 
-/// The step of the polynomial. Times nine is one address computation of the processor, and odd, so that no byte
-/// of the window loses weight on its way through.
-const STEP: u64 = 9;
+/// How many bits of `T[0]` are zero at the top. With none, half of all chunks would be above a chunk of zeros; with many, bytes of
+/// zeros that follow a small hash would make several more, and a fingerprint would be of one place of the page.
+const ZERO_BITS: u32 = 3;
 
-/// `STEP ^ CHUNK_BYTES`: what a byte has been multiplied by when it leaves.
-const LEAVE: u64 = STEP.wrapping_pow(CHUNK_BYTES as u32);
+const _: () = assert!(CHUNK_BYTES == u64::BITS as usize);
+
+/// How many times the expected k-th smallest of all chunks the bar of the first pass is: then most pages need no second one.
+const BAR: u64 = 2;
+
+/// How much higher the bar of the next pass is.
+const HIGHER: u64 = 16;
 
 /// Half of the steps a window takes through a page.
 const HALF: usize = (PAGE_BYTES - CHUNK_BYTES) / 2;
@@ -150,8 +155,9 @@ const _: () = assert!(2 * HALF + CHUNK_BYTES == PAGE_BYTES);
 /// Makes fingerprints in one domain, by one rule.
 #[derive(Clone)]
 pub struct Fingerprinter {
-    enter: Box<Table>,
-    leave: Box<Table>,
+    table: Box<Table>,
+    /// The hash of a chunk of zeros.
+    zeros: u64,
     /// Scrambles a chosen hash before anyone sees it, so that the registry gets evenly spread keys.
     mask: u64,
     sampling: Sampling,
@@ -161,10 +167,11 @@ impl Fingerprinter {
     /// A fingerprinter for pages of this domain. Fingerprints of different domains or rules never meet.
     pub fn new(domain: &DomainKey, sampling: Sampling) -> Self {
         let mut number = domain.chunk_numbers();
-        let mut enter = Box::new([0; 256]);
-        enter.iter_mut().skip(1).for_each(|slot| *slot = number());
-        let leave = Box::new(enter.map(|weight| weight.wrapping_mul(LEAVE)));
-        Self { enter, leave, mask: number(), sampling }
+        let mut table = Box::new([0; 256]);
+        table.iter_mut().for_each(|slot| *slot = number());
+        table[0] = table[0] >> ZERO_BITS | 1;
+        let zeros = table[0].wrapping_neg();
+        Self { table, zeros, mask: number(), sampling }
     }
 
     /// The rule in use.
@@ -184,53 +191,52 @@ impl Fingerprinter {
     }
 
     fn bottom(&self, page: &Page, chunks: usize) -> Fingerprint {
-        // With a bar at three times the expected k-th smallest of all chunks, far fewer chunks pass it only to be
-        // pushed out again. Pages with too little variety to fill the list under the bar get a second pass.
         let expected = u64::MAX / (PAGE_BYTES - CHUNK_BYTES + 1) as u64 * chunks as u64;
-        let mut smallest = Smallest::new(chunks, expected.saturating_mul(3));
-        self.pass(page, &mut smallest);
-        if smallest.count < chunks {
-            smallest = Smallest::new(chunks, u64::MAX);
-            self.pass(page, &mut smallest);
+        let mut bar = expected.saturating_mul(BAR).min(self.zeros);
+        let mut smallest = Smallest::new(chunks);
+        loop {
+            self.pass(page, &mut smallest, bar);
+            if smallest.count == chunks || bar == self.zeros {
+                break;
+            }
+            // Pages with too little variety to fill the list under the bar get another pass.
+            smallest.count = 0;
+            bar = bar.saturating_mul(HIGHER).min(self.zeros);
         }
         let mut fingerprint = Fingerprint::EMPTY;
         smallest.kept().iter().for_each(|&hash| fingerprint.push(self.finish(hash)));
         fingerprint
     }
 
-    /// Shows every chunk of the page to the list.
+    /// Shows every chunk of the page with a hash below the bar to the list.
     ///
     /// Two windows move at once, one through each half of the page: a step has to wait for the step before, and two
-    /// can wait together. One test serves both, as it almost always says no. The halves share the chunk in the middle.
-    fn pass(&self, page: &Page, smallest: &mut Smallest) {
+    /// can wait together. The halves share the chunk in the middle.
+    fn pass(&self, page: &Page, smallest: &mut Smallest, mut bar: u64) {
         let (mut low, mut high) =
             (self.chunk(&page[..CHUNK_BYTES]), self.chunk(&page[HALF..HALF + CHUNK_BYTES]));
-        let mut bar = smallest.offer_below(low, smallest.bar());
-        bar = smallest.offer_below(high, bar);
-        let mut last = low;
-        let low_half = page[CHUNK_BYTES..CHUNK_BYTES + HALF].iter().zip(&page[..HALF]);
-        let high_half = page[CHUNK_BYTES + HALF..].iter().zip(&page[HALF..2 * HALF]);
-        for ((low_enters, low_leaves), (high_enters, high_leaves)) in low_half.zip(high_half) {
-            low = self.step(low, *low_enters, *low_leaves);
-            high = self.step(high, *high_enters, *high_leaves);
-            // One less, so that the zero of a chunk of zeros becomes the largest number of all.
-            if low.wrapping_sub(1).min(high.wrapping_sub(1)) >= bar {
-                continue;
-            }
-            // Runs of one byte give the same hash over and over; it needs offering once.
-            for hash in [low, high] {
-                if hash != last && hash.wrapping_sub(1) < bar {
-                    bar = smallest.offer(hash);
-                    last = hash;
-                }
+        for hash in [low, high] {
+            if hash < bar {
+                bar = smallest.offer(hash, bar);
             }
         }
+        let halves = page[CHUNK_BYTES..CHUNK_BYTES + HALF].iter().zip(&page[CHUNK_BYTES + HALF..]);
+        for (low_enters, high_enters) in halves {
+            low = self.step(low, *low_enters);
+            high = self.step(high, *high_enters);
+            if low < bar {
+                bar = smallest.offer(low, bar);
+            }
+            if high < bar {
+                bar = smallest.offer(high, bar);
+            }
+        }
+        smallest.settle(bar);
     }
 
     #[inline]
-    fn step(&self, hash: u64, enters: u8, leaves: u8) -> u64 {
-        let change = self.enter[usize::from(enters)].wrapping_sub(self.leave[usize::from(leaves)]);
-        hash.wrapping_mul(STEP).wrapping_add(change)
+    fn step(&self, hash: u64, enters: u8) -> u64 {
+        (hash << 1).wrapping_add(self.table[usize::from(enters)])
     }
 
     fn by_value(&self, page: &Page, chunks: usize) -> Fingerprint {
@@ -252,9 +258,7 @@ impl Fingerprinter {
     }
 
     fn chunk(&self, bytes: &[u8]) -> u64 {
-        bytes
-            .iter()
-            .fold(0, |hash: u64, &byte| hash.wrapping_mul(STEP).wrapping_add(self.enter[usize::from(byte)]))
+        bytes.iter().fold(0, |hash, &byte| self.step(hash, byte))
     }
 
     /// One to one, so distinct chunks stay distinct.
@@ -272,45 +276,48 @@ impl fmt::Debug for Fingerprinter {
     }
 }
 
-/// The k smallest distinct numbers seen so far, sorted.
+/// The k smallest distinct numbers seen so far, once they are settled; before that, with others among them.
 struct Smallest {
-    numbers: [u64; CHUNKS_MAX],
+    numbers: [u64; 2 * CHUNKS_MAX],
     count: usize,
     chunks: usize,
-    /// Numbers above this are not wanted even while there is room.
-    ceiling: u64,
 }
 
 impl Smallest {
-    const fn new(chunks: usize, ceiling: u64) -> Self {
-        Self { numbers: [0; CHUNKS_MAX], count: 0, chunks, ceiling }
+    const fn new(chunks: usize) -> Self {
+        Self { numbers: [0; _], count: 0, chunks }
     }
 
     fn kept(&self) -> &[u64] {
         &self.numbers[..self.count]
     }
 
-    /// A number is worth offering only if `number - 1` is below this.
-    fn bar(&self) -> u64 {
-        // A full list wants less than its largest, that is `number - 1 < largest - 1`. None is zero.
-        if self.count < self.chunks { self.ceiling } else { self.numbers[self.count - 1] - 1 }
-    }
-
-    /// Takes the number in if it passes the bar. Gives the new bar.
-    fn offer_below(&mut self, number: u64, bar: u64) -> u64 {
-        if number.wrapping_sub(1) < bar { self.offer(number) } else { bar }
-    }
-
+    /// Takes in a number below the bar. Gives the new bar.
     #[cold]
     #[inline(never)]
-    fn offer(&mut self, number: u64) -> u64 {
-        if let Err(at) = self.kept().binary_search(&number) {
-            let end = if self.count < self.chunks { self.count } else { self.count - 1 };
-            self.numbers.copy_within(at..end, at + 1);
-            self.numbers[at] = number;
-            self.count = end + 1;
+    fn offer(&mut self, number: u64, bar: u64) -> u64 {
+        // Runs of one byte give the same hash over and over.
+        if self.kept().last() == Some(&number) {
+            return bar;
         }
-        self.bar()
+        self.numbers[self.count] = number;
+        self.count += 1;
+        if self.count == self.numbers.len() { self.settle(bar) } else { bar }
+    }
+
+    /// Sorts, and keeps no more than are wanted. Once these are all there, only what is below the largest of them is.
+    fn settle(&mut self, bar: u64) -> u64 {
+        let numbers = &mut self.numbers[..self.count];
+        numbers.sort_unstable();
+        let mut kept = 0;
+        for at in 0..numbers.len() {
+            if kept == 0 || numbers[kept - 1] != numbers[at] {
+                numbers[kept] = numbers[at];
+                kept += 1;
+            }
+        }
+        self.count = kept.min(self.chunks);
+        if self.count == self.chunks { self.numbers[self.count - 1] } else { bar }
     }
 }
 
@@ -361,9 +368,8 @@ mod tests {
 
     /// The chunk hash by its definition, nothing rolled.
     fn by_definition(maker: &Fingerprinter, chunk: &[u8]) -> u64 {
-        let weights = (0..64).rev().map(|distance| 9u64.wrapping_pow(distance));
-        chunk.iter().zip(weights).fold(0, |sum, (byte, weight)| {
-            sum.wrapping_add(maker.enter[usize::from(*byte)].wrapping_mul(weight))
+        chunk.iter().zip((0..64).rev()).fold(0, |sum, (byte, distance)| {
+            sum.wrapping_add(maker.table[usize::from(*byte)] << distance)
         })
     }
 
@@ -373,7 +379,7 @@ mod tests {
         fn bottom_is_the_smallest_of_all_chunks(page in pages(), chunks in 1u8..=32) {
             let maker = bottom(chunks);
             let mut all: Vec<u64> = page.windows(CHUNK_BYTES).map(|chunk| by_definition(&maker, chunk)).collect();
-            all.retain(|hash| *hash != 0);
+            all.retain(|hash| *hash < maker.zeros);
             all.sort_unstable();
             all.dedup();
             all.truncate(chunks.into());

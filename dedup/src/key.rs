@@ -15,7 +15,7 @@ pub use page_hash::{PageHash, PageHasher};
 mod purpose {
     pub(super) const TENANT: &str = "medes dedup v1 tenant domain";
     pub(super) const PAGE_HASH: &str = "medes dedup v2 page hash";
-    pub(super) const CHUNK_HASH: &str = "medes dedup v1 chunk hash";
+    pub(super) const CHUNK_HASH: &str = "medes dedup v2 chunk hash";
     pub(super) const IMAGE_SEAL: &str = "medes dedup v1 image seal";
     pub(super) const KEY_CHECK: &str = "medes dedup v1 key check";
 }
