@@ -116,7 +116,8 @@ impl Mappings {
             }
             free_from = end;
         }
-        let starts = Steps::new(list.iter().map(|mapping| mapping.start).collect(), free_from);
+        let starts = list.iter().map(|mapping| mapping.start).collect();
+        let starts = Steps::new(starts, (0..list.len() as u32).collect(), free_from);
         Ok(Self { list, starts })
     }
 

@@ -316,8 +316,19 @@ impl<'d> Decoder<'d> {
         Some(byte)
     }
 
+    /// Takes in bytes until the state is large enough: none, one or two, which nothing foresees, so it is done without a branch.
     #[inline]
     fn renew(&mut self) -> Option<()> {
+        let Some(next) = self.rest.first_chunk() else { return self.renew_at_end() };
+        let count = usize::from(self.state < STATE_MIN) + usize::from(self.state < STATE_MIN >> 8);
+        let both = u64::from(self.state) << 16 | u64::from(u16::from_be_bytes(*next));
+        self.state = (both >> (16 - 8 * count)) as u32;
+        self.rest = self.rest.get(count..)?;
+        Some(())
+    }
+
+    #[cold]
+    fn renew_at_end(&mut self) -> Option<()> {
         while self.state < STATE_MIN {
             let (byte, rest) = self.rest.split_first()?;
             self.state = self.state << 8 | u32::from(*byte);

@@ -60,9 +60,13 @@ pub enum ReadTranslationError {
 /// Translates pointers of a base snapshot into those of one target.
 #[derive(Debug, Clone, Default)]
 pub struct Translation {
+    /// What stands for a step is where its shift is in the list.
     steps: Steps,
     shifts: Vec<u64>,
 }
+
+/// Shifts that were seen lately have one place in the list: few of them are hot, and these stay in the processor's cache.
+const KNOWN: usize = 1 << 12;
 
 impl Translation {
     /// A table with these entries, whose addresses are multiples of 8 and rise strictly; the last one ends at `end`.
@@ -70,12 +74,34 @@ impl Translation {
         entries.truncate(ENTRIES_MAX);
         entries.dedup_by_key(|(_, shift)| *shift);
         let (starts, shifts) = entries.into_iter().unzip();
-        Self { steps: Steps::new(starts, end & !7), shifts }
+        Self::of(starts, shifts, end & !7)
+    }
+
+    /// A table with a shift for each of these steps.
+    fn of(starts: Vec<u64>, of_steps: Vec<u64>, end: u64) -> Self {
+        let mut shifts = Vec::new();
+        let mut known = vec![0; KNOWN];
+        let number = |shift: u64| {
+            let hash = shift.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (u64::BITS - KNOWN.trailing_zeros());
+            let slot: &mut u32 = &mut known[hash as usize];
+            if shifts.get(*slot as usize) != Some(&shift) {
+                *slot = shifts.len() as u32;
+                shifts.push(shift);
+            }
+            *slot
+        };
+        let values = of_steps.into_iter().map(number).collect();
+        Self { steps: Steps::new(starts, values, end), shifts }
+    }
+
+    /// The shift of each entry.
+    fn of_entries(&self) -> impl Iterator<Item = u64> {
+        self.steps.values().iter().map(|number| self.shifts[*number as usize])
     }
 
     /// Entries.
     pub fn len(&self) -> usize {
-        self.shifts.len()
+        self.steps.starts().len()
     }
 
     /// No entries: pointers stay what they are.
@@ -91,7 +117,7 @@ impl Translation {
     /// The pointer that stands for this one; other words come back unchanged.
     #[inline]
     pub fn translate(&self, word: u64) -> u64 {
-        match self.steps.find(word).and_then(|step| self.shifts.get(step)) {
+        match self.steps.find(word).and_then(|number| self.shifts.get(number)) {
             Some(shift) => word.wrapping_add(*shift),
             None => word,
         }
@@ -99,21 +125,36 @@ impl Translation {
 
     /// Translates many words where they are.
     ///
-    /// Which words are pointers is found out first, without a branch: the processor foresees neither these nor where they point.
+    /// Which words may be pointers is found out first, by their upper bits and without a branch, many at a time: the processor
+    /// foresees neither these nor where they point.
     pub(super) fn translate_all(&self, words: &mut [[u8; WORD_BYTES]]) {
         for part in words.chunks_mut(u64::BITS as usize) {
-            let bit = |(at, word): (usize, &[u8; WORD_BYTES])| {
-                u64::from(self.steps.covers(u64::from_le_bytes(*word))) << at
-            };
-            let mut pointers = part.iter().enumerate().map(bit).fold(0, |all, bit| all | bit);
+            let mut pointers = self.like_pointers(part);
             while pointers != 0 {
                 let at = pointers.trailing_zeros() as usize;
                 pointers &= pointers - 1;
                 let word = u64::from_le_bytes(part[at]);
-                let shift = self.shifts.get(self.steps.find_covered(word)).copied().unwrap_or_default();
-                part[at] = word.wrapping_add(shift).to_le_bytes();
+                if self.steps.covers(word) {
+                    let shift = self.shifts.get(self.steps.find_covered(word)).copied().unwrap_or_default();
+                    part[at] = word.wrapping_add(shift).to_le_bytes();
+                }
             }
         }
+    }
+
+    /// A bit for each of at most 64 words: whether its upper bits are those of an address in the table.
+    fn like_pointers(&self, words: &[[u8; WORD_BYTES]]) -> u64 {
+        // What has higher bits still may pass, too, and is seen to be none later.
+        let upper = |address: u64| (address >> 20) as u32;
+        let low = self.steps.starts().first().map_or(0, |low| upper(*low));
+        let span = upper(self.steps.end()).wrapping_sub(low);
+        let mut flags = [0u8; u64::BITS as usize];
+        for (flag, word) in flags.iter_mut().zip(words) {
+            *flag = u8::from(upper(u64::from_le_bytes(*word)).wrapping_sub(low) <= span);
+        }
+        // Each product moves eight flags into its highest byte, in order.
+        let byte = |flags: &[u8; 8]| u64::from_le_bytes(*flags).wrapping_mul(0x0102_0408_1020_4080) >> 56;
+        flags.as_chunks().0.iter().rev().fold(0, |bits, flags| bits << 8 | byte(flags))
     }
 
     /// The table as bytes.
@@ -125,18 +166,18 @@ impl Translation {
             before = address;
         }
         let mut recent = Recent::default();
-        for shift in &self.shifts {
-            match recent.position(*shift) {
+        for shift in self.of_entries() {
+            match recent.position(shift) {
                 Some(ago) => write(&mut plain, 1 + ago as u64),
                 None => {
                     write(&mut plain, 0);
                     write(&mut plain, zigzag(shift.wrapping_sub(recent.last()) as i64));
                 }
             }
-            recent.push(*shift);
+            recent.push(shift);
         }
         let mut bytes = Vec::new();
-        bytes.extend_from_slice(&(self.shifts.len() as u32).to_le_bytes());
+        bytes.extend_from_slice(&(self.len() as u32).to_le_bytes());
         bytes.extend_from_slice(&(plain.len() as u32).to_le_bytes());
         // Compression of memory into memory does not fail; were it to, the table would not open and the maker would see it.
         bytes.extend_from_slice(&zstd::bulk::compress(&plain, LEVEL).unwrap_or_default());
@@ -182,7 +223,7 @@ impl Translation {
         if !rest.is_empty() || plain.len() != plain_bytes {
             return Err(ReadTranslationError::Length);
         }
-        Ok(Self { steps: Steps::new(starts, end), shifts })
+        Ok(Self::of(starts, shifts, end))
     }
 }
 
