@@ -38,6 +38,16 @@ pub(crate) struct Addresses {
     pub(crate) gateway: String,
 }
 
+/// What every cluster has.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Up<'u> {
+    pub(crate) nodes: u32,
+    /// Its state folder.
+    pub(crate) state: &'u Path,
+    /// What it writes goes to this file.
+    pub(crate) log: &'u Path,
+}
+
 /// A running `medes up`. End it with [`Cluster::stop`]; a dropped one is told to end, but not waited for.
 #[derive(Debug)]
 pub(crate) struct Cluster {
@@ -47,13 +57,13 @@ pub(crate) struct Cluster {
 }
 
 impl Cluster {
-    /// Starts `medes up` and waits until it is ready. What it writes goes to the file `log`.
-    pub(crate) async fn start(medes: &Path, nodes: u32, state: &Path, log: &Path) -> Result<Self> {
+    /// Starts `medes up`, with more of its options, and waits until it is ready.
+    pub(crate) async fn start(medes: &Path, up: Up<'_>, more: &[&str]) -> Result<Self> {
+        let Up { nodes, state, log } = up;
         let errors = File::create(log).with_context(|| format!("create {}", log.display()))?;
         let mut child = Command::new(medes)
             .args(["up", "--json", "--nodes", &nodes.to_string()])
-            // An experiment decides itself when a sandbox leaves memory: no idle timer may come between.
-            .args(["--idle", "1h"])
+            .args(more)
             // Any free ports: another cluster may have the usual ones.
             .args(["--control", "127.0.0.1:0", "--gateway", "127.0.0.1:0", "--state-dir"])
             .arg(state)
@@ -178,7 +188,8 @@ mod tests {
 
     async fn start(body: &str) -> Result<Cluster> {
         let (folder, medes) = script(body);
-        Cluster::start(&medes, 2, folder.path(), &folder.path().join("log")).await
+        let up = Up { nodes: 2, state: folder.path(), log: &folder.path().join("log") };
+        Cluster::start(&medes, up, &["--idle", "1h"]).await
     }
 
     #[tokio::test]

@@ -12,7 +12,7 @@ use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
-    cluster::{Addresses, Cluster},
+    cluster::{Addresses, Cluster, Up},
     control::Control,
     functions::{self, Candidate, Function, Places},
     record::write_json,
@@ -57,9 +57,11 @@ pub(crate) async fn run(options: Options) -> Result<ExitCode> {
         options.nodes,
         scratch.path().display()
     );
+    let up = Up { nodes: options.nodes, state: scratch.path(), log: &log };
     let mut interrupted = pin!(interrupted());
     let cluster = tokio::select! {
-        started = Cluster::start(&medes, options.nodes, scratch.path(), &log) => started?,
+        // The story decides itself when a sandbox leaves memory: no idle timer may come between.
+        started = Cluster::start(&medes, up, &["--idle", "1h"]) => started?,
         error = &mut interrupted => return Err(error),
     };
     let measured = tokio::select! {

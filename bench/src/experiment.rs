@@ -55,9 +55,7 @@ pub(crate) fn run<R: Report>(
     let candidates = functions::find(&places.functions_dir, wanted)?;
     let agent = places.program("medes-agent")?;
     std::fs::create_dir_all(out).with_context(|| format!("create {}", out.display()))?;
-    if cfg!(debug_assertions) {
-        eprintln!("this is a debug build: its times say little; use `cargo xtask bench {}`", R::NAME);
-    }
+    warn_of_debug_build(R::NAME);
     let measured =
         station::at(agent, async |station: &mut Station| measure(station, candidates, &mut report).await);
     report.judge();
@@ -66,4 +64,11 @@ pub(crate) fn run<R: Report>(
     println!("{}", report.tables());
     measured?;
     Ok(if report.is_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Somebody may mean to measure.
+pub(crate) fn warn_of_debug_build(name: &str) {
+    if cfg!(debug_assertions) {
+        eprintln!("this is a debug build: its times say little; use `cargo xtask bench {name}`");
+    }
 }

@@ -1,13 +1,14 @@
 //! `medes-bench`: measures Medes on real functions. Each experiment is a subcommand with a folder of its own.
 
+mod calibrate;
 mod cluster;
 mod control;
 mod demo;
-mod dice;
 mod engine;
 mod experiment;
 mod functions;
 mod gateway;
+mod model;
 mod pages;
 mod plot;
 mod record;
@@ -19,6 +20,7 @@ mod sim;
 mod start;
 mod station;
 mod stats;
+mod validate;
 mod watch;
 
 use std::process::ExitCode;
@@ -49,8 +51,12 @@ enum Experiment {
     Engine(engine::Options),
     /// Reads base pages from memory, over TCP and by gRPC
     Pages(pages::Options),
+    /// Measures on real sandboxes what simulations play back
+    Calibrate(calibrate::Options),
     /// Runs the controller's driver and policies on a recorded trace, in virtual time
     Sim(sim::Options),
+    /// Runs the same requests on a real cluster and in a simulation, and says how far they are apart
+    Validate(validate::Options),
     /// Stores one target and says what that took; started by `engine`
     #[command(hide = true)]
     EngineProbe(engine::probe::Options),
@@ -69,7 +75,9 @@ fn main() -> ExitCode {
         Experiment::Reuse(options) => reuse::main(&options),
         Experiment::Engine(options) => engine::main(&options),
         Experiment::Pages(options) => pages::main(&options),
+        Experiment::Calibrate(options) => calibrate::main(&options),
         Experiment::Sim(options) => sim::main(&options),
+        Experiment::Validate(options) => validate::main(&options),
         Experiment::EngineProbe(options) => engine::probe::main(&options),
     };
     match done {

@@ -5,6 +5,8 @@ use std::{env, ffi::OsStr, fs, path::Path, process::Command};
 use anyhow::{Context, Result};
 use serde::Serialize;
 
+use crate::model::Machine;
+
 /// Which experiment, of which code, on which machine, started how.
 #[derive(Debug, Serialize)]
 pub(crate) struct Record {
@@ -29,6 +31,13 @@ impl Record {
 }
 
 impl Record {
+    /// For a model, which says where it was measured.
+    pub(crate) fn machine(&self) -> Machine {
+        let Self { commit, cpu, kernel, command, .. } = self;
+        let [commit, cpu, kernel, command] = [commit, cpu, kernel, command].map(Clone::clone);
+        Machine { commit, cpu, kernel, command }
+    }
+
     /// For people.
     pub(crate) fn line(&self) -> String {
         let Self { commit, cpu, kernel, command, .. } = self;

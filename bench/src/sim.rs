@@ -4,28 +4,32 @@
 //! ```text
 //! trace ──► arrivals ─┐                       ┌─► counts, waits, memory ──► table, sim.json
 //!                     ├─► world ◄─► driver ───┤
-//! costs (measured) ───┘   (agents, clock)     └─► what must never happen is checked
+//! model (measured) ───┘   (agents, clock)     └─► what must never happen is checked
 //! ```
 
 mod agent;
-mod costs;
-mod outcome;
+pub(crate) mod outcome;
 mod report;
-mod trace;
-mod world;
+pub(crate) mod world;
 
-use std::{path::PathBuf, process::ExitCode, time::Instant};
+use std::{
+    path::PathBuf,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
-use medes_controller::policy::{FixedSettings, PolicyKind, PolicySettings};
+use medes_controller::{
+    driver::Keeping,
+    policy::{FixedSettings, PolicyKind, PolicySettings},
+};
+use medes_load::trace::Trace;
 use medes_proto::units::{ByteSize, Span};
 
-use crate::record::write_json;
-use costs::Costs;
+use crate::{model::Model, record::write_json};
 use report::{Report, Row};
-use trace::Trace;
-use world::{Settings, World};
+use world::{Execution, Settings, Trouble, World};
 
 /// What to simulate.
 #[derive(Debug, Args)]
@@ -34,9 +38,9 @@ pub(crate) struct Options {
     /// mean duration in milliseconds (Average or avg_ms)
     #[arg(long, value_name = "FILE")]
     trace: PathBuf,
-    /// What starts, dedups and restores of each function were measured to take: restore.json of `bench restore`
+    /// What sandboxes were measured to take and hold, as `bench calibrate` writes it; the one in the repository if absent
     #[arg(long, value_name = "FILE")]
-    costs: PathBuf,
+    model: Option<PathBuf>,
     /// Policies to compare, separated by commas; all of them if absent
     #[arg(long, value_delimiter = ',', value_name = "NAMES")]
     policies: Vec<PolicyKind>,
@@ -55,6 +59,9 @@ pub(crate) struct Options {
     /// Every function so many times, each with arrivals of its own
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
     times: u32,
+    /// Also so many times the functions, and so many times the nodes; several, separated by commas, are compared
+    #[arg(long, value_delimiter = ',', default_value = "1", value_name = "FACTORS", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    scale: Vec<u32>,
     /// For the arrivals within a minute
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -79,57 +86,145 @@ pub(crate) struct Options {
     /// Idle sandboxes are never deduplicated
     #[arg(long)]
     no_dedup: bool,
+    /// No init snapshots, and no clones: bases are made of sandboxes that have served (sandboxes.init_snapshots = false)
+    #[arg(long)]
+    no_init_snapshots: bool,
+    /// policy.park
+    #[arg(long)]
+    park: bool,
+    /// policy.keep_parked
+    #[arg(long, default_value = "5m", value_name = "TIME")]
+    keep_parked: Span,
+    /// fleet.base_copies
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=16))]
+    base_copies: u32,
+    #[command(flatten)]
+    wrong: Wrong,
     /// Folder for sim.json and sim.html
     #[arg(long, default_value = "target/bench", value_name = "DIR")]
     out: PathBuf,
 }
 
+/// What goes wrong.
+#[derive(Debug, Args)]
+struct Wrong {
+    /// How often each node ends in a day, on average; it comes back with nothing
+    #[arg(long, default_value_t = 0.0, value_name = "RATE", value_parser = rate)]
+    fail_nodes: f64,
+    /// Until a node that ended is there again
+    #[arg(long, default_value = "1m", value_name = "TIME")]
+    repair: Span,
+    /// The share of nodes that are slow, from 0 to 1
+    #[arg(long, default_value_t = 0.0, value_name = "SHARE", value_parser = share)]
+    slow_nodes: f64,
+    /// So many times as long everything takes there
+    #[arg(long, default_value_t = 4.0, value_name = "FACTOR", value_parser = factor)]
+    slow_factor: f64,
+    /// The share of messages between driver and agents, and of requests and answers, that are lost, from 0 to 1
+    #[arg(long, default_value_t = 0.0, value_name = "SHARE", value_parser = share)]
+    lose_messages: f64,
+}
+
+fn number(text: &str, range: std::ops::RangeInclusive<f64>) -> Result<f64> {
+    let value: f64 = text.parse()?;
+    ensure!(range.contains(&value), "not {} to {}", range.start(), range.end());
+    Ok(value)
+}
+
+fn share(text: &str) -> Result<f64> {
+    number(text, 0.0..=1.0)
+}
+
+fn rate(text: &str) -> Result<f64> {
+    number(text, 0.0..=10_000.0)
+}
+
+fn factor(text: &str) -> Result<f64> {
+    number(text, 1.0..=1_000.0)
+}
+
+impl Wrong {
+    fn trouble(&self) -> Trouble {
+        Trouble {
+            failures_per_day: self.fail_nodes,
+            repair: self.repair.0,
+            slow_share: self.slow_nodes,
+            slow_factor: self.slow_factor,
+            lost_share: self.lose_messages,
+        }
+    }
+}
+
+impl Options {
+    fn settings(&self, kind: PolicyKind, node_bytes: u64, scale: u32) -> Settings {
+        Settings {
+            nodes: self.nodes * scale,
+            node_bytes,
+            empty_bytes: 0,
+            seed: self.seed,
+            speedup: 1.0,
+            lead: Duration::ZERO,
+            execution: Execution::OfTrace,
+            heartbeat: self.heartbeat.0,
+            warm_up: self.warm_up,
+            init_snapshots: !self.no_init_snapshots,
+            base_copies: self.base_copies,
+            policy: PolicySettings {
+                kind,
+                periods: FixedSettings {
+                    idle: self.idle.0,
+                    keep_alive: self.keep_alive.0,
+                    keep_dedup: self.keep_dedup.0,
+                    dedup: !self.no_dedup,
+                    ..FixedSettings::default()
+                },
+                alpha: self.alpha,
+                tail: self.tail,
+                ..PolicySettings::default()
+            },
+            keeping: Keeping {
+                idle: self.idle.0,
+                park: self.park,
+                keep_parked: self.keep_parked.0,
+                ..Keeping::default()
+            },
+            trouble: self.wrong.trouble(),
+        }
+    }
+}
+
 pub(crate) fn main(options: &Options) -> Result<ExitCode> {
     std::fs::create_dir_all(&options.out).with_context(|| format!("create {}", options.out.display()))?;
     let mut trace = Trace::read(&options.trace)?;
-    trace.cut(options.minutes);
+    trace.cut(0, options.minutes);
     trace.repeat(options.times);
     ensure!(options.warm_up < trace.minutes(), "no minute is left after the warm-up");
-    let costs = Costs::read(&options.costs)?;
+    let model = Model::open(options.model.as_deref())?;
     let policies = match options.policies.is_empty() {
         true => PolicyKind::ALL.to_vec(),
         false => options.policies.clone(),
     };
-    let mut report = Report::new(&trace, options);
-    let pools = options.node_memory.iter().flat_map(|memory| policies.iter().map(|kind| (memory.0, *kind)));
-    for (node_bytes, kind) in pools {
-        eprintln!(
-            "{kind}, {} nodes of {} MiB: {} functions, {} requests, {} minutes",
-            options.nodes,
-            node_bytes >> 20,
-            trace.functions.len(),
-            trace.requests(),
-            trace.minutes()
-        );
-        let settings = Settings {
-            nodes: options.nodes,
-            node_bytes,
-            seed: options.seed,
-            heartbeat: options.heartbeat.0,
-            warm_up: options.warm_up,
-            policy: PolicySettings {
-                kind,
-                periods: FixedSettings {
-                    idle: options.idle.0,
-                    keep_alive: options.keep_alive.0,
-                    keep_dedup: options.keep_dedup.0,
-                    dedup: !options.no_dedup,
-                    ..FixedSettings::default()
-                },
-                alpha: options.alpha,
-                tail: options.tail,
-                ..PolicySettings::default()
-            },
-        };
-        let start = Instant::now();
-        let outcome = World::new(&trace, &costs, settings).run()?;
-        report.rows.push(Row::new((kind, node_bytes), &outcome, start.elapsed()));
-        write_json(&options.out.join("sim.json"), &report)?;
+    let mut report = Report::new(&trace, &model);
+    for scale in &options.scale {
+        let mut trace = trace.clone();
+        trace.repeat(*scale);
+        for (node_bytes, kind) in
+            options.node_memory.iter().flat_map(|memory| policies.iter().map(|kind| (memory.0, *kind)))
+        {
+            let settings = options.settings(kind, node_bytes, *scale);
+            eprintln!(
+                "{kind}, {} nodes of {} MiB: {} functions, {} requests, {} minutes",
+                settings.nodes,
+                node_bytes >> 20,
+                trace.functions.len(),
+                trace.requests(),
+                trace.minutes()
+            );
+            let start = Instant::now();
+            let outcome = World::new(&trace, &model, settings).run()?;
+            report.rows.push(Row::new((kind, settings.nodes, node_bytes), &outcome, start.elapsed()));
+            write_json(&options.out.join("sim.json"), &report)?;
+        }
     }
     let page = options.out.join("sim.html");
     std::fs::write(&page, report.page()).with_context(|| format!("write {}", page.display()))?;

@@ -13,6 +13,7 @@ use crate::{
     function::FunctionVerb,
     heat::HeatArgs,
     invoke::InvokeArgs,
+    load::LoadArgs,
     logs::LogsArgs,
     node::NodeVerb,
     operate::{BaseArgs, DigestArgs, MoveArgs, PurgeArgs, StartArgs},
@@ -70,6 +71,8 @@ pub(crate) enum Verb {
     Function(FunctionVerb),
     /// Send one request to a function and print its answer
     Invoke(InvokeArgs),
+    /// Send requests when a trace says that they are due, and say how long their answers took
+    Load(LoadArgs),
     /// List sandboxes
     Ps(PsArgs),
     /// List nodes and their memory
@@ -153,6 +156,11 @@ mod tests {
             "medes function apply",
             "medes up --nodes 0",
             "medes up --memory-cap lots",
+            "medes load --trace a.csv",
+            "medes load --trace a.csv --map html --speedup 0",
+            "medes load --trace a.csv --map html --speedup NaN",
+            "medes load --trace a.csv --map a=Html",
+            "medes load --trace a.csv --map html --under-way 0",
             "medes ps --controller 127.0.0.1",
             "medes ps --controller 127.0.0.1:port",
             "medes completions tcsh",

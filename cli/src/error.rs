@@ -3,6 +3,7 @@
 use std::{io, path::PathBuf, process::ExitCode, time::Duration};
 
 use medes_identity::{folder::FolderError, security::SecurityError};
+use medes_load::{map::MapError, trace::TraceError};
 use medes_proto::{WireError, failure::Failure, units::Span};
 use serde::Serialize;
 use tonic::Code;
@@ -74,6 +75,12 @@ pub(crate) enum CliError {
     Security(#[from] SecurityError),
     #[error(transparent)]
     Cert(#[from] FolderError),
+    #[error(transparent)]
+    LoadTrace(#[from] TraceError),
+    #[error("--map")]
+    Map(#[from] MapError),
+    #[error("nothing of the trace is left to send")]
+    NothingToSend,
     #[error("`medes top` needs a terminal")]
     NoTerminal,
     #[error(transparent)]
@@ -85,8 +92,8 @@ pub(crate) enum CliError {
 /// An error as `--json` prints it, under the key `error`.
 #[derive(Debug, Serialize)]
 pub(crate) struct ErrorView {
-    kind: String,
-    message: String,
+    pub(crate) kind: String,
+    pub(crate) message: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     hint: Option<&'static str>,
     #[serde(skip_serializing_if = "<[String]>::is_empty")]
@@ -129,7 +136,8 @@ impl CliError {
             }
             Self::Recording(_) => "recording".into(),
             Self::NotDrained { .. } => "deadline".into(),
-            Self::NoTerminal => "invalid".into(),
+            Self::NoTerminal | Self::Map(_) | Self::NothingToSend => "invalid".into(),
+            Self::LoadTrace(_) => "load_trace".into(),
             Self::Security(_) | Self::Cert(_) => "certificate".into(),
             Self::Runtime { .. } | Self::Doctor { .. } | Self::Up(_) => "local".into(),
         }

@@ -14,6 +14,7 @@ mod function;
 mod heat;
 mod human;
 mod invoke;
+mod load;
 mod logs;
 mod node;
 mod nodes;
@@ -84,6 +85,7 @@ async fn run(cli: Cli, output: &Output) -> Result<Ended, CliError> {
         Verb::SupportBundle(args) => Box::pin(support::run(args, connect, output)).await?,
         Verb::Function(verb) => function::run(verb, connect, output).await?,
         Verb::Invoke(args) => return invoke::run(args, connect, output).await,
+        Verb::Load(args) => return Box::pin(load::run(args, &connect().await?, output)).await,
         Verb::Ps(args) => ps::run(args, &connect().await?, output).await?,
         Verb::Nodes => nodes::run(&connect().await?, output).await?,
         Verb::Node(verb) => node::run(verb, &connect().await?, output).await?,

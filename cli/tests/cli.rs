@@ -497,3 +497,49 @@ fn top_wants_a_terminal() {
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr(&output).contains("`medes top` needs a terminal"), "{}", stderr(&output));
 }
+
+/// A trace of two functions, 4 and 2 requests in one minute.
+fn trace() -> tempfile::NamedTempFile {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "name,avg_ms,m1\nabc,10,4\nxyz,10,2\n").unwrap();
+    file
+}
+
+#[test]
+fn load_sends_what_the_trace_says_and_sums_up() {
+    let (controller, trace) = (FakeController::start(), trace());
+    let path = trace.path().to_str().unwrap();
+    let output = controller.medes(&["load", "--trace", path, "--map", "a=html,auth", "--speedup", "600"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert!(stdout(&output).contains("6 of 6 sent"), "{}", stdout(&output));
+    assert!(stdout(&output).contains("restore        6  100.0 %"), "{}", stdout(&output));
+    let bodies: Vec<_> =
+        controller.asked.lines().into_iter().filter(|line| line.starts_with("POST /")).collect();
+    assert_eq!(bodies, vec!["POST / [] 8 bytes 60000 ms"; 6]);
+}
+
+#[test]
+fn load_counts_what_fails_and_says_so() {
+    let (controller, trace) = (FakeController::start(), trace());
+    let path = trace.path().to_str().unwrap();
+    let arguments =
+        ["load", "--json", "--trace", path, "--map", "x=html", "--speedup", "600", "--data", "fail %n"];
+    let output = controller.medes(&arguments);
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    let value = json(&output);
+    assert_eq!((&value["sent"], &value["answered"], &value["failed"]), (&2.into(), &1.into(), &1.into()));
+    assert_eq!(value["failures"]["crashed"]["count"], 1);
+    assert_eq!(value["by_start"]["restore"]["count"], 1);
+    assert!(stderr(&output).contains("4 are left out"), "{}", stderr(&output));
+}
+
+#[test]
+fn load_asks_for_functions_that_there_are() {
+    let (controller, trace) = (FakeController::start(), trace());
+    let path = trace.path().to_str().unwrap();
+    let output = controller.medes(&["load", "--trace", path, "--map", "htlm"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("there is no function htlm"), "{}", stderr(&output));
+    let none = controller.medes(&["load", "--trace", path, "--map", "html", "--from", "9"]);
+    assert!(stderr(&none).contains("nothing of the trace is left"), "{}", stderr(&none));
+}

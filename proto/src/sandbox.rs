@@ -37,6 +37,12 @@ impl StartKind {
             Self::Clone => "clone",
         }
     }
+
+    /// The kind with this word.
+    pub fn from_word(word: &str) -> Option<Self> {
+        let all = [Self::Warm, Self::Restore, Self::Cold, Self::Unpark, Self::Clone];
+        all.into_iter().find(|kind| kind.word() == word)
+    }
 }
 
 /// One named step of an operation, and how long it took.

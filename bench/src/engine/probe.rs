@@ -20,7 +20,7 @@ use super::{
     dump::Dump,
     ours::{self, Base, Level},
 };
-use crate::dice::Dice;
+use medes_load::dice::Dice;
 
 /// One target to store.
 #[derive(Debug, Args)]
@@ -137,7 +137,7 @@ fn grown(dump: &Dump, bytes: usize, seed: u64) -> Result<Dump> {
         let mut page = *page;
         for _ in 0..CHANGES {
             let at = dice.below((PAGE_BYTES / 8) as u32) as usize;
-            page.as_chunks_mut::<8>().0[at] = dice.next().to_le_bytes();
+            page.as_chunks_mut::<8>().0[at] = dice.bits().to_le_bytes();
         }
         pages.extend_from_slice(&page);
     }

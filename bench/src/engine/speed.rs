@@ -9,7 +9,7 @@ use super::{
     dump::Dump,
     ours::{self, Base, Level, Reader},
 };
-use crate::dice::Dice;
+use medes_load::dice::Dice;
 
 /// Every stage is timed so often, and the shortest time counts.
 pub(super) const ATTEMPTS: usize = 3;

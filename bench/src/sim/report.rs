@@ -4,10 +4,12 @@ use std::time::Duration;
 
 use comfy_table::{CellAlignment, Table, presets::NOTHING};
 use medes_controller::policy::PolicyKind;
+use medes_load::trace::Trace;
 use serde::Serialize;
 
-use super::{Options, outcome::Outcome, trace::Trace};
+use super::outcome::Outcome;
 use crate::{
+    model::{Machine, Model},
     plot::{self, Line, Plot},
     record::Record,
     show,
@@ -24,7 +26,8 @@ pub(super) struct Report {
     functions: usize,
     minutes: usize,
     requests: u64,
-    nodes: u32,
+    /// Where the times and sizes were measured that are played back.
+    model: Machine,
     pub(super) rows: Vec<Row>,
 }
 
@@ -32,10 +35,13 @@ pub(super) struct Report {
 #[derive(Debug, Serialize)]
 pub(super) struct Row {
     policy: &'static str,
+    nodes: u32,
     /// Memory of each node.
     node_bytes: u64,
     cold: u64,
+    cloned: u64,
     restored: u64,
+    unparked: u64,
     warm: u64,
     refused: u64,
     cold_fraction: f64,
@@ -51,21 +57,27 @@ pub(super) struct Row {
     over_bytes_max: u64,
     sandboxes_max: usize,
     dedups: u64,
+    parks: u64,
     restores: u64,
+    unparks: u64,
     bases: u64,
+    inits: u64,
+    copies: u64,
     purges: u64,
+    node_failures: u64,
+    lost_messages: u64,
     events: u64,
     seconds: f64,
 }
 
 impl Report {
-    pub(super) fn new(trace: &Trace, options: &Options) -> Self {
+    pub(super) fn new(trace: &Trace, model: &Model) -> Self {
         Self {
             record: Record::here("sim"),
             functions: trace.functions.len(),
             minutes: trace.minutes(),
             requests: trace.requests(),
-            nodes: options.nodes,
+            model: model.machine.clone(),
             rows: Vec::new(),
         }
     }
@@ -73,10 +85,12 @@ impl Report {
     pub(super) fn table(&self) -> String {
         let mut table = Table::new();
         table.load_style(NOTHING).set_header([
-            "NODE",
+            "NODES",
             "POLICY",
             "COLD",
+            "CLONED",
             "RESTORED",
+            "UNPARKED",
             "REFUSED",
             "WAIT MEAN",
             "P99",
@@ -91,10 +105,12 @@ impl Report {
         }
         for row in &self.rows {
             let cells = [
-                show::mib(row.node_bytes as f64),
+                format!("{} of {}", row.nodes, show::mib(row.node_bytes as f64)),
                 row.policy.to_owned(),
                 format!("{} ({})", row.cold, show::percent(row.cold_fraction)),
+                row.cloned.to_string(),
                 row.restored.to_string(),
+                row.unparked.to_string(),
                 row.refused.to_string(),
                 show::ms(row.wait_ms_mean),
                 show::ms(row.wait_ms_p99),
@@ -113,12 +129,13 @@ impl Report {
     pub(super) fn page(&self) -> String {
         let title = "Policies compared in a simulated cluster";
         let about = format!(
-            "{} functions, {} requests in {} minutes, {} nodes. The controller's own driver and policies in virtual time; what \
-             starts, dedups and images take was measured on real sandboxes. {}",
+            "{} functions, {} requests in {} minutes. The controller's own driver and policies in virtual time; what \
+             starts, dedups and images take was measured on real sandboxes ({}, commit {}). {}",
             self.functions,
             self.requests,
             self.minutes,
-            self.nodes,
+            self.model.cpu,
+            self.model.commit,
             self.record.line()
         );
         let gib = |bytes: f64| bytes / f64::from(1 << 30);
@@ -170,58 +187,50 @@ impl Report {
 }
 
 impl Row {
-    pub(super) fn new((kind, node_bytes): (PolicyKind, u64), outcome: &Outcome, took: Duration) -> Self {
-        let mut waits = outcome.waits.clone();
-        waits.sort_unstable_by(f32::total_cmp);
+    pub(super) fn new(
+        (kind, nodes, node_bytes): (PolicyKind, u32, u64),
+        outcome: &Outcome,
+        took: Duration,
+    ) -> Self {
+        let waits = outcome.waits.percentiles();
         let mut slowdowns = outcome.slowdowns.clone();
-        slowdowns.sort_unstable_by(f32::total_cmp);
-        let ms = |share| quantile(&waits, share) * 1e3;
+        slowdowns.sort_unstable();
+        let p99 = (slowdowns.len() * 99).div_ceil(100).saturating_sub(1);
         let mean = |sum: f64, count: usize| if count == 0 { 0.0 } else { sum / count as f64 };
+        let memory: f64 = outcome.bytes.iter().map(|bytes| *bytes as f64).sum();
         Self {
             policy: kind.word(),
+            nodes,
             node_bytes,
             cold: outcome.cold,
+            cloned: outcome.cloned,
             restored: outcome.restored,
+            unparked: outcome.unparked,
             warm: outcome.warm,
             refused: outcome.refused,
             cold_fraction: mean(outcome.cold as f64, outcome.requests() as usize),
-            wait_ms_mean: mean(waits.iter().map(|wait| f64::from(*wait)).sum(), waits.len()) * 1e3,
-            wait_ms_p50: ms(0.5),
-            wait_ms_p99: ms(0.99),
-            wait_ms_p999: ms(0.999),
-            slowdown_p99: quantile(&slowdowns, 0.99),
-            memory_bytes_mean: mean(
-                outcome.bytes.iter().map(|bytes| *bytes as f64).sum(),
-                outcome.bytes.len(),
-            ),
+            wait_ms_mean: waits.mean_ms,
+            wait_ms_p50: waits.p50_ms,
+            wait_ms_p99: waits.p99_ms,
+            wait_ms_p999: waits.p999_ms,
+            slowdown_p99: slowdowns.get(p99).map_or(0.0, |thousandths| f64::from(*thousandths) / 1e3),
+            memory_bytes_mean: mean(memory, outcome.bytes.len()),
             memory_bytes_max: outcome.bytes.iter().copied().max().unwrap_or(0),
             memory_bytes: outcome.bytes.iter().copied().step_by(SERIES_MINUTES).collect(),
             over_bytes_max: outcome.over_bytes_max,
             sandboxes_max: outcome.sandboxes_max,
             dedups: outcome.dedups,
+            parks: outcome.parks,
             restores: outcome.restores,
+            unparks: outcome.unparks,
             bases: outcome.bases,
+            inits: outcome.inits,
+            copies: outcome.copies,
             purges: outcome.purges,
+            node_failures: outcome.failures,
+            lost_messages: outcome.lost,
             events: outcome.events,
             seconds: took.as_secs_f64(),
         }
-    }
-}
-
-/// The value that this share of the sorted values does not exceed; 0 when there is none.
-fn quantile(sorted: &[f32], share: f64) -> f64 {
-    let at = (sorted.len() as f64 * share).ceil() as usize;
-    sorted.get(at.max(1) - 1).copied().map_or(0.0, f64::from)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn quantiles_are_values_that_were_there() {
-        let hundred: Vec<f32> = (1..=100).map(|n| n as f32).collect();
-        assert_eq!((quantile(&hundred, 0.5), quantile(&hundred, 0.99)), (50.0, 99.0));
-        assert_eq!((quantile(&hundred, 0.999), quantile(&[], 0.5)), (100.0, 0.0));
     }
 }

@@ -254,7 +254,7 @@ impl Control for Fake {
         let headers: Vec<_> =
             headers.iter().map(|h| format!("{}={}", h.name, String::from_utf8_lossy(&h.value))).collect();
         self.asked.note(format!("{method} {path} {headers:?} {} bytes {deadline_ms} ms", body.len()));
-        let result = if function == "broken" {
+        let result = if function == "broken" || body == "fail 1" {
             let log = ["Traceback", "\u{1b}[31mKeyError: 'x'"];
             Outcome::Failure(failure(FailureKind::Crashed, "broken ended during the request", &log))
         } else {

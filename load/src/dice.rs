@@ -2,11 +2,11 @@
 
 /// Numbers at random, the same in every run.
 #[derive(Debug)]
-pub(crate) struct Dice(pub(crate) u64);
+pub struct Dice(pub u64);
 
 impl Dice {
     /// The next of 64 bits (splitmix64).
-    pub(crate) fn next(&mut self) -> u64 {
+    pub const fn bits(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;
         mixed = (mixed ^ mixed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -15,8 +15,13 @@ impl Dice {
     }
 
     /// A number below `limit`, which is not zero.
-    pub(crate) fn below(&mut self, limit: u32) -> u32 {
-        (((self.next() >> 32) * u64::from(limit)) >> 32) as u32
+    pub const fn below(&mut self, limit: u32) -> u32 {
+        (((self.bits() >> 32) * limit as u64) >> 32) as u32
+    }
+
+    /// A number from 0 to less than 1.
+    pub const fn part(&mut self) -> f64 {
+        (self.bits() >> 11) as f64 / (1_u64 << 53) as f64
     }
 }
 
@@ -30,5 +35,9 @@ mod tests {
         let mut seen = [0; 6];
         (0..6000).for_each(|_| seen[dice.below(6) as usize] += 1);
         assert!(seen.iter().all(|count| (800..1200).contains(count)), "{seen:?}");
+        let parts: Vec<f64> = (0..6000).map(|_| dice.part()).collect();
+        assert!(parts.iter().all(|part| (0.0..1.0).contains(part)), "{parts:?}");
+        let mean = parts.iter().sum::<f64>() / 6000.0;
+        assert!((0.48..0.52).contains(&mean), "{mean}");
     }
 }

@@ -1,0 +1,142 @@
+//! The real run: a cluster of this machine, requests when they are due, memory at the end of each minute of the trace.
+
+use std::{future::pending, time::Duration};
+
+use anyhow::{Context, Result, bail};
+use medes_load::{
+    open_loop::{self, Failed, Progress, Target},
+    schedule::Schedule,
+    tally::Tally,
+    trace::Trace,
+};
+use medes_proto::{function::FunctionSpec, ids::FunctionName, sandbox::StartKind};
+use tokio::time::{Instant, sleep, sleep_until};
+
+use super::Options;
+use crate::{
+    cluster::{Cluster, Up},
+    control::Control,
+    functions::Function,
+    gateway,
+    scratch::Scratch,
+};
+
+/// What two cores can do with at a time.
+const UNDER_WAY_MAX: usize = 64;
+/// Longer than a start of the largest function takes on a busy machine, and its dump.
+const SETTLE_MAX: Duration = Duration::from_secs(300);
+const POLL: Duration = Duration::from_millis(200);
+/// Quiet for so long: all is done that follows from a function being new.
+const QUIET: Duration = Duration::from_secs(3);
+
+/// What a real run came to.
+pub(super) struct Real {
+    pub(super) tally: Tally,
+    /// Memory of all nodes at the end of each minute of the trace.
+    pub(super) bytes: Vec<u64>,
+    pub(super) nodes: u32,
+    /// Of one node before anything was started.
+    pub(super) empty_bytes: u64,
+    /// Between the moment at which functions were new and the first minute.
+    pub(super) lead: Duration,
+}
+
+struct Gateway<'g>(&'g str);
+
+impl Target for Gateway<'_> {
+    async fn ask(&self, function: &FunctionName, number: u64) -> Result<StartKind, Failed> {
+        let body = format!("{{\"n\": {number}}}");
+        let answer = gateway::invoke(self.0, function.as_str(), None, body).await;
+        let failed = |error: anyhow::Error| Failed { kind: "failed".into(), message: format!("{error:#}") };
+        let answer = answer.map_err(failed)?;
+        StartKind::from_word(&answer.start)
+            .ok_or_else(|| failed(anyhow::anyhow!("no kind of start is called {:?}", answer.start)))
+    }
+}
+
+pub(super) async fn run(options: &Options, trace: &Trace, programs: &[Function]) -> Result<Real> {
+    let scratch = Scratch::make()?;
+    let config = scratch.path().join("validate.toml");
+    std::fs::write(&config, options.config()).with_context(|| format!("write {}", config.display()))?;
+    let medes = options.places.program("medes")?;
+    let log = options.out.join("cluster.log");
+    let up = Up { nodes: options.nodes, state: scratch.path(), log: &log };
+    let cap = options.node_memory.to_string();
+    let config = config.to_string_lossy();
+    let cluster = Cluster::start(&medes, up, &["--memory-cap", &cap, "--config", &config]).await?;
+    let measured = measure(&cluster, options, trace, programs).await;
+    let tail = if measured.is_err() { cluster.log_tail() } else { String::new() };
+    cluster.stop().await?;
+    let measured = measured.with_context(|| format!("run the trace on a real cluster{tail}"))?;
+    scratch.remove()?;
+    Ok(measured)
+}
+
+async fn measure(cluster: &Cluster, options: &Options, trace: &Trace, programs: &[Function]) -> Result<Real> {
+    let mut control = Control::connect(&cluster.addresses.control).await?;
+    control.wait_for_nodes(options.nodes as usize).await?;
+    let empty_bytes = used(&mut control).await? / u64::from(options.nodes);
+    let began = Instant::now();
+    let mut targets = Vec::new();
+    for (number, program) in (0..trace.functions.len()).zip(programs.iter().cycle()) {
+        let name: FunctionName = format!("f{number}").parse().context("name a function")?;
+        let spec = FunctionSpec::from_toml(&program.toml).context("read its function file")?;
+        control.apply(FunctionSpec { name: name.clone(), ..spec }.to_toml()).await?;
+        targets.push(Some(name));
+    }
+    if !options.no_init_snapshots {
+        settle(&mut control, trace.functions.len()).await?;
+    }
+    let dues = Schedule::new(trace, options.seed, options.speedup).all();
+    let length = Duration::from_secs(60).mul_f64(trace.minutes() as f64 / options.speedup);
+    eprintln!("{} requests in {} s", dues.len(), length.as_secs());
+    let lead = began.elapsed();
+    let minute = Schedule::new(trace, options.seed, options.speedup).minute();
+    let gateway = Gateway(&cluster.addresses.gateway);
+    let tell = |progress: &Progress<'_>| {
+        if progress.elapsed.as_secs() % 30 == 0 {
+            let failed = progress.tally.failure_count();
+            eprintln!("    {:>4} s, {} left, {failed} failed", progress.elapsed.as_secs(), progress.left);
+        }
+    };
+    let load = open_loop::run(&dues, &targets, &gateway, UNDER_WAY_MAX, pending(), tell);
+    let (tally, bytes) = tokio::join!(load, watch(&mut control, trace.minutes(), minute));
+    Ok(Real { tally, bytes: bytes?, nodes: options.nodes, empty_bytes, lead })
+}
+
+/// Waits until each function has its init snapshot and nothing more happens.
+async fn settle(control: &mut Control, functions: usize) -> Result<()> {
+    let began = Instant::now();
+    let (mut quiet_since, mut before) = (Instant::now(), 0);
+    while quiet_since.elapsed() < QUIET {
+        let view = control.view().await?;
+        let snapshots: usize = view.nodes.iter().map(|node| node.snapshots.len()).sum();
+        if snapshots < functions || snapshots != before {
+            (quiet_since, before) = (Instant::now(), snapshots);
+        }
+        if began.elapsed() > SETTLE_MAX {
+            bail!(
+                "{snapshots} of {functions} functions have an init snapshot after {} s",
+                SETTLE_MAX.as_secs()
+            );
+        }
+        sleep(POLL).await;
+    }
+    Ok(())
+}
+
+/// Memory of all nodes at the end of each minute.
+async fn watch(control: &mut Control, minutes: usize, minute: Duration) -> Result<Vec<u64>> {
+    let (began, mut bytes) = (Instant::now(), Vec::new());
+    for number in 1..=minutes as u32 {
+        sleep_until(began + minute * number).await;
+        bytes.push(used(control).await?);
+    }
+    Ok(bytes)
+}
+
+/// As the last heartbeats have it.
+async fn used(control: &mut Control) -> Result<u64> {
+    let nodes = control.view().await?.nodes;
+    Ok(nodes.iter().filter_map(|node| node.memory.as_ref()).map(|memory| memory.used_bytes).sum())
+}
