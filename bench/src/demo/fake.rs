@@ -244,6 +244,10 @@ impl control_server::Control for Fake {
         Err(Status::unimplemented("the demo uses the gateway"))
     }
 
+    async fn move_sandbox(&self, _: Request<wire::MoveSandboxRequest>) -> Reply<OperationReply> {
+        Err(Status::unimplemented("the demo does not ask this"))
+    }
+
     async fn purge_sandbox(&self, _: Request<SandboxRequest>) -> Reply<OperationReply> {
         Err(Status::unimplemented("the demo does not ask this"))
     }
