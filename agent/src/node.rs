@@ -240,16 +240,14 @@ impl Node {
         match said {
             FromLink::Opening { hello, outgoing } => {
                 self.outgoing = Some(outgoing);
-                self.welcomed = false;
                 let inventory = self.inventory().await;
-                let identity = &self.identity;
                 let said = hello.send(Hello {
-                    node: identity.node.clone(),
-                    incarnation: identity.incarnation,
+                    node: self.identity.node.clone(),
+                    incarnation: self.identity.incarnation,
                     version: env!("CARGO_PKG_VERSION").into(),
-                    address: identity.address.clone(),
+                    address: self.identity.address.clone(),
                     inventory,
-                    lacks: identity.lacks.clone(),
+                    lacks: self.identity.lacks.clone(),
                 });
                 if said.is_err() {
                     tracing::debug!("the link went away before our hello");
@@ -262,8 +260,8 @@ impl Node {
                 self.apply(Event::Command { id, command });
             }
             FromLink::Lost => {
-                self.welcomed = false;
-                if self.outgoing.take().is_some() {
+                self.outgoing = None;
+                if std::mem::take(&mut self.welcomed) {
                     tracing::warn!("lost the controller; sandboxes stay as they are");
                 }
             }

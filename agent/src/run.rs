@@ -53,8 +53,7 @@ pub async fn run(config: Config) -> Result<()> {
     let security = security(&config, &tasks, &stop)?;
     let spans = config.spans.as_deref().map(|url| Exporter::start("medes-agent", url));
     let spans = spans.transpose().context("understand --spans")?.map(Arc::new);
-    let health = Health::default();
-    serve_metrics(&config, &health, &tasks, &stop).await?;
+    let health = serve_metrics(&config, &tasks, &stop).await?;
     // The reaper outlives everything whose processes it waits for.
     let reaper_stop = CancellationToken::new();
     let reaper_tasks = TaskTracker::new();
@@ -99,11 +98,7 @@ pub async fn run(config: Config) -> Result<()> {
     };
     let (node, handle, inbox) = Node::new(identity, Arc::new(tools), (watch, tracking));
     let (from_link, link_inbox) = mpsc::channel(LINK_MAX);
-    let asked = handle.clone();
-    health.answered_by(move || {
-        let asked = asked.clone();
-        async move { asked.lacks().await }
-    });
+    handle.answer(&health);
     tasks.spawn(link::run(channel, from_link, stop.clone()));
     tasks.spawn(serve(NodeService::new(bases, access, handle), (listener, security), stop.clone()));
     tasks.spawn(until_told(host.as_ref().clone(), stop.clone()));
@@ -134,18 +129,14 @@ fn security(config: &Config, tasks: &TaskTracker, stop: &CancellationToken) -> R
 }
 
 /// Serves metrics and health until `stop`, if they are wanted.
-async fn serve_metrics(
-    config: &Config,
-    health: &Health,
-    tasks: &TaskTracker,
-    stop: &CancellationToken,
-) -> Result<()> {
+async fn serve_metrics(config: &Config, tasks: &TaskTracker, stop: &CancellationToken) -> Result<Health> {
+    let health = Health::default();
     if let Some(address) = config.metrics {
-        let served = medes_metrics::serve(Of::Agent, (address, health), tasks, stop.clone()).await;
+        let served = medes_metrics::serve(Of::Agent, (address, &health), tasks, stop.clone()).await;
         let address = served.context("serve metrics")?;
         tracing::info!(%address, "metrics are served");
     }
-    Ok(())
+    Ok(health)
 }
 
 /// Serves other nodes and the controller until `stop`.

@@ -4,6 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use hyper::{HeaderMap, Method, header::HeaderName, header::HeaderValue};
+use medes_metrics::health::Health;
 use medes_proto::{
     failure::{Failure, FailureKind},
     heat::HeatMap,
@@ -254,8 +255,17 @@ impl NodeHandle {
         told.await.map_err(|_closed| closing(sandbox))?
     }
 
+    /// Answers for this node from here on.
+    pub fn answer(&self, health: &Health) {
+        let node = self.clone();
+        health.answered_by(move || {
+            let node = node.clone();
+            async move { node.lacks().await }
+        });
+    }
+
     /// What the node lacks to do its work; nothing: it is ready. An answer says that its loop lives, too.
-    pub async fn lacks(&self) -> Vec<String> {
+    async fn lacks(&self) -> Vec<String> {
         let (answer, told) = oneshot::channel();
         let stops = || vec!["node: it stops".to_owned()];
         match self.inbox.send(Input::Asked(Asked::Lacks { answer })).await {
