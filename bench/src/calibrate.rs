@@ -8,7 +8,7 @@ mod round;
 
 use std::{path::PathBuf, process::ExitCode, sync::Arc};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use clap::Args;
 use medes_agent::{base, pager::Pager};
 use medes_proto::{function::FunctionSpec, registry::SnapshotPlace};
@@ -58,16 +58,14 @@ pub(crate) fn main(options: &Options) -> Result<ExitCode> {
         std::fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
     }
     let record = Record::here("calibrate");
-    let functions = station::at(agent, async |station: &mut Station| {
+    let mut model = Model::measured(&record, Vec::new());
+    station::at(agent, async |station: &mut Station| {
         let program = std::env::current_exe().context("find this program")?.with_file_name("medes-agent");
         let starter = (station.roads.reaper.clone(), program);
         let pager = Pager::start(PAGER_THREADS, station.host.guard(), starter).context("start the pager")?;
-        measure(station, &pager, candidates, options).await
+        measure(station, &pager, candidates, options, &mut model).await
     })?;
-    ensure!(!functions.is_empty(), "no function could be measured");
-    let model = Model::measured(&record, functions);
     model.check()?;
-    write_json(&options.out, &model)?;
     println!("{}\n\nwritten to {}", model.table(), options.out.display());
     Ok(ExitCode::SUCCESS)
 }
@@ -77,8 +75,8 @@ async fn measure(
     pager: &Pager,
     candidates: Vec<Candidate>,
     options: &Options,
-) -> Result<Vec<FunctionModel>> {
-    let mut functions = Vec::new();
+    model: &mut Model,
+) -> Result<()> {
     for candidate in candidates {
         eprintln!("{}", candidate.name());
         match candidate {
@@ -86,13 +84,15 @@ async fn measure(
             Candidate::Ready(function) => {
                 let name = function.name.clone();
                 let measured = measure_one(station, pager, &function, options).await;
-                functions.push(measured.with_context(|| format!("measure {name}"))?);
+                model.functions.push(measured.with_context(|| format!("measure {name}"))?);
+                // What was measured is kept, whatever becomes of the next one.
+                write_json(&options.out, model)?;
             }
         }
         station.be_late(None)?;
         station.clear().await?;
     }
-    Ok(functions)
+    Ok(())
 }
 
 async fn measure_one(

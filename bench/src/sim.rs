@@ -12,11 +12,7 @@ pub(crate) mod outcome;
 mod report;
 pub(crate) mod world;
 
-use std::{
-    path::PathBuf,
-    process::ExitCode,
-    time::{Duration, Instant},
-};
+use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
@@ -26,6 +22,7 @@ use medes_controller::{
 };
 use medes_load::trace::Trace;
 use medes_proto::units::{ByteSize, Span};
+use nix::time::{ClockId, clock_gettime};
 
 use crate::{model::Model, record::write_json};
 use report::{Report, Row};
@@ -193,6 +190,12 @@ impl Options {
     }
 }
 
+/// Of this thread: what else the machine does is not counted.
+fn cpu_time() -> Result<Duration> {
+    let now = clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).context("read the thread's clock")?;
+    Ok(now.into())
+}
+
 pub(crate) fn main(options: &Options) -> Result<ExitCode> {
     std::fs::create_dir_all(&options.out).with_context(|| format!("create {}", options.out.display()))?;
     let mut trace = Trace::read(&options.trace)?;
@@ -220,9 +223,10 @@ pub(crate) fn main(options: &Options) -> Result<ExitCode> {
                 trace.requests(),
                 trace.minutes()
             );
-            let start = Instant::now();
+            let before = cpu_time()?;
             let outcome = World::new(&trace, &model, settings).run()?;
-            report.rows.push(Row::new((kind, settings.nodes, node_bytes), &outcome, start.elapsed()));
+            let took = cpu_time()?.saturating_sub(before);
+            report.rows.push(Row::new((kind, settings.nodes, node_bytes), &outcome, took));
             write_json(&options.out.join("sim.json"), &report)?;
         }
     }

@@ -67,7 +67,8 @@ pub(super) struct Row {
     node_failures: u64,
     lost_messages: u64,
     events: u64,
-    seconds: f64,
+    /// Of the one thread that simulates, on a processor.
+    cpu_seconds: f64,
 }
 
 impl Report {
@@ -98,6 +99,7 @@ impl Report {
             "MEMORY MEAN",
             "MAX",
             "DEDUPS",
+            "CPU",
             "EVENTS/S",
         ]);
         for column in table.column_iter_mut().skip(2) {
@@ -118,7 +120,8 @@ impl Report {
                 show::mib(row.memory_bytes_mean),
                 show::mib(row.memory_bytes_max as f64),
                 row.dedups.to_string(),
-                format!("{:.0}", row.events as f64 / row.seconds),
+                format!("{:.0} s", row.cpu_seconds),
+                format!("{:.0}", row.events as f64 / row.cpu_seconds),
             ];
             table.add_row(cells);
         }
@@ -230,7 +233,7 @@ impl Row {
             node_failures: outcome.failures,
             lost_messages: outcome.lost,
             events: outcome.events,
-            seconds: took.as_secs_f64(),
+            cpu_seconds: took.as_secs_f64(),
         }
     }
 }

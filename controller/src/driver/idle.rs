@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     now::Now,
-    policy::{ClusterView, FunctionView, Gain, IdleLife, Review, SandboxView, Verdict, View},
+    policy::{Arrivals, ClusterView, FunctionView, Gain, IdleLife, Review, SandboxView, Verdict, View},
 };
 
 /// A pause that an agent saw may look shorter from here by the time a message takes.
@@ -367,7 +367,7 @@ impl View for Moment<'_> {
         self.driver.sandboxes.get(&sandbox).map_or_else(Gain::default, |sandbox| self.driver.ranked(sandbox))
     }
 
-    fn functions(&self) -> Vec<FunctionView<'_>> {
-        self.driver.functions.keys().filter_map(|name| self.driver.function_view(name)).collect()
+    fn arrivals(&self) -> Vec<&Arrivals> {
+        self.driver.functions.values().map(|function| &function.arrivals).collect()
     }
 }

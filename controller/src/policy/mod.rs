@@ -75,8 +75,8 @@ pub trait View {
     fn function(&self, name: &FunctionName) -> Option<FunctionView<'_>>;
     /// What the dedup of a warm sandbox brings, and which others bring more. Looks at all sandboxes of its node.
     fn gain(&self, sandbox: SandboxId) -> Gain;
-    /// All functions, by name. For policies that share out memory among them.
-    fn functions(&self) -> Vec<FunctionView<'_>>;
+    /// When requests came to each function. For policies that share out memory among all of them.
+    fn arrivals(&self) -> Vec<&Arrivals>;
 }
 
 /// The cluster as a whole.

@@ -26,8 +26,8 @@ impl View for Cluster<'_> {
         self.gain
     }
 
-    fn functions(&self) -> Vec<FunctionView<'_>> {
-        vec![self.function.clone()]
+    fn arrivals(&self) -> Vec<&Arrivals> {
+        vec![self.function.arrivals]
     }
 }
 
