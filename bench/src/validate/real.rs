@@ -34,11 +34,24 @@ pub(super) struct Real {
     pub(super) tally: Tally,
     /// Memory of all nodes at the end of each minute of the trace.
     pub(super) bytes: Vec<u64>,
+    /// What of it was what.
+    pub(super) parts: Vec<Parts>,
     pub(super) nodes: u32,
     /// Of one node before anything was started.
     pub(super) empty_bytes: u64,
     /// Between the moment at which functions were new and the first minute.
     pub(super) lead: Duration,
+}
+
+/// Memory of all nodes, as agents tell it apart.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Parts {
+    /// Agents and their helpers, with all that they keep in their own memory.
+    pub(super) agents: u64,
+    /// Of that: base snapshots.
+    pub(super) bases: u64,
+    /// Of that: dedup images.
+    pub(super) images: u64,
 }
 
 struct Gateway<'g>(&'g str);
@@ -100,8 +113,9 @@ async fn measure(cluster: &Cluster, options: &Options, trace: &Trace, programs: 
         }
     };
     let load = open_loop::run(&dues, &targets, &gateway, UNDER_WAY_MAX, pending(), tell);
-    let (tally, bytes) = tokio::join!(load, watch(&mut control, trace.minutes(), minute));
-    Ok(Real { tally, bytes: bytes?, nodes: options.nodes, empty_bytes, lead })
+    let (tally, seen) = tokio::join!(load, watch(&mut control, trace.minutes(), minute));
+    let (bytes, parts) = seen?;
+    Ok(Real { tally, bytes, parts, nodes: options.nodes, empty_bytes, lead })
 }
 
 /// Waits until each function has its init snapshot and nothing more happens.
@@ -126,13 +140,20 @@ async fn settle(control: &mut Control, functions: usize) -> Result<()> {
 }
 
 /// Memory of all nodes at the end of each minute.
-async fn watch(control: &mut Control, minutes: usize, minute: Duration) -> Result<Vec<u64>> {
-    let (began, mut bytes) = (Instant::now(), Vec::new());
+async fn watch(control: &mut Control, minutes: usize, minute: Duration) -> Result<(Vec<u64>, Vec<Parts>)> {
+    let (began, mut bytes, mut parts) = (Instant::now(), Vec::new(), Vec::new());
     for number in 1..=minutes as u32 {
         sleep_until(began + minute * number).await;
-        bytes.push(used(control).await?);
+        let nodes = control.view().await?.nodes;
+        let memory = || nodes.iter().filter_map(|node| node.memory.as_ref());
+        bytes.push(memory().map(|memory| memory.used_bytes).sum());
+        parts.push(Parts {
+            agents: memory().map(|memory| memory.agent_bytes).sum(),
+            bases: memory().map(|memory| memory.base_bytes).sum(),
+            images: memory().map(|memory| memory.image_bytes).sum(),
+        });
     }
-    Ok(bytes)
+    Ok((bytes, parts))
 }
 
 /// As the last heartbeats have it.

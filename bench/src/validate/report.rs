@@ -6,7 +6,7 @@ use comfy_table::{CellAlignment, Table, presets::NOTHING};
 use medes_load::{tally::Percentiles, trace::Trace};
 use serde::Serialize;
 
-use super::real::Real;
+use super::real::{Parts, Real};
 use crate::{
     model::{Machine, Model},
     plot::{self, Line, Plot},
@@ -30,6 +30,10 @@ pub(super) struct Report {
     minutes: usize,
     speedup: f64,
     real: Run,
+    /// What the real memory was, mean: agents with all that is in their memory, and of that bases and images.
+    real_agent_bytes_mean: f64,
+    real_base_bytes_mean: f64,
+    real_image_bytes_mean: f64,
     simulated: Run,
     failures: BTreeMap<String, u64>,
     targets: Vec<Target>,
@@ -108,6 +112,7 @@ impl Report {
                 of_sim.sandbox_bytes_mean,
             ),
         ];
+        let part = |of: fn(&Parts) -> u64| mean(&real.parts.iter().map(of).collect::<Vec<_>>());
         let failures = real.tally.failures.iter().map(|(kind, all)| (kind.clone(), all.count)).collect();
         Self {
             record: Record::here("validate"),
@@ -117,6 +122,9 @@ impl Report {
             minutes: trace.minutes(),
             speedup,
             real: of_real,
+            real_agent_bytes_mean: part(|parts| parts.agents),
+            real_base_bytes_mean: part(|parts| parts.bases),
+            real_image_bytes_mean: part(|parts| parts.images),
             simulated: of_sim,
             failures,
             targets,
@@ -154,7 +162,13 @@ impl Report {
 
     pub(super) fn text(&self) -> String {
         let targets: Vec<String> = self.targets.iter().map(Target::line).collect();
-        format!("{}\n\n{}", self.table(), targets.join("\n"))
+        let parts = format!(
+            "The real memory, mean: agents {}, of that bases {} and images {}",
+            show::mib(self.real_agent_bytes_mean),
+            show::mib(self.real_base_bytes_mean),
+            show::mib(self.real_image_bytes_mean)
+        );
+        format!("{}\n\n{parts}\n\n{}", self.table(), targets.join("\n"))
     }
 
     /// For a browser, with memory over time.
