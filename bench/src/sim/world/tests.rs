@@ -1,3 +1,5 @@
+//! Small clusters of which it is known what must come of them.
+
 use medes_controller::{
     driver::Keeping,
     policy::{PolicyKind, PolicySettings},
