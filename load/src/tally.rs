@@ -74,7 +74,7 @@ pub struct Failures {
 pub struct Tally {
     /// Requests that were sent.
     pub sent: u64,
-    /// Of them: later than they were due, because too many were under way.
+    /// Of them: later than they were due, because too many were under way or this machine was busy.
     pub late: u64,
     /// The longest of these delays.
     pub late_max: Duration,

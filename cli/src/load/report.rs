@@ -15,7 +15,7 @@ pub(super) struct Summary {
     sent: u64,
     answered: u64,
     failed: u64,
-    /// Sent later than they were due, because too many were under way.
+    /// Sent later than they were due, because too many were under way or this machine was busy.
     late: u64,
     late_max_ms: f64,
     seconds: f64,
