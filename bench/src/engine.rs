@@ -177,10 +177,10 @@ fn memory(series: &Series) -> Result<Memory> {
     })
 }
 
-const GROW_MB: [usize; 5] = [10, 30, 100, 300, 1000];
-const GROW_FULL_MB: [usize; 2] = [3000, 10_000];
-/// Memory that a size needs: base and target, the index, the work on them.
-const GROW_NEEDS: usize = 8;
+const GROW_MB: [usize; 6] = [10, 30, 100, 300, 1000, 2000];
+const GROW_FULL_MB: [usize; 2] = [4000, 10_000];
+/// Memory that a size needs: base and target, each a second time while it is grown, the index, the work on them.
+const GROW_NEEDS: usize = 6;
 
 fn grow(series: &Series, full: bool, report: &mut Report) -> Result<()> {
     let more = if full { &GROW_FULL_MB[..] } else { &[] };
