@@ -368,9 +368,10 @@ mod tests {
 
     /// The chunk hash by its definition, nothing rolled.
     fn by_definition(maker: &Fingerprinter, chunk: &[u8]) -> u64 {
-        chunk.iter().zip((0..64).rev()).fold(0, |sum, (byte, distance)| {
-            sum.wrapping_add(maker.table[usize::from(*byte)] << distance)
-        })
+        chunk
+            .iter()
+            .zip((0..64).rev())
+            .fold(0, |sum, (byte, distance)| sum.wrapping_add(maker.table[usize::from(*byte)] << distance))
     }
 
     proptest! {

@@ -12,8 +12,8 @@ const REGIONS_MAX: usize = 8;
 const REGION_GAP: u64 = 1 << 30;
 
 /// Buckets for each step, and some more: most hold a step or none.
-const BUCKETS_PER_STEP: u64 = 12;
-const BUCKETS_MORE: u64 = 1024;
+const BUCKETS_PER_STEP: u64 = 4;
+const BUCKETS_MORE: u64 = 4096;
 
 /// Buckets are no smaller than this.
 const BUCKET_LOG2_MIN: u32 = 6;
@@ -99,7 +99,8 @@ impl Steps {
     pub(crate) fn find_covered(&self, address: u64) -> usize {
         let Some(region) = self.regions.get(self.region(address)) else { return self.search(0, address) };
         let from_start = address.wrapping_sub(region.start);
-        let Some(Bucket { answer, next }) = region.buckets.get((from_start >> region.shift) as usize).copied()
+        let Some(Bucket { answer, next }) =
+            region.buckets.get((from_start >> region.shift) as usize).copied()
         else {
             // Behind the last step's start.
             return self.value(region.end as usize - 1);
@@ -177,7 +178,9 @@ impl Region {
             let short = |step: usize| values.get(step).filter(|value| **value <= u16::MAX.into());
             buckets.push(match (short(step), inside(step + 1), short(step + 1), inside(step + 2)) {
                 (Some(answer), None, ..) => Bucket { answer: *answer, next: NONE },
-                (Some(before), Some(next), Some(after), None) => Bucket { answer: after << 16 | before, next },
+                (Some(before), Some(next), Some(after), None) => {
+                    Bucket { answer: after << 16 | before, next }
+                }
                 _ => Bucket { answer: step as u32, next: SEARCH },
             });
         }
