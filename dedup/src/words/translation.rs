@@ -147,7 +147,9 @@ impl Translation {
         // What has higher bits still may pass, too, and is seen to be none later.
         let upper = |address: u64| (address >> 20) as u32;
         let low = self.steps.starts().first().map_or(0, |low| upper(*low));
-        let span = upper(self.steps.end()).wrapping_sub(low);
+        // A table that no process has, as only a file can hold one, lets everything pass.
+        let span =
+            if self.steps.end() >> 52 == 0 { upper(self.steps.end()).wrapping_sub(low) } else { u32::MAX };
         let mut flags = [0u8; u64::BITS as usize];
         for (flag, word) in flags.iter_mut().zip(words) {
             *flag = u8::from(upper(u64::from_le_bytes(*word)).wrapping_sub(low) <= span);
@@ -251,5 +253,42 @@ impl Recent {
             None => {}
         }
         self.0.push(shift);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// Many words at once are what each is alone: near the steps, anywhere, small, and with bits above any address.
+        #[test]
+        fn many_words_translate_like_each_alone(
+            raw in proptest::collection::btree_map(
+                (prop_oneof![0u64..9, Just(1 << 15)], prop_oneof![0u64..1 << 12, 0u64..1 << 26])
+                    .prop_map(|(region, at)| (region << 40) + at * 8),
+                prop_oneof![0u64..4, any::<u64>()],
+                0..60,
+            ),
+            words in proptest::collection::vec(
+                (prop_oneof![Just(0u64), 1u64..1 << 40, any::<u64>()], any::<prop::sample::Index>()),
+                0..200,
+            ),
+        ) {
+            let starts: Vec<u64> = raw.keys().copied().collect();
+            let end = starts.last().map_or(0, |last| last + (1 << 20));
+            let table = Translation::new(raw.into_iter().collect(), end);
+            let mut all: Vec<[u8; WORD_BYTES]> = Vec::new();
+            for (word, near) in words {
+                let near = if starts.is_empty() { 0 } else { starts[near.index(starts.len())] };
+                all.extend([word, near.wrapping_add(word), near.wrapping_add(word % 64), near | 1 << 63].map(u64::to_le_bytes));
+            }
+            let expected: Vec<u64> = all.iter().map(|word| table.translate(u64::from_le_bytes(*word))).collect();
+            table.translate_all(&mut all);
+            let found: Vec<u64> = all.into_iter().map(u64::from_le_bytes).collect();
+            prop_assert_eq!(found, expected);
+        }
     }
 }
