@@ -95,7 +95,7 @@ mod tests {
         let summary = Summary::of(&tally, 4, Duration::from_secs(2));
         let text = summary.text();
         assert!(text.lines().all(|line| line.chars().count() <= 100), "{text}");
-        assert!(text.contains("cold         1  50.0 %"), "{text}");
+        assert!(text.contains("cold         1   50.0 %"), "{text}");
         assert!(
             text.contains("3 of 4 sent in 2.0 s, 2 answered (1.0/s), 1 failed, 1 late (at most 1.50 s)"),
             "{text}"

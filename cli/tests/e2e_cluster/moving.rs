@@ -51,10 +51,11 @@ fn a_sandbox_moves_and_is_what_it_was() {
     }
     let why = cluster.ask(&["explain", &sandbox]).to_string();
     assert!(why.contains("somebody asked for it") && why.contains("move to"), "{why}");
-    // And back again, another way: its node is kept from work, and a request wants it.
+    // And back again, another way: its node is kept from work, and a request names it.
     cluster.ask(&["dedup", &sandbox]);
     cluster.ask(&["node", "cordon", &cluster.node("b")]);
-    let back = cluster.post("f/look");
+    let back = cluster.post_to(&sandbox, "f/look");
+    assert_eq!(back.good()["pid"], before["pid"]);
     assert_eq!((back.start(), back.sandbox(), back.node()), ("restore", &*sandbox, &*cluster.node("a")));
     assert_eq!(cluster.ask(&["ps"]).as_array().unwrap().len(), 1, "one sandbox in all");
 }

@@ -125,7 +125,11 @@ impl Driver {
     ) {
         let Some(id) = pending.sandbox else { return };
         match result {
-            Ok(Success { sandbox: Some(report), .. }) => self.moved(now, id, &pending.node, report, out),
+            Ok(Success { sandbox: Some(report), .. }) => {
+                // Its old node is credited nothing: a report of it may have done so already.
+                self.drift(&pending.node, i64::try_from(report.stored_bytes).unwrap_or(i64::MAX));
+                self.moved(now, id, &pending.node, report, out);
+            }
             Ok(_) => {
                 let why =
                     failure(FailureKind::Internal, format!("node {} says nothing of {id}", pending.node));
@@ -154,7 +158,7 @@ impl Driver {
         let from = std::mem::replace(&mut sandbox.node, to.clone());
         sandbox.report = report;
         (sandbox.move_after, sandbox.went_to) = (None, None);
-        let (bytes, name) = (sandbox.report.stored_bytes, sandbox.function.clone());
+        let name = sandbox.function.clone();
         self.enter(now, id, Life::Dedup, Cause::Done, out);
         if let (Some(going), Some(sandbox)) = (&going, self.sandboxes.get_mut(&id)) {
             sandbox.since = going.since;
@@ -165,9 +169,6 @@ impl Driver {
         if let Some(node) = self.nodes.get_mut(to) {
             node.sandboxes.insert(id);
         }
-        let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
-        self.drift(&from, bytes.saturating_neg());
-        self.drift(to, bytes);
         // People are shown the same state as before; that it has come about is told all the same.
         let (from, to) = (Some(Life::Dedup.shown(false)), Some(Life::Dedup.shown(false)));
         let decision = self.sandboxes.get(&id).and_then(|sandbox| sandbox.decided);
@@ -265,15 +266,21 @@ impl Driver {
         });
         let sandbox = self
             .usable(name)
-            .filter(|sandbox| sandbox.may_move(now) && self.moves_of(&sandbox.node) < UNDER_WAY_MAX)
+            .filter(|sandbox| sandbox.may_move(now))
             .filter(|sandbox| !self.may_start_on(now, &sandbox.node) || !self.has_room(&sandbox.node, need))
             .filter(|sandbox| {
                 start.is_none_or(|start| self.move_time(sandbox) + self.restore_time(name) < start)
             })
             .max_by_key(|sandbox| (self.bases_are_there(sandbox), sandbox.last_used, sandbox.id))?;
-        let to =
-            self.place_to_move(&sandbox.node, |to| self.may_start_on(now, to) && self.has_room(to, need))?;
-        Some((sandbox.id, to))
+        Some((sandbox.id, self.place_for_request(now, sandbox)?))
+    }
+
+    /// Where a sandbox could be restored for a request, if it can be moved.
+    pub(super) fn place_for_request(&self, now: Now, sandbox: &Sandbox) -> Option<NodeId> {
+        let need = self.estimate(&sandbox.function);
+        let has_room = |to: &NodeId| self.may_start_on(now, to) && self.has_room(to, need);
+        let may = sandbox.may_move(now) && self.moves_of(&sandbox.node) < UNDER_WAY_MAX;
+        if may { self.place_to_move(&sandbox.node, has_room) } else { None }
     }
 
     /// Why a sandbox that a request could have is moved first.

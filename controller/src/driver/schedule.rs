@@ -110,6 +110,14 @@ impl Driver {
             {
                 request.stage = Stage::Queued { waits_for: Some(wish), cold: false };
             }
+        } else if let Some(to) = self.place_for_request(now, sandbox) {
+            self.move_to(
+                now,
+                wish,
+                &to,
+                (None, "the caller named this sandbox, and its own node cannot restore it"),
+                out,
+            );
         }
     }
 

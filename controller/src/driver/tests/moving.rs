@@ -186,6 +186,10 @@ fn a_start_that_is_sooner_comes_before_a_move() {
     story.bench.request(1);
     let (_, command) = story.bench.command();
     assert!(matches!(command, Command::Start { .. }), "{command:?}");
+    // Who names it wants that one.
+    story.bench.request_with(2, "f", Some(story.sandbox), 30);
+    story.offered();
+    story.taken();
 }
 
 #[test]
