@@ -449,14 +449,7 @@ impl Node {
                 self.keep_ruin(sandbox, Some(ruin));
                 Event::Restored { sandbox, result: Err(failure) }
             }
-            Worked::Taken { sandbox, result: Ok((stored, taken)) } => {
-                self.bodies.insert(sandbox, Body::Stored(stored));
-                Event::Taken { sandbox, result: Ok(taken) }
-            }
-            Worked::Taken { sandbox, result: Err((ruin, failure)) } => {
-                self.keep_ruin(sandbox, ruin);
-                Event::Taken { sandbox, result: Err(failure) }
-            }
+            Worked::Taken { sandbox, result } => self.taken(sandbox, result),
             Worked::Replicated { snapshot, result } => Event::Replicated { snapshot, result },
             Worked::Shrunk { sandbox, of, result } => self.shrunk(sandbox, &of, result),
             Worked::Removed { sandbox } => {
@@ -482,12 +475,6 @@ impl Node {
         let lost = !warm.tree.is_running();
         self.keep_warm(sandbox, warm);
         lost
-    }
-
-    fn keep_ruin(&mut self, sandbox: SandboxId, ruin: Option<Box<Housing>>) {
-        if let Some(ruin) = ruin {
-            self.bodies.insert(sandbox, Body::Ruin(ruin));
-        }
     }
 }
 

@@ -5,6 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::*;
 use proptest::{prelude::*, sample::Index};
 
+mod moving;
+mod single;
+
 const FUNCTION: &str = "name = 'f'\ncommand = ['x']\nrequests_max = 2";
 
 /// What the shell would have under way, answered in any order.
@@ -107,10 +110,6 @@ fn elsewhere(number: u8) -> SnapshotPlace {
     SnapshotPlace { snapshot, node: "n".parse().unwrap(), address: String::new() }
 }
 
-fn other() -> NodeId {
-    "n2".parse().unwrap()
-}
-
 fn failure() -> Failure {
     Failure::new(FailureKind::Internal, "a test wanted it")
 }
@@ -203,15 +202,7 @@ impl World {
             Action::Admit { ticket } => {
                 let sandbox = self.at_the_door.remove(&ticket).expect("admitted once");
                 if let Some(all) = self.claims.remove(&ticket) {
-                    assert!(!self.alive.contains(&sandbox), "what goes is an image alone");
-                    let worked_on =
-                        |(other, work): &(SandboxId, Work)| *other == sandbox && *work != Work::Remove;
-                    assert!(!self.work.iter().any(worked_on), "it goes while it is worked on");
-                    assert!(all || !self.gone.contains(&sandbox), "it has gone");
-                    if all {
-                        self.gone.insert(sandbox);
-                    }
-                    return;
+                    return self.claimed(sandbox, all);
                 }
                 assert!(self.alive.contains(&sandbox), "admitted to a sandbox without processes");
                 assert!(!self.parked.contains(&sandbox), "admitted to a frozen sandbox");
@@ -298,11 +289,7 @@ impl World {
                     result: if good { Ok(restored) } else { Err(failure()) },
                 });
             }
-            Work::Take => {
-                self.gone.remove(&sandbox);
-                let result = if good { Ok(Taken::default()) } else { Err(failure()) };
-                self.apply(Event::Taken { sandbox, result });
-            }
+            Work::Take => self.taken(sandbox, good),
             Work::Remove => {
                 self.gone.remove(&sandbox);
                 self.alive.remove(&sandbox);
@@ -328,6 +315,13 @@ impl World {
         }
         let result = if good { Ok(report) } else { Err(failure()) };
         self.apply(Event::Replicated { snapshot, result });
+    }
+
+    fn ask(&mut self, sandbox: u8) {
+        let ticket = Ticket(self.next);
+        self.next += 1;
+        self.at_the_door.insert(ticket, id(sandbox));
+        self.apply(Event::RequestAsked { sandbox: id(sandbox), ticket });
     }
 
     fn step(&mut self, step: Step) {
@@ -360,26 +354,10 @@ impl World {
             }
             Step::Replicate(number) => self.command(Command::Replicate { place: elsewhere(number) }),
             Step::Replicated(good) => self.replicated(good),
-            Step::Offer(sandbox) => self.command(Command::Offer { sandbox: id(sandbox), to: other() }),
-            Step::Take(sandbox) => {
-                let function = Box::new(FunctionSpec::from_toml(FUNCTION).unwrap());
-                let (sandbox, address) = (id(sandbox), "n2:1".into());
-                self.command(Command::Take { sandbox, function, revision: 1, from: other(), address });
-            }
-            Step::Claim(sandbox, give_up) => {
-                let (ticket, sandbox) = (Ticket(self.next), id(sandbox));
-                self.next += 1;
-                self.at_the_door.insert(ticket, sandbox);
-                self.claims.insert(ticket, give_up);
-                let offered = OfferedSandbox { sandbox, to: other() };
-                self.apply(Event::OfferAsked { offered, give_up, ticket });
-            }
-            Step::Ask(sandbox) => {
-                let ticket = Ticket(self.next);
-                self.next += 1;
-                self.at_the_door.insert(ticket, id(sandbox));
-                self.apply(Event::RequestAsked { sandbox: id(sandbox), ticket });
-            }
+            Step::Offer(sandbox) => self.offer(sandbox),
+            Step::Take(sandbox) => self.take(sandbox),
+            Step::Claim(sandbox, give_up) => self.claim(sandbox, give_up),
+            Step::Ask(sandbox) => self.ask(sandbox),
             Step::EndRequest(at) => {
                 if !self.inside.is_empty() {
                     let sandbox = self.inside.swap_remove(at.index(self.inside.len()));
@@ -435,148 +413,4 @@ proptest! {
         prop_assert!(world.work.is_empty(), "work breeds work: {:?}", world.work);
         prop_assert!(world.unanswered.is_empty(), "never answered: {:?}", world.unanswered);
     }
-}
-
-#[test]
-fn an_idle_sandbox_is_reported_once_per_idle_period() {
-    let mut world = World::new();
-    world.step(Step::Start(1));
-    world.finish(0, 0);
-    world.apply(Event::IdlePeriod(Duration::from_secs(60)));
-    let mut reports = 0;
-    for _ in 0..250 {
-        world.now += Duration::from_secs(1);
-        let mut actions = Vec::new();
-        world.driver.apply(world.now, Event::Tick, &mut actions);
-        reports += actions.iter().filter(|action| matches!(action, Action::ReportIdle { .. })).count();
-    }
-    assert_eq!(reports, 4);
-}
-
-#[test]
-fn a_sandbox_that_works_by_itself_is_not_idle() {
-    let mut world = World::new();
-    world.step(Step::Start(1));
-    world.finish(0, 0);
-    world.apply(Event::IdlePeriod(Duration::from_secs(60)));
-    let id = world.driver.sandboxes(world.now, |_| Default::default())[0].id;
-    let mut idle_at = Vec::new();
-    for second in 1..=200u64 {
-        world.now += Duration::from_secs(1);
-        let idle = Duration::from_secs(second.saturating_sub(100));
-        world.apply(Event::Quiet { sandbox: id, idle });
-        let mut actions = Vec::new();
-        world.driver.apply(world.now, Event::Tick, &mut actions);
-        if actions.iter().any(|action| matches!(action, Action::ReportIdle { .. })) {
-            idle_at.push(second);
-        }
-    }
-    assert_eq!(idle_at, [160], "sixty seconds after its own work ended");
-}
-
-#[test]
-fn an_image_that_waits_is_made_smaller_once() {
-    let mut world = World::new();
-    for sandbox in [1, 2] {
-        world.step(Step::Start(sandbox));
-        world.finish(0, 0);
-        world.step(Step::Dedup(sandbox));
-        world.finish(0, 0);
-    }
-    let shrunk = |world: &mut World| {
-        world.now += Duration::from_secs(31);
-        world.apply(Event::Tick);
-        world.shrinking
-    };
-    assert_eq!(shrunk(&mut world), None, "not unless asked for");
-    world.apply(Event::SmallAfter(Duration::from_secs(30)));
-    assert_eq!(shrunk(&mut world), Some(id(1)), "the one that waits longest");
-    world.step(Step::Shrunk(true));
-    assert_eq!(shrunk(&mut world), Some(id(2)));
-    world.step(Step::Shrunk(false));
-    assert_eq!(shrunk(&mut world), None, "each is tried once");
-    // Another life has another image.
-    world.step(Step::Restore(1));
-    world.finish(0, 0);
-    world.step(Step::Dedup(1));
-    assert_eq!(shrunk(&mut world), None, "not while there is other work");
-    world.finish(0, 0);
-    assert_eq!(shrunk(&mut world), Some(id(1)));
-}
-
-#[test]
-fn what_has_served_a_request_is_nobodys_init_state() {
-    let (mut driver, now) = (Driver::new(4), Instant::now());
-    let mut tell = |event| {
-        let mut actions = Vec::new();
-        driver.apply(now, event, &mut actions);
-        actions
-    };
-    let make = |sandbox| {
-        let (sandbox, snapshot) = (id(sandbox), SnapshotId::new(7).unwrap());
-        Event::Command { id: CommandId(9), command: Command::MakeBase { sandbox, snapshot, init: true } }
-    };
-    for sandbox in [1, 2] {
-        let function = Box::new(FunctionSpec::from_toml("name = 'f'\ncommand = ['x']").unwrap());
-        let command = Command::Start { sandbox: id(sandbox), function, revision: 5, clone_of: None };
-        tell(Event::Command { id: CommandId(sandbox.into()), command });
-        tell(Event::Launched { sandbox: id(sandbox), result: Ok(Launched::default()) });
-    }
-    assert!(
-        matches!(tell(make(1))[..], [Action::MakeBase { init: Some(5), .. }]),
-        "of the text that it runs"
-    );
-    tell(Event::RequestAsked { sandbox: id(2), ticket: Ticket(1) });
-    tell(Event::RequestEnded { sandbox: id(2), answered: true });
-    assert!(matches!(tell(make(2))[..], [Action::Reply { result: Err(_), .. }]));
-}
-
-#[test]
-fn a_sandbox_is_given_up_once_and_says_so_again() {
-    let mut world = World::new();
-    world.step(Step::Start(1));
-    world.finish(0, 0);
-    world.step(Step::Claim(1, false));
-    assert!(world.gone.is_empty() && world.claims.is_empty(), "not what is warm");
-    world.step(Step::Dedup(1));
-    world.finish(0, 0);
-    world.step(Step::Claim(1, true));
-    assert!(world.gone.is_empty(), "nobody offers it");
-    world.step(Step::Offer(1));
-    world.step(Step::Restore(1));
-    world.finish(0, 0);
-    world.step(Step::Dedup(1));
-    world.finish(0, 0);
-    world.step(Step::Claim(1, true));
-    assert!(world.gone.is_empty(), "a restore has withdrawn the offer");
-    world.step(Step::Offer(1));
-    world.now += Duration::from_secs(61);
-    world.step(Step::Claim(1, true));
-    assert!(world.gone.is_empty(), "too late");
-    world.step(Step::Offer(1));
-    world.step(Step::Claim(1, false));
-    world.step(Step::Claim(1, true));
-    assert!(world.gone.contains(&id(1)));
-    assert_eq!(world.work, [(id(1), Work::Remove)]);
-    world.step(Step::Claim(1, true));
-    world.finish(0, 0);
-    assert!(world.driver.sandboxes(world.now, |_| Default::default()).is_empty());
-    let claimed = |world: &mut World| {
-        let (offered, ticket) = (OfferedSandbox { sandbox: id(1), to: other() }, Ticket(1_000));
-        let mut actions = Vec::new();
-        world.driver.apply(world.now, Event::OfferAsked { offered, give_up: true, ticket }, &mut actions);
-        matches!(actions[..], [Action::Admit { .. }])
-    };
-    assert!(claimed(&mut world), "who did not hear the answer asks again");
-    // It comes back: what was said of its first stay means nothing now.
-    world.step(Step::Take(1));
-    assert!(
-        world.driver.sandboxes(world.now, |_| Default::default()).is_empty(),
-        "the other node's until then"
-    );
-    world.finish(0, 0);
-    assert_eq!(world.driver.sandboxes(world.now, |_| Default::default())[0].state, SandboxState::Dedup);
-    assert!(!claimed(&mut world), "it is here and not offered");
-    world.step(Step::Restore(1));
-    world.finish(0, 0);
 }

@@ -1,3 +1,5 @@
+//! What is sent arrives, and nothing else is taken for it.
+
 use futures::StreamExt;
 use medes_proto::{limits::IMAGE_PART_BYTES_MAX, sandbox::PageClasses};
 

@@ -11,13 +11,14 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Body, Node,
-    work::{self, Worked},
+    work::{self, Took, Worked},
 };
 use crate::{
     dedupe::{self, shrink::Shrunk},
     driver::{DedupOrder, Event, Smaller},
     memory_file::MappedFile,
     park::ParkOrder,
+    sandbox::Housing,
 };
 
 impl Node {
@@ -86,6 +87,26 @@ impl Node {
                 let result = Err((None, no_criu("take over", sandbox)));
                 self.worked(Worked::Taken { sandbox, result });
             }
+        }
+    }
+
+    pub(super) fn taken(&mut self, sandbox: SandboxId, result: Took) -> Event {
+        let result = match result {
+            Ok((stored, taken)) => {
+                self.bodies.insert(sandbox, Body::Stored(stored));
+                Ok(taken)
+            }
+            Err((ruin, failure)) => {
+                self.keep_ruin(sandbox, ruin);
+                Err(failure)
+            }
+        };
+        Event::Taken { sandbox, result }
+    }
+
+    pub(super) fn keep_ruin(&mut self, sandbox: SandboxId, ruin: Option<Box<Housing>>) {
+        if let Some(ruin) = ruin {
+            self.bodies.insert(sandbox, Body::Ruin(ruin));
         }
     }
 

@@ -44,6 +44,9 @@ type Outcome<Made, Left> = Result<Made, (Left, Failure)>;
 
 type Launched = (Box<Warm>, Vec<Phase>);
 
+/// A sandbox of another node, or why it did not come.
+pub(super) type Took = Outcome<(Box<Stored>, Taken), Option<Box<Housing>>>;
+
 /// A sandbox whose memory was taken.
 #[derive(Debug)]
 pub(crate) enum PutAway {
@@ -80,7 +83,7 @@ pub(crate) enum Worked {
     /// A base snapshot of another node was copied.
     Replicated { snapshot: SnapshotId, result: Result<SnapshotReport, Failure> },
     /// A sandbox of another node was taken over.
-    Taken { sandbox: SandboxId, result: Outcome<(Box<Stored>, Taken), Option<Box<Housing>>> },
+    Taken { sandbox: SandboxId, result: Took },
     /// The image `of` was made smaller, or there is no smaller one.
     Shrunk { sandbox: SandboxId, of: MappedFile, result: Result<Option<Box<Shrunk>>, Failure> },
     /// A removal.

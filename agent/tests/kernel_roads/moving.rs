@@ -25,6 +25,7 @@ use medes_proto::{
     },
 };
 use tokio::{net::TcpListener, sync::Mutex};
+use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status, transport::server::TcpIncoming};
 
 use crate::{
@@ -69,7 +70,7 @@ async fn serve(stored: Stored, trouble: Trouble) -> (String, Arc<Mutex<Option<St
     let has = Arc::new(Mutex::new(Some(stored)));
     let sender = Sender { has: has.clone(), trouble, asked: AtomicU32::new(0) };
     let server = tonic::transport::Server::builder().add_service(NodeServer::new(sender));
-    tokio::spawn(server.serve_with_incoming(TcpIncoming::from(listener)));
+    TaskTracker::new().spawn(server.serve_with_incoming(TcpIncoming::from(listener)));
     (address, has)
 }
 

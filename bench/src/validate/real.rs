@@ -107,7 +107,7 @@ async fn measure(cluster: &Cluster, options: &Options, trace: &Trace, programs: 
     let minute = Schedule::new(trace, options.seed, options.speedup).minute();
     let gateway = Gateway(&cluster.addresses.gateway);
     let tell = |progress: &Progress<'_>| {
-        if progress.elapsed.as_secs() % 30 == 0 {
+        if progress.elapsed.as_secs().is_multiple_of(30) {
             let failed = progress.tally.failure_count();
             eprintln!("    {:>4} s, {} left, {failed} failed", progress.elapsed.as_secs(), progress.left);
         }

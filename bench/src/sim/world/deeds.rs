@@ -129,9 +129,9 @@ impl World<'_> {
         };
         self.hold_snapshot(agent, id, snapshot);
         if init {
-            self.outcome.inits += 1
+            self.outcome.inits += 1;
         } else {
-            self.outcome.bases += 1
+            self.outcome.bases += 1;
         }
         Ok(Success { snapshot: Some(snapshot.report(id, &self.names)), ..Success::default() })
     }
