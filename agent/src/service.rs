@@ -117,3 +117,25 @@ impl Node for NodeService {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use medes_identity::security::Peer;
+    use tonic::Code;
+
+    use super::*;
+
+    #[test]
+    fn what_is_offered_to_a_node_no_other_one_asks_for() {
+        let ask = |who: &str, to: &str| {
+            let mut request = Request::new(wire::OfferedSandbox { sandbox: 7, to: to.into() });
+            request.extensions_mut().insert(Peer::Known(Arc::new(who.parse().unwrap())));
+            offered(request).map_err(|status| status.code())
+        };
+        let own = ask("spiffe://main/agent/n2", "n2").unwrap();
+        assert_eq!((own.sandbox.get(), own.to.as_str()), (7, "n2"));
+        assert_eq!(ask("spiffe://main/agent/n3", "n2"), Err(Code::PermissionDenied));
+        assert_eq!(ask("spiffe://main/operator/n2", "n2"), Err(Code::PermissionDenied));
+        assert_eq!(ask("spiffe://main/agent/n2", ""), Err(Code::InvalidArgument));
+    }
+}

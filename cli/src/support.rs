@@ -8,7 +8,7 @@ mod redact;
 use std::{
     fs, io,
     io::Write as _,
-    os::unix::fs::OpenOptionsExt as _,
+    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
@@ -79,6 +79,8 @@ fn text(view: &BundleView) -> String {
 /// Readable by whoever wrote it alone. Replaces an older one.
 fn write(file: &Path, parts: &[(String, Vec<u8>)], now: Duration) -> io::Result<u64> {
     let open = fs::File::options().write(true).create(true).truncate(true).mode(0o600).open(file)?;
+    // An older one may have been everybody's to read.
+    open.set_permissions(fs::Permissions::from_mode(0o600))?;
     let mut archive = tar::Builder::new(GzEncoder::new(open, Compression::default()));
     for (name, bytes) in parts {
         let mut header = tar::Header::new_gnu();

@@ -1,13 +1,12 @@
 //! The sending end: what a node says of a sandbox that it offers, and its bytes.
 
-use std::{io, path::PathBuf};
+use std::{io, iter, path::PathBuf};
 
 use bytes::Bytes;
 use futures::{Stream, stream};
 use medes_proto::{
     limits::{IMAGE_PART_BYTES_MAX, MOVED_FILES_BYTES_MAX},
     moving::ImageHead,
-    registry::SnapshotPlace,
     sandbox::PageClasses,
     wire::{ImagePart, image_part::Part},
 };
@@ -61,7 +60,7 @@ impl Parcel {
             image_bytes: image.as_ref().len() as u64,
             file_bytes: files.len() as u64,
             hash: *hasher.finalize().as_bytes(),
-            places: origin.places.into_values().collect::<Vec<SnapshotPlace>>(),
+            places: origin.places.into_values().collect(),
             aligned_with: origin.aligned_with,
             pages,
             requests,
@@ -81,22 +80,16 @@ pub struct Packed {
 }
 
 impl Packed {
-    /// All of it, part by part; each is copied only when the one before it has gone.
+    /// All of it, part by part. Nothing is copied here: a part is a piece of the mapped image, or of the packed files.
     pub fn parts(self) -> impl Stream<Item = ImagePart> + Send + 'static {
         let Self { head, image, files } = self;
-        let head = ImagePart { part: Some(Part::Head(head.into())) };
-        let bytes = stream::unfold((0, image, files), |(at, image, files)| async move {
-            let of_image = image.as_ref().get(at..).unwrap_or_default();
-            let part = if of_image.is_empty() {
-                let from = (at - image.as_ref().len()).min(files.len());
-                files.slice(from..files.len().min(from + IMAGE_PART_BYTES_MAX))
-            } else {
-                Bytes::copy_from_slice(&of_image[..of_image.len().min(IMAGE_PART_BYTES_MAX)])
-            };
-            let more = !part.is_empty();
-            let next = (at + part.len(), image, files);
-            more.then(|| (ImagePart { part: Some(Part::Bytes(part)) }, next))
-        });
-        futures::StreamExt::chain(stream::once(std::future::ready(head)), bytes)
+        let bytes = pieces(Bytes::from_owner(image)).chain(pieces(files)).map(Part::Bytes);
+        let parts = iter::once(Part::Head(head.into())).chain(bytes);
+        stream::iter(parts.map(|part| ImagePart { part: Some(part) }))
     }
+}
+
+fn pieces(bytes: Bytes) -> impl Iterator<Item = Bytes> + Send + 'static {
+    let starts = (0..bytes.len()).step_by(IMAGE_PART_BYTES_MAX);
+    starts.map(move |start| bytes.slice(start..bytes.len().min(start + IMAGE_PART_BYTES_MAX)))
 }

@@ -104,11 +104,16 @@ impl Report {
                 if row.scattered { "scattered" } else { "" }.to_owned(),
                 format!("{:.0}", row.pages_per_second),
                 format!("{:.2}", row.gb_per_second),
-                format!("{:.1} us", row.p50_us),
-                format!("{:.1} us", row.p99_us),
+                micros(row.p50_us),
+                micros(row.p99_us),
             ]);
         }
         let targets: Vec<String> = self.targets.iter().map(Target::line).collect();
         format!("{table}\n\n{}", targets.join("\n"))
     }
+}
+
+/// A stream of bytes has no reads whose time could be told.
+fn micros(time: f64) -> String {
+    if time.is_nan() { "-".into() } else { format!("{time:.1} us") }
 }

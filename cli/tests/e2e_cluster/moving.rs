@@ -85,8 +85,8 @@ fn what_a_drained_node_has_in_dedup_goes_elsewhere() {
 }
 
 #[test]
-fn a_node_that_dies_during_a_move_loses_nothing_that_the_other_one_has() {
-    if !can_run("a_node_that_dies_during_a_move_loses_nothing_that_the_other_one_has") {
+fn a_sandbox_that_was_to_go_to_a_dead_node_stays_where_it_is() {
+    if !can_run("a_sandbox_that_was_to_go_to_a_dead_node_stays_where_it_is") {
         return;
     }
     let mut cluster = Cluster::start(QUIET, &[("a", &[]), ("b", &[])]);

@@ -29,8 +29,9 @@ const MOVE_BYTES_PER_SECOND: f64 = 200e6;
 /// What a restore is taken to need until one of the function has been seen.
 const RESTORE_GUESS: Duration = Duration::from_millis(200);
 
-const NO_ROOM: &str = "its own node cannot restore it, this one can, and that is sooner than a start";
-pub(super) const DRAINED: &str = "its node is being drained";
+pub(super) const NO_ROOM: &str =
+    "its own node cannot restore it, this one can, and that is sooner than a start";
+const DRAINED: &str = "its node is being drained";
 
 /// Where a sandbox is going.
 #[derive(Debug, Clone)]
@@ -154,15 +155,11 @@ impl Driver {
         out: &mut Vec<Action>,
     ) {
         let Some(sandbox) = self.sandboxes.get_mut(&id) else { return };
-        let going = sandbox.moving.take();
         let from = std::mem::replace(&mut sandbox.node, to.clone());
         sandbox.report = report;
-        (sandbox.move_after, sandbox.went_to) = (None, None);
+        sandbox.move_after = None;
         let name = sandbox.function.clone();
-        self.enter(now, id, Life::Dedup, Cause::Done, out);
-        if let (Some(going), Some(sandbox)) = (&going, self.sandboxes.get_mut(&id)) {
-            sandbox.since = going.since;
-        }
+        let going = self.rests_again(now, id, Cause::Done, out);
         if let Some(node) = self.nodes.get_mut(&from) {
             node.sandboxes.remove(&id);
         }
@@ -188,15 +185,21 @@ impl Driver {
         self.tell_failed(id, "move", why, None, out);
         let after = now.after(self.settings.purge_max);
         let Some(sandbox) = self.sandboxes.get_mut(&id) else { return };
-        let going = sandbox.moving.take();
-        (sandbox.move_after, sandbox.went_to) = (Some(after), None);
+        sandbox.move_after = Some(after);
         let name = sandbox.function.clone();
-        self.enter(now, id, Life::Dedup, Cause::Failed, out);
-        if let (Some(going), Some(sandbox)) = (&going, self.sandboxes.get_mut(&id)) {
-            sandbox.since = going.since;
-        }
+        let going = self.rests_again(now, id, Cause::Failed, out);
         self.answer_mover(going.and_then(|going| going.ticket), Err(why.clone()), out);
         self.dirty.insert(name);
+    }
+
+    /// It is known where it is, in dedup as before and since then. What is left of its move.
+    fn rests_again(&mut self, now: Now, id: SandboxId, cause: Cause, out: &mut Vec<Action>) -> Option<Move> {
+        let going = self.sandboxes.get_mut(&id)?.moving.take();
+        self.enter(now, id, Life::Dedup, cause, out);
+        let sandbox = self.sandboxes.get_mut(&id)?;
+        sandbox.since = going.as_ref().map_or(sandbox.since, |going| going.since);
+        sandbox.went_to = None;
+        going
     }
 
     /// It is gone from where it was, and may be where it was going: what it refers to is kept until that is known.
@@ -259,15 +262,13 @@ impl Driver {
 
     /// A sandbox in dedup that a request can have sooner than a start, on another node than its own, and that node.
     pub(super) fn pick_to_move(&self, now: Now, name: &FunctionName) -> Option<(SandboxId, NodeId)> {
-        let need = self.estimate(name);
         let start = self.functions.get(name).and_then(|function| {
             let clone = self.clone_source(name).and_then(|_| function.clone.time());
             clone.or(function.cold_start.time())
         });
         let sandbox = self
             .usable(name)
-            .filter(|sandbox| sandbox.may_move(now))
-            .filter(|sandbox| !self.may_start_on(now, &sandbox.node) || !self.has_room(&sandbox.node, need))
+            .filter(|sandbox| sandbox.may_move(now) && !self.can_restore(now, sandbox))
             .filter(|sandbox| {
                 start.is_none_or(|start| self.move_time(sandbox) + self.restore_time(name) < start)
             })
@@ -281,16 +282,6 @@ impl Driver {
         let has_room = |to: &NodeId| self.may_start_on(now, to) && self.has_room(to, need);
         let may = sandbox.may_move(now) && self.moves_of(&sandbox.node) < UNDER_WAY_MAX;
         if may { self.place_to_move(&sandbox.node, has_room) } else { None }
-    }
-
-    /// Why a sandbox that a request could have is moved first.
-    pub(super) fn move_for_request(
-        &mut self,
-        now: Now,
-        (id, to): (SandboxId, NodeId),
-        out: &mut Vec<Action>,
-    ) -> bool {
-        self.move_to(now, id, &to, (None, NO_ROOM), out)
     }
 
     /// The node for a sandbox of `from`: one with room, of these the one that uses the least memory.

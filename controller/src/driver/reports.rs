@@ -179,9 +179,8 @@ impl Driver {
             match self.sandboxes.get(&id) {
                 // Its old node has given it up, or it would not be told of here.
                 Some(known) if known.life == Life::Moving && known.goes_to() == node => {
-                    let busy = known.busy;
                     // With the command under way, its answer says the same and more.
-                    if !busy {
+                    if !known.busy {
                         self.moved(now, id, node, report, out);
                     }
                 }

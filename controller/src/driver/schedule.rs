@@ -16,6 +16,7 @@ use medes_proto::{
 
 use super::{
     Action, Driver, RequestId, Ticket, failure,
+    moving::NO_ROOM,
     state::{Kind, Life, Sandbox, Stage},
     why::Way,
 };
@@ -101,24 +102,22 @@ impl Driver {
             self.send(now, id, wish, out);
         } else if self.pick_parking(&sandbox.function) == Some(wish) {
             self.call_back(now, wish, "the caller named this sandbox", out);
-        } else if sandbox.life.is_put_away() && sandbox.is_idle() && self.may_start_on(now, &sandbox.node) {
-            let need = self.estimate(&sandbox.function);
-            let node = sandbox.node.clone();
-            if self.has_room(&node, need)
-                && self.restore(now, wish, false, None, "the caller named this sandbox", out)
+        } else if sandbox.life.is_put_away() && sandbox.is_idle() && self.can_restore(now, sandbox) {
+            if self.restore(now, wish, false, None, "the caller named this sandbox", out)
                 && let Some(request) = self.requests.get_mut(&id)
             {
                 request.stage = Stage::Queued { waits_for: Some(wish), cold: false };
             }
         } else if let Some(to) = self.place_for_request(now, sandbox) {
-            self.move_to(
-                now,
-                wish,
-                &to,
-                (None, "the caller named this sandbox, and its own node cannot restore it"),
-                out,
-            );
+            let why = "the caller named this sandbox, and its own node cannot restore it";
+            self.move_to(now, wish, &to, (None, why), out);
         }
+    }
+
+    /// Whether its own node could have it back now.
+    pub(super) fn can_restore(&self, now: Now, sandbox: &Sandbox) -> bool {
+        let need = self.estimate(&sandbox.function);
+        self.may_start_on(now, &sandbox.node) && self.has_room(&sandbox.node, need)
     }
 
     fn start_needed(&mut self, now: Now, name: &FunctionName, out: &mut Vec<Action>) {
@@ -146,8 +145,8 @@ impl Driver {
             if !self.is_settled(now) {
                 return;
             }
-            if may_restore && let Some(going) = self.pick_to_move(now, name) {
-                if !self.move_for_request(now, going, out) {
+            if may_restore && let Some((sandbox, to)) = self.pick_to_move(now, name) {
+                if !self.move_to(now, sandbox, &to, (None, NO_ROOM), out) {
                     return;
                 }
                 continue;

@@ -69,6 +69,11 @@ fn a_sandbox_is_given_up_once_and_says_so_again() {
     world.step(Step::Claim(1, true));
     assert!(world.gone.is_empty(), "too late");
     world.step(Step::Offer(1));
+    let third = OfferedSandbox { sandbox: id(1), to: "n3".parse().unwrap() };
+    let mut actions = Vec::new();
+    let claim = Event::OfferAsked { offered: third, give_up: true, ticket: Ticket(2_000) };
+    world.driver.apply(world.now, claim, &mut actions);
+    assert!(matches!(actions[..], [Action::Refuse { .. }]), "it is offered to another node: {actions:?}");
     world.step(Step::Claim(1, false));
     world.step(Step::Claim(1, true));
     assert!(world.gone.contains(&id(1)));

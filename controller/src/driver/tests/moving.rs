@@ -166,14 +166,28 @@ fn a_request_has_it_moved_when_its_own_node_cannot_restore_it() {
     assert_eq!(story.bench.sent()[0].1.node.as_str(), "n2");
 }
 
+impl Story {
+    /// n1 has no room for what a restore needs.
+    fn fill(&mut self) {
+        let memory = NodeMemory { cap_bytes: 100 * MIB, used_bytes: 80 * MIB, ..NodeMemory::default() };
+        let inventory = Inventory { memory, ..Self::holds(&[self.sandbox]) };
+        self.bench.beat(self.first, inventory);
+        self.bench.clear();
+    }
+}
+
 #[test]
 fn a_full_node_is_one_that_cannot() {
     let mut story = Story::begin();
-    let memory = NodeMemory { cap_bytes: 100 * MIB, used_bytes: 80 * MIB, ..NodeMemory::default() };
-    let inventory = Inventory { memory, ..Story::holds(&[story.sandbox]) };
-    story.bench.beat(story.first, inventory);
-    story.bench.clear();
+    story.fill();
     story.bench.request(1);
+    story.offered();
+    story.taken();
+    // Also for who names it, though a start would be sooner.
+    let mut story = Story::begin();
+    story.starts_take(Duration::from_millis(100));
+    story.fill();
+    story.bench.request_with(1, "f", Some(story.sandbox), 30);
     story.offered();
     story.taken();
 }
