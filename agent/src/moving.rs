@@ -13,6 +13,7 @@ use std::{
     collections::BTreeMap,
     fmt,
     io::{self, Write},
+    path::Path,
     sync::Arc,
     time::Duration,
 };
@@ -64,7 +65,7 @@ pub enum TakeError {
     /// It is not what its node sent.
     #[error("what came does not have its hash")]
     Hash,
-    /// Its program would see time go back.
+    /// Its program would see time go back: the kernel here has no time namespaces.
     #[error("this node's clock is {behind:?} behind that of its node: its program would see time go back")]
     Clock {
         /// How far.
@@ -190,8 +191,7 @@ async fn receive(
     if head.image_bytes > image_bytes_max {
         return Err(TakeError::Length("more than such a sandbox can have"));
     }
-    let (mine, theirs) = (monotonic(), head.monotonic);
-    if let Some(behind) = theirs.checked_sub(mine).filter(|behind| !behind.is_zero()) {
+    if let Some(behind) = behind(head.monotonic, monotonic(), has_time_namespaces()) {
         return Err(TakeError::Clock { behind });
     }
     let mut image = MemoryFile::create("medes-image").map_err(TakeError::Keep)?;
@@ -254,6 +254,17 @@ async fn house(host: &Host, launch: &LaunchSpec, sandbox: SandboxId) -> Result<H
 /// The clock that programs measure time by. It is another one on each machine.
 fn monotonic() -> Duration {
     clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from)
+}
+
+/// With them CRIU gives whatever it restores a clock of its own, which goes on where it stood at the dump (time_namespaces(7)).
+fn has_time_namespaces() -> bool {
+    Path::new("/proc/self/ns/time").exists()
+}
+
+/// By how much a program would see time go back.
+fn behind(theirs: Duration, mine: Duration, own_clocks: bool) -> Option<Duration> {
+    let behind = theirs.saturating_sub(mine);
+    (!own_clocks && !behind.is_zero()).then_some(behind)
 }
 
 #[cfg(test)]

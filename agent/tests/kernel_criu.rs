@@ -23,7 +23,8 @@ use medes_agent::reaper::ExitStatus;
 use nix::mount::{MsFlags, mount};
 use nix::sys::signal::{Signal, kill};
 use support::{
-    Bench, LIMIT, Outside, Sandbox, ask, connect, end_restored, good, processes_in, until, wait_for_line,
+    Bench, LIMIT, Outside, Sandbox, ask, clock, connect, end_restored, good, processes_in, until,
+    wait_for_line,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -148,6 +149,46 @@ fn a_restored_sandbox_can_be_dumped_and_restored_again() {
             assert_eq!(sandbox.mount_options(), mounts, "read-only stays read-only");
         }
         sandbox.end().await;
+    });
+}
+
+/// What CRIU writes of the clocks, as a machine would that has been up for so long.
+fn say_up_for(seconds: u64, images: &Path) {
+    let path = images.join("timens-0.img");
+    let whole = fs::read(&path).unwrap();
+    // The entry: { seconds, nanoseconds } of the monotonic clock, then of the one that counts sleep, too.
+    let mut time = vec![0x08];
+    prost::encoding::encode_varint(seconds, &mut time);
+    time.extend([0x10, 0x07]);
+    let length = u8::try_from(time.len()).unwrap();
+    let entry = [&[0x0a, length][..], &time, &[0x12, length], &time].concat();
+    let magic = &whole[..8];
+    fs::write(path, [magic, &u32::try_from(entry.len()).unwrap().to_le_bytes(), &entry].concat()).unwrap();
+}
+
+#[test]
+fn its_clock_goes_on_where_it_stood_on_another_machine() {
+    let Some((bench, _turn)) = Bench::get("its_clock_goes_on_where_it_stood_on_another_machine") else {
+        return;
+    };
+    bench.run(async move {
+        // One that has just started, one that has been up for ten years.
+        for up in [60, 10 * 365 * 86_400] {
+            let mut sandbox = Sandbox::start(bench, 0);
+            let images = bench.folder("images");
+            let output = [(sandbox.output_key(), Inherited::Stdout)];
+            dump_to(bench, &sandbox, &images, Leave::Stopped).await.unwrap();
+            sandbox.end().await;
+            say_up_for(up, &images);
+            let (worker, outside) = worker(bench).await;
+            let begun = Instant::now();
+            let restored = restore_from(bench, worker, &sandbox, &images, &output).await.unwrap();
+            tree::resume(restored.pid).unwrap();
+            sandbox.became(bench, restored.pid, outside);
+            let since = clock(&sandbox.outside.netns).await - up as f64;
+            assert!((0.0..begun.elapsed().as_secs_f64() + 0.1).contains(&since), "{since}");
+            sandbox.end().await;
+        }
     });
 }
 

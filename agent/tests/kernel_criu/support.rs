@@ -293,10 +293,19 @@ pub(crate) fn connect(netns: &OwnedFd) -> TcpStream {
 
 /// One request; gives the body of the answer.
 pub(crate) async fn ask(netns: &OwnedFd) -> String {
+    ask_for(netns, "/").await
+}
+
+/// Seconds, by the clock that the program measures time by.
+pub(crate) async fn clock(netns: &OwnedFd) -> f64 {
+    ask_for(netns, "/clock").await.parse().unwrap()
+}
+
+async fn ask_for(netns: &OwnedFd, path: &'static str) -> String {
     let netns = netns.try_clone().unwrap();
     let asked = tokio::task::spawn_blocking(move || {
         let mut stream = connect(&netns);
-        stream.write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
+        stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
         answer.split_once("\r\n\r\n").expect("a head and a body").1.to_owned()
