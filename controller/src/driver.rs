@@ -9,7 +9,9 @@
 //! | `requests` | a request's way: queue, sent, answered or refused |
 //! | `schedule` | which sandbox serves, which is started, where |
 //! | `evict` | a node's memory: what it will use, and who makes room |
+//! | `fullness` | nodes in the order in which they are filled |
 //! | `commands` | what agents are told; answered, overdue or cut off |
+//! | `under_way` | commands under way, by node and by sandbox |
 //! | `outcomes` | what the end of a start, restore, dedup or purge changes |
 //! | `standing` | nodes that are cordoned or being drained |
 //! | `reports` | nodes: attach, heartbeat, silence, loss |
@@ -25,7 +27,7 @@ use medes_proto::{
     failure::{Failure, FailureKind},
     fleet::Success,
     function::FunctionSpec,
-    ids::{CommandId, FunctionName, NodeId, SandboxId, SnapshotId},
+    ids::{FunctionName, NodeId, SandboxId, SnapshotId},
     standing::Standing,
 };
 
@@ -38,6 +40,7 @@ mod copies;
 mod decision;
 mod event;
 mod evict;
+mod fullness;
 mod gain;
 mod idle;
 mod moving;
@@ -52,6 +55,7 @@ mod standing;
 mod state;
 #[cfg(test)]
 mod tests;
+mod under_way;
 mod why;
 
 pub use decision::{PurgeReason, Told};
@@ -61,7 +65,9 @@ pub use event::{
 pub use rows::{FunctionRow, NodeRow, SandboxRow};
 pub use settings::{Keeping, Settings, Tuning};
 
-use state::{Function, Ghost, Node, Pending, Request, Sandbox, Snapshot, Timer};
+use fullness::Fullness;
+use state::{Function, Ghost, Node, Request, Sandbox, Snapshot, Timer};
+use under_way::UnderWay;
 
 /// Owns every function, node, sandbox, snapshot, request and command of the controller.
 #[derive(Debug)]
@@ -77,6 +83,8 @@ pub struct Driver {
     /// By function name, also of functions that are gone: sandboxes outlive them.
     by_function: BTreeMap<FunctionName, BTreeSet<SandboxId>>,
     snapshots: BTreeMap<SnapshotId, Snapshot>,
+    /// By node: what it holds, as far as anybody knows; none empty.
+    held: BTreeMap<NodeId, BTreeSet<SnapshotId>>,
     /// By function name, none empty.
     bases_of: BTreeMap<FunctionName, BTreeSet<SnapshotId>>,
     /// Those of these functions that are no more.
@@ -84,7 +92,9 @@ pub struct Driver {
     /// Init snapshots of texts that their functions had before.
     outdated: BTreeSet<SnapshotId>,
     requests: BTreeMap<RequestId, Request>,
-    commands: BTreeMap<CommandId, Pending>,
+    under_way: UnderWay,
+    /// What each node will use, kept as reports, changes and commands come and go.
+    fullness: Fullness,
     /// Claims on snapshots that no report shows yet.
     leases: BTreeMap<SandboxId, BTreeSet<SnapshotId>>,
     ghosts: BTreeMap<SandboxId, Ghost>,
@@ -130,7 +140,9 @@ impl Driver {
             orphaned: BTreeSet::new(),
             outdated: BTreeSet::new(),
             requests: BTreeMap::new(),
-            commands: BTreeMap::new(),
+            under_way: UnderWay::default(),
+            fullness: Fullness::default(),
+            held: BTreeMap::new(),
             leases: BTreeMap::new(),
             ghosts: BTreeMap::new(),
             timers: BTreeSet::new(),

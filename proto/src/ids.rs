@@ -82,26 +82,59 @@ pub fn snapshot_from_wire(raw: u64, field: &'static str) -> Result<SnapshotId, W
 
 /// A name that is not one.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{what} {name:?}: a name is 1 to 63 of a-z, 0-9 and '-', and begins with a letter or digit")]
+#[error("{what} {name:?}: {rule}")]
 pub struct NameError {
     /// What was to be named.
     pub what: &'static str,
     /// The text, cut to 64 characters.
     pub name: String,
+    /// What such a name is made of.
+    pub rule: &'static str,
 }
 
-fn check_name(what: &'static str, text: &str) -> Result<Arc<str>, NameError> {
+/// Which texts are names. All of them are safe in paths, headers and labels.
+enum Rule {
+    /// One word.
+    Word,
+    /// What hosts are called: words with dots between them (RFC 1123, as Kubernetes names nodes). With `-key.pem` it still is the name
+    /// of a file.
+    Host,
+}
+
+impl Rule {
+    const fn text(&self) -> &'static str {
+        match self {
+            Self::Word => "a name is 1 to 63 of a-z, 0-9 and '-', and begins with a letter or digit",
+            Self::Host => {
+                "a name is 1 to 200 of a-z, 0-9, '-' and '.', and begins with a letter or digit, also after each dot"
+            }
+        }
+    }
+
+    fn fits(&self, text: &str) -> bool {
+        match self {
+            Self::Word => is_word(text),
+            Self::Host => text.len() <= 200 && text.split('.').all(is_word),
+        }
+    }
+}
+
+fn is_word(text: &str) -> bool {
     let first_ok = text.starts_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit());
     let rest_ok = text.bytes().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-');
-    if text.len() <= 63 && first_ok && rest_ok {
+    text.len() <= 63 && first_ok && rest_ok
+}
+
+fn check_name(what: &'static str, rule: &Rule, text: &str) -> Result<Arc<str>, NameError> {
+    if rule.fits(text) {
         Ok(text.into())
     } else {
-        Err(NameError { what, name: text.chars().take(64).collect() })
+        Err(NameError { what, name: text.chars().take(64).collect(), rule: rule.text() })
     }
 }
 
 macro_rules! name_type {
-    ($(#[$doc:meta])* $name:ident, $what:literal) => {
+    ($(#[$doc:meta])* $name:ident, $what:literal, $rule:expr) => {
         $(#[$doc])*
         #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
         #[serde(into = "String", try_from = "String")]
@@ -124,7 +157,7 @@ macro_rules! name_type {
             type Err = NameError;
 
             fn from_str(text: &str) -> Result<Self, NameError> {
-                check_name($what, text).map(Self)
+                check_name($what, &$rule, text).map(Self)
             }
         }
 
@@ -147,34 +180,40 @@ macro_rules! name_type {
 name_type!(
     /// A node: one agent and its sandboxes.
     NodeId,
-    "node"
+    "node",
+    Rule::Host
 );
 name_type!(
     /// A function, as its file names it.
     FunctionName,
-    "function"
+    "function",
+    Rule::Word
 );
 name_type!(
     /// Whose function it is. Pages are never shared between tenants.
     TenantName,
-    "tenant"
+    "tenant",
+    Rule::Word
 );
 
 name_type!(
     /// A cluster: everything that one certificate authority speaks for.
     ClusterName,
-    "cluster"
+    "cluster",
+    Rule::Word
 );
 name_type!(
     /// Who a certificate is for, within its role: a node, a person, a program.
     HolderName,
-    "holder"
+    "holder",
+    Rule::Host
 );
 
 name_type!(
     /// A bearer token, in lists; what it is nobody is told twice.
     TokenName,
-    "token"
+    "token",
+    Rule::Word
 );
 
 /// A command of a controller to an agent; unique within one controller's life.
@@ -209,6 +248,23 @@ mod tests {
         }
         for bad in ["", "-a", "A", "a/b", "..", "a b", &"a".repeat(64)] {
             assert!(bad.parse::<FunctionName>().is_err(), "{bad}");
+            assert!(bad.parse::<NodeId>().is_err(), "{bad}");
         }
+        assert!("a.b".parse::<FunctionName>().is_err());
+    }
+
+    #[test]
+    fn nodes_are_called_what_hosts_are_called() {
+        let long = ["a".repeat(60).as_str(); 3].join(".");
+        for good in ["n1", "ip-10-0-3-7.eu-central-1.compute.internal", &long] {
+            let node: NodeId = good.parse().unwrap();
+            assert_eq!(HolderName::from(&node).as_str().parse(), Ok(node));
+        }
+        for bad in [".", "a.", ".a", "a..b", "a.-b", "a.B", &["a".repeat(60).as_str(); 4].join(".")] {
+            assert!(bad.parse::<NodeId>().is_err(), "{bad}");
+            assert!(bad.parse::<HolderName>().is_err(), "{bad}");
+        }
+        let error = "A".parse::<NodeId>().unwrap_err().to_string();
+        assert!(error.contains("200"), "{error}");
     }
 }

@@ -259,6 +259,12 @@ impl Choice {
         }
     }
 
+    /// Notes those that were not taken, as far as there is room; no more of them are made.
+    pub fn reject_all(&mut self, alternatives: impl Iterator<Item = Alternative>) {
+        let room = TRACE_OPTIONS_MAX.saturating_sub(self.rejected.len());
+        self.rejected.extend(alternatives.take(room));
+    }
+
     /// Notes an input; its name ends in its unit.
     pub fn fact(&mut self, name: &str, value: u64) {
         if self.facts.len() < TRACE_FACTS_MAX {

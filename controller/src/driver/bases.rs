@@ -110,7 +110,9 @@ impl Driver {
     }
 
     pub(super) fn forget_snapshot(&mut self, id: SnapshotId, out: &mut Vec<Action>) {
-        let Some(Snapshot { function, .. }) = self.snapshots.remove(&id) else { return };
+        let Some(snapshot) = self.snapshots.remove(&id) else { return };
+        snapshot.holders().for_each(|node| self.holds_no_more(id, node));
+        let function = snapshot.function;
         self.short.remove(&id);
         self.outdated.remove(&id);
         if let Some(bases) = self.bases_of.get_mut(&function) {
@@ -129,6 +131,7 @@ impl Driver {
         if self.is_outdated(&snapshot) {
             self.outdated.insert(id);
         }
+        self.held.entry(snapshot.node.clone()).or_default().insert(id);
         self.snapshots.insert(id, snapshot);
     }
 
@@ -155,7 +158,7 @@ impl Driver {
 
     /// Those for which readers are sent to it.
     fn snapshots_of(&self, node: &NodeId) -> Vec<SnapshotId> {
-        self.snapshots.iter().filter(|(_, snapshot)| snapshot.node == *node).map(|(&id, _)| id).collect()
+        self.on_node(node).filter(|(_, snapshot)| snapshot.node == *node).map(|(id, _)| id).collect()
     }
 
     /// A node is away (`until` unknown) or lost: nobody is told to read from it.
@@ -219,7 +222,7 @@ impl Driver {
         }
         let gone = self.snapshots_of(node).into_iter().filter(|id| !seen.contains(id));
         for id in gone.collect::<Vec<_>>() {
-            let making = self.commands.values().any(|pending| pending.kind == Kind::MakeBase(id));
+            let making = self.under_way.of_snapshots().any(|pending| pending.kind == Kind::MakeBase(id));
             let life = self.snapshots.get(&id).map(|snapshot| snapshot.life);
             // A heartbeat may have crossed the MakeBase's answer; the next Hello settles it.
             if !making && (sure || life == Some(SnapshotLife::Dropping)) {
@@ -362,7 +365,7 @@ impl Driver {
             SnapshotLife::Hidden { until: Some(until) } if until <= now => self.forget_snapshot(id, out),
             SnapshotLife::Dropping => {
                 let dropping = [Kind::DropSnapshot(id), Kind::DropCopy(id)];
-                let told = self.commands.values().any(|pending| dropping.contains(&pending.kind));
+                let told = self.under_way.of_snapshots().any(|pending| dropping.contains(&pending.kind));
                 if !told {
                     self.drop_snapshot(now, id, out);
                 }

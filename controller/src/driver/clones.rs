@@ -112,9 +112,9 @@ impl Driver {
             _ => return,
         }
         let on_node = |snapshot: &Snapshot| snapshot.life == SnapshotLife::Live && snapshot.node == *node;
-        let here = self.snapshots.iter().filter(|(_, one)| one.report.init.is_some() && on_node(one));
+        let here = self.on_node(node).filter(|(_, one)| one.report.init.is_some() && on_node(one));
         let here: Vec<(SnapshotId, FunctionName)> =
-            here.map(|(&id, one)| (id, one.function.clone())).collect();
+            here.map(|(id, one)| (id, one.function.clone())).collect();
         if here.is_empty() {
             return;
         }

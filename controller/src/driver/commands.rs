@@ -40,12 +40,20 @@ impl Driver {
             sandbox.contradicted = 0;
         }
         let deadline = now.after(limit);
-        let node = node.clone();
-        let pending = Pending { kind, sandbox, node, issued: now, deadline, ticket, reserved_bytes };
-        self.commands.insert(id, pending);
+        let pending =
+            Pending { kind, sandbox, node: node.clone(), issued: now, deadline, ticket, reserved_bytes };
+        self.under_way.insert(id, pending);
+        self.weigh(node);
         self.arm(deadline, Timer::Command(id));
         out.push(Action::Command { connection, id, command });
         true
+    }
+
+    /// A command is over, one way or another.
+    fn end_command(&mut self, id: CommandId) -> Option<Pending> {
+        let pending = self.under_way.remove(id)?;
+        self.weigh(&pending.node);
+        Some(pending)
     }
 
     pub(super) fn command_done(
@@ -57,11 +65,11 @@ impl Driver {
         out: &mut Vec<Action>,
     ) {
         let Some(node) = self.connections.get(&connection) else { return };
-        if self.commands.get(&id).is_none_or(|pending| pending.node != *node) {
+        if self.under_way.get(id).is_none_or(|pending| pending.node != *node) {
             // Overdue or cut off before: the next report tells how things are.
             return;
         }
-        let Some(pending) = self.commands.remove(&id) else { return };
+        let Some(pending) = self.end_command(id) else { return };
         if pending.kind == Kind::CancelPark {
             // What became of the park, its own answer tells.
             return;
@@ -125,10 +133,10 @@ impl Driver {
     }
 
     pub(super) fn command_overdue(&mut self, now: Now, id: CommandId, out: &mut Vec<Action>) {
-        if self.commands.get(&id).is_none_or(|pending| pending.deadline > now) {
+        if self.under_way.get(id).is_none_or(|pending| pending.deadline > now) {
             return;
         }
-        let Some(pending) = self.commands.remove(&id) else { return };
+        let Some(pending) = self.end_command(id) else { return };
         if pending.kind == Kind::CancelPark {
             return;
         }
@@ -183,9 +191,9 @@ impl Driver {
 
     /// A stream has ended: what was under way on it may still happen, but nobody will say so.
     pub(super) fn cut_commands(&mut self, now: Now, node: &NodeId, out: &mut Vec<Action>) {
-        let cut: Vec<_> = self.commands.iter().filter(|(_, p)| p.node == *node).map(|(&id, _)| id).collect();
+        let cut: Vec<_> = self.under_way.of_node(node).map(|(id, _)| id).collect();
         for id in cut {
-            let Some(pending) = self.commands.remove(&id) else { continue };
+            let Some(pending) = self.end_command(id) else { continue };
             self.unbusy(&pending);
             if let Some(ticket) = pending.ticket {
                 let message = format!("the connection to node {node} broke before the command had ended");
@@ -266,14 +274,9 @@ impl Driver {
                 out.push(Action::Refuse { request: *request, why });
             }
         }
-        let about: Vec<_> = self
-            .commands
-            .iter()
-            .filter(|(_, p)| p.sandbox == Some(id))
-            .map(|(&command, _)| command)
-            .collect();
+        let about: Vec<_> = self.under_way.about(id).map(|(command, _)| command).collect();
         for command in about {
-            let Some(pending) = self.commands.remove(&command) else { continue };
+            let Some(pending) = self.end_command(command) else { continue };
             if let Some(ticket) = pending.ticket {
                 Self::answer(out, ticket, Err(why.cloned().unwrap_or_else(gone)));
             }

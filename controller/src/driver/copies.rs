@@ -4,7 +4,7 @@
 //! a copy takes its place; another copy is made where there is room. Nobody is ended for a copy, and on a node that is full
 //! it is the first to go.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use medes_proto::{
     failure::{Failure, FailureKind},
@@ -46,7 +46,7 @@ impl Snapshot {
         self.node == *node || self.copies.contains(node)
     }
 
-    fn holders(&self) -> impl Iterator<Item = &NodeId> {
+    pub(super) fn holders(&self) -> impl Iterator<Item = &NodeId> {
         std::iter::once(&self.node).chain(&self.copies)
     }
 }
@@ -75,7 +75,7 @@ impl Driver {
                 self.short.remove(&id);
                 continue;
             };
-            let under_way = self.commands.values().filter(|pending| matches!(pending.kind, Kind::Copy(_)));
+            let under_way = self.under_way.of_snapshots().filter(|one| matches!(one.kind, Kind::Copy(_)));
             let kinds: Vec<Kind> = under_way.map(|pending| pending.kind).collect();
             if kinds.contains(&Kind::Copy(id)) {
                 continue;
@@ -111,8 +111,7 @@ impl Driver {
 
     /// What a node that is to be taken out of service holds is wanted elsewhere.
     pub(super) fn copy_away(&mut self, node: &NodeId) {
-        let held = self.snapshots.iter().filter(|(_, snapshot)| snapshot.is_on(node));
-        let held: Vec<_> = held.map(|(&id, _)| id).collect();
+        let held: Vec<_> = self.on_node(node).map(|(id, _)| id).collect();
         self.want_copies(held.into_iter());
     }
 
@@ -122,19 +121,22 @@ impl Driver {
         self.cap(node).is_none_or(|cap| after <= cap / 100 * FILLS_PERCENT)
     }
 
-    /// Where a copy does most good: where sandboxes refer to it, else where most is free.
+    /// Where a copy does most good: where sandboxes of its function refer to it, else where most is free.
     fn node_for_copy(&self, now: Now, id: SnapshotId, snapshot: &Snapshot) -> Option<NodeId> {
-        let candidates = self.nodes.iter().filter(|(name, node)| {
+        let may = |name: &NodeId| {
+            let Some(node) = self.nodes.get(name) else { return false };
             let avoided = node.avoid_until.is_some_and(|until| now < until);
             let open = node.connection.is_some() && self.standing(name) == Standing::Open;
             open && !avoided && !snapshot.is_on(name) && self.has_much_room(name, snapshot.report.bytes)
-        });
-        let best = candidates.max_by_key(|(name, node)| {
-            let refers = |sandbox| self.sandboxes.get(sandbox).is_some_and(|s| s.report.bases.contains(&id));
-            let referring = node.sandboxes.iter().filter(|sandbox| refers(sandbox)).count();
-            (referring, std::cmp::Reverse(self.projected(name)))
-        });
-        best.map(|(name, _)| name.clone())
+        };
+        let mut referring: BTreeMap<&NodeId, usize> = BTreeMap::new();
+        for sandbox in self.of_function(&snapshot.function).filter(|one| one.report.bases.contains(&id)) {
+            *referring.entry(&sandbox.node).or_default() += 1;
+        }
+        let best = referring.into_iter().filter(|(name, _)| may(name));
+        let best = best.max_by_key(|(name, count)| (*count, std::cmp::Reverse(self.projected(name))));
+        let best = best.map(|(name, _)| name);
+        best.or_else(|| self.fullness.emptiest_first().find(|name| may(name))).cloned()
     }
 
     pub(super) fn copy_done(
@@ -160,6 +162,7 @@ impl Driver {
     pub(super) fn has_copy(&mut self, id: SnapshotId, node: &NodeId, out: &mut Vec<Action>) {
         let Some(snapshot) = self.snapshots.get_mut(&id) else { return };
         if snapshot.copies.insert(node.clone()) {
+            self.held.entry(node.clone()).or_default().insert(id);
             match snapshot.life {
                 SnapshotLife::Live => self.place_again(id, out),
                 SnapshotLife::Hidden { .. } => drop(self.promote(id, out)),
@@ -189,7 +192,9 @@ impl Driver {
             return false;
         }
         let Some(node) = snapshot.copies.pop_first() else { return false };
-        (snapshot.node, snapshot.life) = (node, SnapshotLife::Live);
+        let before = std::mem::replace(&mut snapshot.node, node);
+        snapshot.life = SnapshotLife::Live;
+        self.holds_no_more(id, &before);
         self.place_again(id, out);
         self.want_copies(std::iter::once(id));
         true
@@ -210,8 +215,8 @@ impl Driver {
         held: &BTreeSet<SnapshotId>,
         out: &mut Vec<Action>,
     ) {
-        let copies = self.snapshots.iter().filter(|(_, snapshot)| snapshot.copies.contains(node));
-        let lacks: Vec<_> = copies.map(|(&id, _)| id).filter(|id| !held.contains(id)).collect();
+        let copies = self.on_node(node).filter(|(_, snapshot)| snapshot.copies.contains(node));
+        let lacks: Vec<_> = copies.map(|(id, _)| id).filter(|id| !held.contains(id)).collect();
         for id in lacks {
             self.has_no_copy(now, id, node, out);
         }
@@ -219,8 +224,11 @@ impl Driver {
 
     fn has_no_copy(&mut self, now: Now, id: SnapshotId, node: &NodeId, out: &mut Vec<Action>) {
         let Some(snapshot) = self.snapshots.get_mut(&id) else { return };
-        snapshot.copies.remove(node);
-        match snapshot.life {
+        let life = snapshot.life;
+        if snapshot.copies.remove(node) {
+            self.holds_no_more(id, node);
+        }
+        match life {
             SnapshotLife::Live => {
                 self.place_again(id, out);
                 self.want_copies(std::iter::once(id));
@@ -228,6 +236,21 @@ impl Driver {
             // The last of its copies is gone: its turn.
             SnapshotLife::Dropping => self.arm(now, Timer::Snapshot(id)),
             SnapshotLife::Making | SnapshotLife::Hidden { .. } => {}
+        }
+    }
+
+    /// The snapshots that a node holds, as far as anybody knows.
+    pub(super) fn on_node(&self, node: &NodeId) -> impl Iterator<Item = (SnapshotId, &Snapshot)> {
+        let ids = self.held.get(node).into_iter().flatten();
+        ids.filter_map(|&id| Some((id, self.snapshots.get(&id)?)))
+    }
+
+    pub(super) fn holds_no_more(&mut self, id: SnapshotId, node: &NodeId) {
+        if let Some(held) = self.held.get_mut(node) {
+            held.remove(&id);
+            if held.is_empty() {
+                self.held.remove(node);
+            }
         }
     }
 
@@ -249,7 +272,7 @@ impl Driver {
 
     fn drop_copy(&mut self, now: Now, id: SnapshotId, node: &NodeId, out: &mut Vec<Action>) {
         let told = |pending: &Pending| pending.kind == Kind::DropCopy(id) && pending.node == *node;
-        if !self.commands.values().any(told) {
+        if !self.under_way.of_snapshots().any(told) {
             let (command, limit) = (Command::DropSnapshot { snapshot: id }, self.settings.purge_max);
             self.issue(now, node, command, Kind::DropCopy(id), limit, None, 0, out);
         }
@@ -283,8 +306,8 @@ impl Driver {
         }
         let live =
             |snapshot: &Snapshot| snapshot.life == SnapshotLife::Live && snapshot.copies.contains(node);
-        let copies = self.snapshots.iter().filter(|(_, snapshot)| live(snapshot));
-        let largest = copies.max_by_key(|(_, snapshot)| snapshot.report.bytes).map(|(&id, _)| id);
+        let copies = self.on_node(node).filter(|(_, snapshot)| live(snapshot));
+        let largest = copies.max_by_key(|(_, snapshot)| snapshot.report.bytes).map(|(id, _)| id);
         if let Some(id) = largest {
             self.pause_copies(now, id);
             return self.drop_copy(now, id, node, out);

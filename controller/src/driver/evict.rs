@@ -31,16 +31,18 @@ impl Driver {
         (cap > 0).then_some(cap)
     }
 
-    /// The last report, what has changed since, and what commands under way will take.
+    /// What a node will use: its last report, what has changed since, and what commands under way will take. 0 if it is not there.
     pub(super) fn projected(&self, name: &NodeId) -> u64 {
-        let Some(node) = self.nodes.get(name) else { return 0 };
-        let reserved: u64 = self
-            .commands
-            .values()
-            .filter(|pending| pending.node == *name)
-            .map(|pending| pending.reserved_bytes)
-            .fold(0, u64::saturating_add);
-        node.memory.used_bytes.saturating_add(reserved).saturating_add_signed(node.drift_bytes)
+        self.fullness.of(name)
+    }
+
+    /// Something that [`Self::projected`] counts has changed.
+    pub(super) fn weigh(&mut self, name: &NodeId) {
+        let reserved = self.under_way.reserved_bytes(name);
+        let bytes = self.nodes.get(name).map(|node| {
+            node.memory.used_bytes.saturating_add(reserved).saturating_add_signed(node.drift_bytes)
+        });
+        self.fullness.set(name, bytes);
     }
 
     pub(super) fn has_room(&self, node: &NodeId, need: u64) -> bool {
@@ -56,10 +58,9 @@ impl Driver {
 
     /// Bytes that purges under way will free.
     fn on_its_way_out(&self, node: &NodeId) -> u64 {
-        let purges =
-            self.commands.values().filter(|pending| pending.kind == Kind::Purge && pending.node == *node);
+        let purges = self.under_way.of_node(node).filter(|(_, pending)| pending.kind == Kind::Purge);
         purges
-            .filter_map(|pending| self.sandboxes.get(&pending.sandbox?))
+            .filter_map(|(_, pending)| self.sandboxes.get(&pending.sandbox?))
             .map(|sandbox| sandbox.report.private_bytes.max(sandbox.report.stored_bytes))
             .sum()
     }
@@ -167,14 +168,10 @@ impl Driver {
         victims.into_iter().map(|(_, victim)| victim).collect()
     }
 
-    /// Makes room on the node where it takes the fewest purges' worth of bytes.
+    /// Makes room on the emptiest node where it can be made.
     pub(super) fn make_room_anywhere(&mut self, now: Now, need: u64, out: &mut Vec<Action>) {
-        let possible = self
-            .nodes
-            .keys()
-            .filter(|name| self.may_start_on(now, name) && self.can_make_room(name, need))
-            .min_by_key(|name| self.projected(name).saturating_sub(self.on_its_way_out(name)))
-            .cloned();
+        let may = |name: &&NodeId| self.may_start_on(now, name) && self.can_make_room(name, need);
+        let possible = self.fullness.emptiest_first().find(may).cloned();
         if let Some(node) = possible {
             self.make_room(now, &node, need, None, out);
         }
@@ -192,10 +189,11 @@ impl Driver {
     }
 
     /// A sandbox's memory has changed since its node's last report.
-    pub(super) fn drift(&mut self, node: &NodeId, by: i64) {
-        if let Some(node) = self.nodes.get_mut(node) {
+    pub(super) fn drift(&mut self, name: &NodeId, by: i64) {
+        if let Some(node) = self.nodes.get_mut(name) {
             node.drift_bytes = node.drift_bytes.saturating_add(by);
         }
+        self.weigh(name);
     }
 
     /// Memory of a sandbox in its present life, as far as known.

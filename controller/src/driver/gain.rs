@@ -26,8 +26,7 @@ impl Driver {
             among += 1;
             ahead += usize::from(self.gain(other).is_above(&own));
         }
-        let running = self.commands.values();
-        let running = running.filter(|one| one.kind.takes_memory() && one.node == sandbox.node).count();
+        let running = self.under_way.takings(&sandbox.node);
         Gain { ahead, among, slots: self.settings.node_dedups_max.saturating_sub(running), ..own }
     }
 

@@ -286,8 +286,8 @@ impl Driver {
 
     /// The node for a sandbox of `from`: one with room, of these the one that uses the least memory.
     pub(super) fn place_to_move(&self, from: &NodeId, has_room: impl Fn(&NodeId) -> bool) -> Option<NodeId> {
-        let others = self.nodes.keys().filter(|name| *name != from && self.may_take(name) && has_room(name));
-        others.min_by_key(|name| self.projected(name)).cloned()
+        let may = |name: &&NodeId| *name != from && self.may_take(name) && has_room(name);
+        self.fullness.emptiest_first().find(may).cloned()
     }
 
     fn may_take(&self, node: &NodeId) -> bool {
@@ -300,12 +300,11 @@ impl Driver {
 
     /// Moves under way from a node, or to it.
     fn moves_of(&self, node: &NodeId) -> usize {
-        let moving = |pending: &&Pending| matches!(pending.kind, Kind::Offer | Kind::Take);
         let about = |pending: &&Pending| {
             let sandbox = pending.sandbox.and_then(|id| self.sandboxes.get(&id));
             sandbox.is_some_and(|sandbox| sandbox.node == *node || sandbox.goes_to() == node)
         };
-        self.commands.values().filter(moving).filter(about).count()
+        self.under_way.moves().filter(about).count()
     }
 
     fn move_time(&self, sandbox: &Sandbox) -> Duration {

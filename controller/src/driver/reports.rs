@@ -105,6 +105,7 @@ impl Driver {
             sandboxes,
         };
         self.nodes.insert(name.clone(), node);
+        self.weigh(&name);
         self.arm(now.after(self.settings.silent_max), Timer::Nodes);
 
         // The Welcome goes first on the stream, but what it purges is only known after the inventory is read.
@@ -149,6 +150,7 @@ impl Driver {
             node.memory = inventory.memory;
             node.drift_bytes = 0;
         }
+        self.weigh(&name);
         for stranger in self.reconcile(now, &name, inventory.sandboxes, false, out) {
             self.purge_stranger(now, &name, stranger, out);
         }
@@ -282,7 +284,7 @@ impl Driver {
 
     /// Has a node end a sandbox that is not in the driver's books.
     fn purge_stranger(&mut self, now: Now, node: &NodeId, id: SandboxId, out: &mut Vec<Action>) {
-        let told = self.commands.values().any(|pending| pending.sandbox == Some(id) && pending.node == *node);
+        let told = self.under_way.about(id).any(|(_, pending)| pending.node == *node);
         if self.sandboxes.contains_key(&id) || told {
             return;
         }
@@ -354,6 +356,7 @@ impl Driver {
             self.forget_snapshots_of(now, name, out);
         }
         self.nodes.remove(name);
+        self.weigh(name);
         self.check_bases = true;
         self.tell_node(name, NodeChange::Lost, all.len(), out);
     }

@@ -17,7 +17,7 @@ use medes_proto::{
 use super::{
     Action, Driver, RequestId, Ticket, failure,
     moving::NO_ROOM,
-    state::{Kind, Life, Sandbox, Stage},
+    state::{Kind, Life, Sandbox, Snapshot, Stage},
     why::Way,
 };
 use crate::now::Now;
@@ -224,7 +224,7 @@ impl Driver {
 
     /// The sandbox whose park is called off: the one that was begun last, since it has come least far.
     fn pick_parking(&self, name: &FunctionName) -> Option<SandboxId> {
-        let parks = |id| self.commands.values().any(|one| one.kind == Kind::Park && one.sandbox == Some(id));
+        let parks = |id| self.under_way.about(id).any(|(_, one)| one.kind == Kind::Park);
         self.usable(name)
             .filter(|sandbox| sandbox.life == Life::Deduping && !sandbox.called_back && parks(sandbox.id))
             .max_by_key(|sandbox| (sandbox.since, sandbox.id))
@@ -251,24 +251,19 @@ impl Driver {
     pub(super) fn pick_node(&self, now: Now, function: &FunctionName) -> Option<NodeId> {
         let need = self.estimate(function);
         let source = self.clone_source(function).map(|(_, snapshot)| snapshot);
-        let holds = |name| source.is_some_and(|snapshot| snapshot.is_on(name));
-        self.nodes
-            .iter()
-            .filter(|(name, _)| self.may_start_on(now, name) && self.has_room(name, need))
-            .min_by_key(|(name, _)| (!holds(name), self.projected(name)))
-            .map(|(name, _)| name.clone())
+        let fits = |name: &&NodeId| self.may_start_on(now, name) && self.has_room(name, need);
+        let holders = source.into_iter().flat_map(Snapshot::holders).filter(fits);
+        let holder = holders.min_by_key(|name| (self.projected(name), *name));
+        holder.or_else(|| self.fullness.emptiest_first().find(fits)).cloned()
     }
 
     /// Reachable, open, not avoided, and not starting as many as it may already.
     pub(super) fn may_start_on(&self, now: Now, name: &NodeId) -> bool {
         let Some(node) = self.nodes.get(name) else { return false };
-        let starting = self.commands.values().filter(|pending| {
-            matches!(pending.kind, Kind::Start | Kind::Clone(_) | Kind::Restore) && pending.node == *name
-        });
         node.connection.is_some()
             && self.standing(name) == Standing::Open
             && node.avoid_until.is_none_or(|until| until <= now)
-            && starting.count() < self.settings.node_starts_max
+            && self.under_way.starts(name) < self.settings.node_starts_max
             && node.sandboxes.len() < medes_proto::limits::SANDBOXES_MAX
     }
 

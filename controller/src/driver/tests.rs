@@ -250,7 +250,7 @@ impl Driver {
                 let stage = self.requests[request].stage;
                 assert_eq!(stage, state::Stage::Sent { sandbox: *id }, "{request:?} is where {id} thinks");
             }
-            let about = self.commands.values().filter(|pending| pending.sandbox == Some(*id)).count();
+            let about = self.under_way.about(*id).count();
             assert_eq!(about, usize::from(sandbox.busy), "{id}: at most one command");
         }
         let listed: usize = self.by_function.values().map(BTreeSet::len).sum();
@@ -279,5 +279,21 @@ impl Driver {
         }
         let connected = self.nodes.values().filter(|node| node.connection.is_some()).count();
         assert_eq!(connected, self.connections.len());
+        self.check_indexes();
+    }
+
+    /// What is kept by node is what a look at everything says.
+    fn check_indexes(&self) {
+        for (name, node) in &self.nodes {
+            let commands = self.under_way.of_node(name);
+            let reserved = commands.map(|(_, one)| one.reserved_bytes).fold(0, u64::saturating_add);
+            let bytes = node.memory.used_bytes.saturating_add(reserved);
+            assert_eq!(self.fullness.of(name), bytes.saturating_add_signed(node.drift_bytes), "{name}");
+        }
+        assert_eq!(self.fullness.emptiest_first().count(), self.nodes.len());
+        let listed = self.held.iter().flat_map(|(node, ids)| ids.iter().map(move |id| (*id, node)));
+        let listed: BTreeSet<_> = listed.collect();
+        let held = self.snapshots.iter().flat_map(|(id, one)| one.holders().map(move |node| (*id, node)));
+        assert_eq!(listed, held.collect(), "who holds what");
     }
 }

@@ -69,10 +69,10 @@ impl Driver {
             Way::Clone(..) | Way::Cold(_) => None,
         };
         let stored = self.of_function(name).filter(|s| s.life.is_put_away() || s.life == Life::Restoring);
-        for sandbox in stored.filter(|sandbox| Some(sandbox.id) != chosen) {
+        choice.reject_all(stored.filter(|sandbox| Some(sandbox.id) != chosen).map(|sandbox| {
             let why_not = self.why_not_restore(now, sandbox, need, chosen.is_some());
-            choice.reject(Alternative::new(format!("restore {}", sandbox.id), why_not).costs(restore));
-        }
+            Alternative::new(format!("restore {}", sandbox.id), why_not).costs(restore)
+        }));
         match way {
             Way::Restore(_) => {
                 choice.reject(Alternative::new("cold", "a restore comes before a cold start").costs(cold));
@@ -87,11 +87,13 @@ impl Driver {
                     }
                     _ => ("cold", cold),
                 };
-                for other in self.nodes.keys().filter(|name| *name != *node) {
+                // The emptiest: what speaks against them is what matters.
+                let others = self.fullness.emptiest_first().filter(|name| *name != *node);
+                choice.reject_all(others.map(|other| {
                     let why_not = self.why_not_node(now, other, need);
                     let option = Alternative::new(format!("{verb} on {other}"), why_not).costs(cost);
-                    choice.reject(option.bytes(self.projected(other)));
-                }
+                    option.bytes(self.projected(other))
+                }));
                 choice.fact("node_used_bytes", self.projected(node));
             }
         }
@@ -201,8 +203,8 @@ impl Driver {
         choice.fact("need_bytes", need);
         choice.fact("victims", count(victims.len()));
         let others = self.nodes.get(node).into_iter().flat_map(|node| &node.sandboxes).copied();
-        for id in others.filter(|id| !victims.contains(id)) {
-            let Some(sandbox) = self.sandboxes.get(&id) else { continue };
+        choice.reject_all(others.filter(|id| !victims.contains(id)).filter_map(|id| {
+            let sandbox = self.sandboxes.get(&id)?;
             let why_not = if !sandbox.open.is_empty() {
                 "it serves a request"
             } else if !sandbox.is_idle() {
@@ -214,8 +216,8 @@ impl Driver {
             } else {
                 "it is worth more to the policy"
             };
-            choice.reject(Alternative::new(format!("end {id}"), why_not).bytes(held(id)));
-        }
+            Some(Alternative::new(format!("end {id}"), why_not).bytes(held(id)))
+        }));
         choice
     }
 

@@ -252,9 +252,9 @@ impl World {
             Action::PlaceSnapshot { snapshot, .. } => drop(self.placed.insert(snapshot)),
             Action::HideSnapshot(id) | Action::ForgetSnapshot(id) => drop(self.placed.remove(&id)),
             Action::Tell(told) if overdue(&told) => {
-                let known = &self.bench.driver.commands;
-                self.under_way.retain(|_, id| known.contains_key(id));
-                self.agents.iter_mut().for_each(|agent| agent.starting.retain(|id| known.contains_key(id)));
+                let known = &self.bench.driver.under_way;
+                self.under_way.retain(|_, id| known.get(*id).is_some());
+                self.agents.iter_mut().for_each(|agent| agent.starting.retain(|id| known.get(*id).is_some()));
                 self.saw("overdue");
             }
             Action::ExpectSnapshot(_) | Action::Tell(_) => {}
@@ -351,7 +351,8 @@ impl World {
         }
         let driver = &self.bench.driver;
         assert_eq!(driver.open_requests(), 0);
-        assert!(driver.commands.is_empty() && driver.sandboxes.is_empty() && driver.nodes.is_empty());
+        assert!(driver.under_way.is_empty() && driver.held.is_empty());
+        assert!(driver.sandboxes.is_empty() && driver.nodes.is_empty());
         assert!(driver.snapshots.is_empty() && driver.ghosts.is_empty() && driver.leases.is_empty());
         assert!(driver.timers.is_empty() && driver.by_function.is_empty() && driver.waiting.is_empty());
         assert!(self.tickets.values().all(|&answered| answered), "every ticket is answered");
