@@ -21,7 +21,10 @@
 //! | `operations` | what people ask for |
 //! | `rows` | what people are shown |
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Bound,
+};
 
 use medes_proto::{
     failure::{Failure, FailureKind},
@@ -69,6 +72,9 @@ use fullness::Fullness;
 use state::{Function, Ghost, Node, Request, Sandbox, Snapshot, Timer};
 use under_way::UnderWay;
 
+/// Functions that are tried again after one event: what an event costs must not grow with how many wait.
+const TRIED_MAX: usize = 64;
+
 /// Owns every function, node, sandbox, snapshot, request and command of the controller.
 #[derive(Debug)]
 pub struct Driver {
@@ -103,6 +109,10 @@ pub struct Driver {
     dirty: BTreeSet<FunctionName>,
     /// Functions whose queue is not empty.
     waiting: BTreeSet<FunctionName>,
+    /// Those of them that more sandboxes could not be started for when they were last looked at.
+    starved: BTreeSet<FunctionName>,
+    /// The last one of those that was tried again.
+    tried: Option<FunctionName>,
     /// Some reference has gone: look for snapshots to drop.
     check_bases: bool,
     /// Snapshots that images refer to and that fewer nodes hold than should.
@@ -148,6 +158,8 @@ impl Driver {
             timers: BTreeSet::new(),
             dirty: BTreeSet::new(),
             waiting: BTreeSet::new(),
+            starved: BTreeSet::new(),
+            tried: None,
             check_bases: false,
             short: BTreeSet::new(),
             check_copies: false,
@@ -241,9 +253,19 @@ impl Driver {
         }
     }
 
-    /// There may be new room somewhere: whoever waits should try again.
+    /// Nodes have come or gone: whoever waits should try again.
     fn wake_waiting(&mut self) {
         self.dirty.extend(self.waiting.iter().cloned());
+    }
+
+    /// There may be new room somewhere: those that got none should try again, some after each event, in turn. For others what they wait for
+    /// is under way.
+    fn wake_starved(&mut self) {
+        let after = self.tried.take().map_or(Bound::Unbounded, Bound::Excluded);
+        let some: Vec<_> = self.starved.range((after, Bound::Unbounded)).take(TRIED_MAX).cloned().collect();
+        // After the last of all comes the first again.
+        self.tried = some.last().filter(|_| some.len() == TRIED_MAX).cloned();
+        self.dirty.extend(some);
     }
 
     fn applied(&mut self, now: Now, spec: FunctionSpec, revision: u64, out: &mut Vec<Action>) {
@@ -267,6 +289,7 @@ impl Driver {
         let Some(function) = self.functions.remove(name) else { return };
         self.mark_orphaned(name);
         self.waiting.remove(name);
+        self.starved.remove(name);
         self.dirty.remove(name);
         for request in function.queue {
             self.requests.remove(&request);
@@ -284,6 +307,7 @@ impl Driver {
             out.push(Action::Refuse { request, why: Refusal::Stopping });
         }
         self.waiting.clear();
+        self.starved.clear();
     }
 
     /// Requests that have not been answered.

@@ -98,7 +98,7 @@ impl Driver {
         if matches!(pending.kind, Kind::Offer | Kind::Take) {
             self.drain_on(now, out);
         }
-        self.wake_waiting();
+        self.wake_starved();
     }
 
     fn unbusy(&mut self, pending: &Pending) {
@@ -175,7 +175,7 @@ impl Driver {
         if let Kind::MakeBase(snapshot) = pending.kind {
             self.forget_snapshot(snapshot, out);
         }
-        self.wake_waiting();
+        self.wake_starved();
     }
 
     fn tell_overdue(&mut self, pending: &Pending, why: &Failure, out: &mut Vec<Action>) {

@@ -159,7 +159,7 @@ impl Driver {
         self.check_copies = true;
         self.shed(now, &name, out);
         self.relieve(now, &name, out);
-        self.wake_waiting();
+        self.wake_starved();
     }
 
     /// Compares a report with what is known. Returns sandboxes that must not exist.

@@ -28,8 +28,12 @@ impl Driver {
         self.dispatch(now, name, out);
         if self.functions.get(name).is_none_or(|function| function.queue.is_empty()) {
             self.waiting.remove(name);
+            self.starved.remove(name);
         } else if !self.stopping {
-            self.start_needed(now, name, out);
+            match self.start_needed(now, name, out) {
+                true => drop(self.starved.remove(name)),
+                false => drop(self.starved.insert(name.clone())),
+            }
         }
     }
 
@@ -120,7 +124,8 @@ impl Driver {
         self.may_start_on(now, &sandbox.node) && self.has_room(&sandbox.node, need)
     }
 
-    fn start_needed(&mut self, now: Now, name: &FunctionName, out: &mut Vec<Action>) {
+    /// Returns whether as many are on their way as are needed.
+    fn start_needed(&mut self, now: Now, name: &FunctionName, out: &mut Vec<Action>) -> bool {
         // Each round starts one sandbox or ends the loop.
         while self.needs_start(name) {
             let may_restore = !self.owes_cold(name);
@@ -131,23 +136,23 @@ impl Driver {
                 }
                 let why = "of those with room on their node: parked before dedup, all bases at hand, the last one used";
                 if !self.restore(now, sandbox, false, None, why, out) {
-                    return;
+                    return false;
                 }
                 continue;
             }
             if may_restore && let Some(sandbox) = self.pick_parking(name) {
                 let why = "its memory is just being taken, which is called off: nothing is sooner ready";
                 if !self.call_back(now, sandbox, why, out) {
-                    return;
+                    return false;
                 }
                 continue;
             }
             if !self.is_settled(now) {
-                return;
+                return false;
             }
             if may_restore && let Some((sandbox, to)) = self.pick_to_move(now, name) {
                 if !self.move_to(now, sandbox, &to, (None, NO_ROOM), out) {
-                    return;
+                    return false;
                 }
                 continue;
             }
@@ -155,7 +160,7 @@ impl Driver {
             if let Some(node) = self.pick_node(now, name) {
                 let why = "no sandbox can take the request; of the nodes with room, those that hold the init snapshot first, this one uses the least memory";
                 if self.start(now, name, (&node, may_restore), None, why, out).is_err() {
-                    return;
+                    return false;
                 }
                 continue;
             }
@@ -165,8 +170,9 @@ impl Driver {
                 Some(node) if self.make_room(now, &node, need, home, out) => {}
                 _ => self.make_room_anywhere(now, need, out),
             }
-            return;
+            return false;
         }
+        true
     }
 
     /// More requests wait than the sandboxes on their way will take.
