@@ -258,6 +258,13 @@ impl Driver {
         Self::answer(out, ticket, result);
     }
 
+    /// A sandbox is told to be made of a base, or to be stored against it: it must not be dropped meanwhile.
+    pub(super) fn claim(&mut self, sandbox: SandboxId, base: Option<SnapshotId>) {
+        if let Some(base) = base {
+            self.leases.entry(sandbox).or_default().insert(base);
+        }
+    }
+
     pub(super) fn remember_references(&mut self, node: &NodeId, id: SandboxId, until: Now) {
         let Some(sandbox) = self.sandboxes.get(&id) else { return };
         let reported = sandbox.report.bases.iter();

@@ -205,11 +205,13 @@ impl Driver {
     ) -> bool {
         let Some(node) = self.sandboxes.get(&id).map(|sandbox| sandbox.node.clone()) else { return false };
         let base = self.base_for(id);
+        let claimed = base.as_ref().map(|place| place.snapshot);
         let command = medes_proto::fleet::Command::Dedup { sandbox: id, digest_memory, base };
         let limit = self.settings.dedup_max;
         if !self.issue(now, &node, command, super::state::Kind::Dedup, limit, ticket, 0, out) {
             return false;
         }
+        self.claim(id, claimed);
         self.enter(now, id, Life::Deduping, Cause::Decided, out);
         true
     }
@@ -223,11 +225,13 @@ impl Driver {
     pub(super) fn park(&mut self, now: Now, id: SandboxId, out: &mut Vec<Action>) -> bool {
         let Some(node) = self.sandboxes.get(&id).map(|sandbox| sandbox.node.clone()) else { return false };
         let (base, resident_percent) = (self.base_for(id), self.settings.keeping.parked_resident_percent);
+        let claimed = base.as_ref().map(|place| place.snapshot);
         let command = medes_proto::fleet::Command::Park { sandbox: id, base, resident_percent };
         let limit = self.settings.dedup_max;
         if !self.issue(now, &node, command, super::state::Kind::Park, limit, None, 0, out) {
             return false;
         }
+        self.claim(id, claimed);
         self.enter(now, id, Life::Deduping, Cause::Decided, out);
         true
     }

@@ -306,7 +306,7 @@ impl Driver {
         let sandbox = starting_sandbox(now, id, node, &spec, revision);
         self.insert_sandbox(sandbox);
         if let Some(place) = &clone_of {
-            self.leases.entry(id).or_default().insert(place.snapshot);
+            self.claim(id, Some(place.snapshot));
         }
         let command = Command::Start { sandbox: id, function: Box::new(spec), revision, clone_of };
         if !self.issue(now, node, command, kind, limit, ticket, need, out) {

@@ -215,3 +215,40 @@ fn a_full_node_lets_the_snapshot_go_that_was_asked_for_longest_ago() {
     let dropped = |(_, command): &(_, Command)| matches!(command, Command::DropSnapshot { .. });
     assert!(bench.commands().iter().any(dropped));
 }
+
+#[test]
+fn a_base_that_a_dedup_under_way_was_given_stays() {
+    for park in [false, true] {
+        let settings = Settings { keeping: Keeping { park, ..Keeping::default() }, ..on() };
+        let (mut bench, node) = Bench::with_node(settings);
+        let (sandbox, snapshot) = first(&mut bench, node);
+        bench.answered(1);
+        bench.wait(60 * SECOND);
+        bench.tell(Event::Idle { connection: node, sandbox, idle: 60 * SECOND });
+        let (id, dedup) = bench.command();
+        let base = match &dedup {
+            Command::Dedup { base, .. } | Command::Park { base, .. } => base.as_ref(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(base.map(|place| place.snapshot), Some(snapshot));
+        // Its agent claims it when it knows what the image refers to. The node fills up before.
+        bench.beat(node, held_full(sandbox, snapshot));
+        assert!(bench.commands().is_empty(), "{dedup:?}");
+        bench.done(node, id, Err(crash(FailureKind::DumpRefused)));
+        bench.wait(60 * SECOND);
+        bench.beat(node, held_full(sandbox, snapshot));
+        let dropped = |(_, command): &(_, Command)| matches!(command, Command::DropSnapshot { .. });
+        assert!(bench.commands().iter().any(dropped), "nothing came of it");
+    }
+}
+
+fn held_full(sandbox: SandboxId, snapshot: SnapshotId) -> Inventory {
+    Inventory {
+        memory: NodeMemory { used_bytes: 910 * MIB, cap_bytes: 1000 * MIB, ..NodeMemory::default() },
+        sandboxes: vec![report(sandbox, "f", SandboxState::Warm)],
+        snapshots: vec![SnapshotReport {
+            init: Some(InitState { revision: 1, clonable: true }),
+            ..snapshot_report(snapshot)
+        }],
+    }
+}
