@@ -116,7 +116,8 @@ pub async fn clone(
     let origin = Origin { places, files: Vec::new(), aligned_with: None };
     let learnt = snapshot.init().map(|init| init.touched.learnt()).unwrap_or_default();
     let stored = Stored { spec, housing, image, origin, tracked: None, learnt };
-    let (warm, restored) = match restore::restore(roads, stored, false).await {
+    let late = roads.late_clones.clone();
+    let (warm, restored) = match restore::restore_with(roads, stored, (false, late)).await {
         Ok(restored) => restored,
         Err(not) => {
             let restore::NotRestored { housing, error } = *not;

@@ -84,8 +84,8 @@ pub struct Config {
     /// What a dedup does with pages that requests write all the time
     #[arg(long, default_value = "pack")]
     pub hot_pages: HotPages,
-    /// When a sandbox that is restored or cloned has its memory: all of it before it runs, or each page when it is touched
-    #[arg(long, default_value = "eager")]
+    /// When a sandbox has its memory that is cloned or restored: all of it before it runs, or each page when it is touched
+    #[arg(long, default_value = "auto")]
     pub restore: HowRestored,
     /// Memory for the images of sandboxes that are warm again: what has not changed is not encoded again
     #[arg(long, default_value_t = ByteSize(Room::DEFAULT_BYTES))]

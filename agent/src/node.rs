@@ -391,10 +391,8 @@ impl Node {
     /// Takes a warm sandbox back, or in for the first time, and watches for its end.
     fn keep_warm(&mut self, sandbox: SandboxId, mut warm: Box<Warm>) {
         self.watching.begin(sandbox, warm.housing.cgroup());
-        // Who was parked is watched by what serves its pages; two on one page cannot be.
-        if warm.paged.is_none() {
-            self.pace.begin(sandbox, warm.housing.cgroup(), &mut warm.past.tracked);
-        }
+        let heat = (&mut warm.past.tracked, warm.paged.clone());
+        self.pace.begin(sandbox, warm.housing.cgroup(), heat);
         let watch = self.watch(sandbox, &warm);
         self.bodies.insert(sandbox, Body::Warm(warm, watch));
     }

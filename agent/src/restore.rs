@@ -159,6 +159,15 @@ pub async fn restore(
     stored: Stored,
     digest_memory: bool,
 ) -> Result<(Warm, Restored), Box<NotRestored>> {
+    restore_with(roads, stored, (digest_memory, roads.late_restores.clone())).await
+}
+
+/// The same. `late`: what gives its memory back as it is touched, if that is to be so and can be.
+pub(crate) async fn restore_with(
+    roads: &Roads,
+    stored: Stored,
+    (digest_memory, late): (bool, Option<Pager>),
+) -> Result<(Warm, Restored), Box<NotRestored>> {
     let Stored { spec, mut housing, image, mut origin, tracked, learnt } = stored;
     let engine = match roads.engine() {
         Ok(engine) => engine,
@@ -176,7 +185,7 @@ pub async fn restore(
         let folder = Folder::create(housing.work_dir().join("restore")).map_err(RestoreError::Folder)?;
         let named = image.bases().to_vec();
         // What is hashed must be there.
-        let late = roads.late.clone().filter(|_| !digest_memory).zip(bases.whole());
+        let late = late.filter(|_| !digest_memory).zip(bases.whole());
         let laid = match late {
             Some((pager, whole)) => {
                 let laid = late::lay_out(engine.threads, image, (bases, whole, learnt.clone()), folder).await;

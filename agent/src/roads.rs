@@ -103,7 +103,9 @@ impl HotPages {
 pub enum HowRestored {
     /// All of it before it runs.
     Eager,
-    /// Each page when it is touched, where all bases are on the node.
+    /// A clone has each page when it is touched, where all bases are on the node; who is restored has all of it before it runs.
+    Auto,
+    /// Each page when it is touched, also of who is restored.
     Late,
 }
 
@@ -142,8 +144,10 @@ pub struct Roads {
     pub hot_pages: HotPages,
     /// Room for the images of sandboxes that are warm again.
     pub earlier: Room,
-    /// What gives memory back as it is touched, of sandboxes that are restored or cloned; `None`: all of it before they run.
-    pub late: Option<Pager>,
+    /// What gives memory to clones as they touch it; `None`: all of it before they run.
+    pub late_clones: Option<Pager>,
+    /// The same for sandboxes that are restored.
+    pub late_restores: Option<Pager>,
     /// Failures that tests ask for.
     pub faults: Arc<Faults>,
 }
@@ -163,8 +167,22 @@ impl Roads {
         faults: Faults,
     ) -> Self {
         let (engine, limits, faults) = (RwLock::new(None), Limits::DEFAULT, Arc::new(faults));
-        let (hot_pages, earlier, late) = (HotPages::DEFAULT, Room::new(Room::DEFAULT_BYTES), None);
-        Self { criu, pool, reaper, bases, registry, engine, limits, hot_pages, earlier, late, faults }
+        let (hot_pages, earlier) = (HotPages::DEFAULT, Room::new(Room::DEFAULT_BYTES));
+        let (late_clones, late_restores) = (None, None);
+        Self {
+            criu,
+            pool,
+            reaper,
+            bases,
+            registry,
+            engine,
+            limits,
+            hot_pages,
+            earlier,
+            late_clones,
+            late_restores,
+            faults,
+        }
     }
 
     /// The engine as it is set now.

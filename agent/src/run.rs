@@ -241,7 +241,8 @@ async fn roads(
     let registry = Registry::new(channel, READ_DEADLINE);
     let mut roads = Roads::new((criu, pool), reaper.clone(), bases.clone(), registry, faults);
     (roads.hot_pages, roads.earlier) = (config.hot_pages, Room::new(config.earlier_memory.0));
-    roads.late = pager.filter(|_| config.restore == HowRestored::Late).cloned();
+    roads.late_clones = pager.filter(|_| config.restore != HowRestored::Eager).cloned();
+    roads.late_restores = pager.filter(|_| config.restore == HowRestored::Late).cloned();
     Ok(roads)
 }
 

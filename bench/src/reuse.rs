@@ -139,7 +139,7 @@ async fn there_and_back(
 ) -> Result<(Traveller, Cycle)> {
     let warm = &mut traveller.warm;
     if let Some(tracked) = &warm.past.tracked {
-        tracked.look(&tree::members(warm.tree.pid())?).await;
+        tracked.look(&tree::members(warm.tree.pid())?, None).await;
     }
     let mut before = None;
     for _request in 0..requests {

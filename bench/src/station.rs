@@ -128,7 +128,7 @@ impl Station {
     /// From now on sandboxes have their memory as they touch it, or all of it before they run.
     pub(crate) fn be_late(&mut self, pager: Option<Pager>) -> Result<()> {
         let roads = Arc::get_mut(&mut self.roads).context("change the roads while somebody is on them")?;
-        roads.late = pager;
+        (roads.late_clones, roads.late_restores) = (pager.clone(), pager);
         Ok(())
     }
 

@@ -11,6 +11,7 @@ use medes_proto::{ids::SandboxId, sandbox::WriteHeat};
 use tokio_util::task::TaskTracker;
 
 use crate::{
+    pager::Paged,
     sandbox::cgroup::SandboxCgroup,
     watch::{
         Fault,
@@ -28,6 +29,8 @@ const GAP: Duration = Duration::from_secs(10);
 struct Paced {
     tracked: Arc<Tracked>,
     cgroup: SandboxCgroup,
+    /// What serves its missing pages.
+    paged: Option<Paged>,
     /// The last look of this life.
     looked: Option<Instant>,
     /// Requests inside.
@@ -63,12 +66,12 @@ impl Pace {
         &mut self,
         sandbox: SandboxId,
         cgroup: &SandboxCgroup,
-        tracked: &mut Option<Arc<Tracked>>,
+        (tracked, paged): (&mut Option<Arc<Tracked>>, Option<Paged>),
     ) {
         let Some(tracking) = &self.tracking else { return };
         let tracked = tracked.get_or_insert_with(|| Arc::new(Tracked::new(tracking.clone()))).clone();
-        let paced =
-            Paced { tracked, cgroup: cgroup.clone(), looked: None, open: 0, following: Following::Done };
+        let (cgroup, following) = (cgroup.clone(), Following::Done);
+        let paced = Paced { tracked, cgroup, paged, looked: None, open: 0, following };
         self.sandboxes.insert(sandbox, paced);
     }
 
@@ -114,8 +117,8 @@ impl Pace {
             return;
         }
         (paced.looked, paced.following) = (Some(now), Following::Next);
-        let (tracked, cgroup) = (paced.tracked.clone(), paced.cgroup.clone());
-        tasks.spawn(async move { tracked.look(&cgroup.pids().unwrap_or_default()).await });
+        let (tracked, cgroup, paged) = (paced.tracked.clone(), paced.cgroup.clone(), paced.paged.clone());
+        tasks.spawn(async move { tracked.look(&cgroup.pids().unwrap_or_default(), paged.as_ref()).await });
     }
 
     /// What is known of a sandbox's writes.

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! Each process has a userfaultfd ([`space`]) that a few threads serve ([`handler`]), and that they give its working set back through ([`push`]). What its pages are made from is a dedup
-//! image and a table ([`store`], [`table`]); the engine is used in one place ([`recipes`]).
+//! image and a table ([`store`], [`table`]); the engine is used in one place ([`recipes`]). What is written and missed meanwhile is told window by window ([`window`]).
 //!
 //! Two promises. A page is either there, or comes back as it was, or the sandbox ends: never another page. And what the
 //! program does with its memory meanwhile (madvise, munmap, mremap, fork) means what it always means.
@@ -28,6 +28,7 @@ mod space;
 mod stopped;
 mod store;
 mod table;
+mod window;
 mod working_set;
 
 pub use bring::{Missing, bring};
@@ -38,3 +39,4 @@ pub use park::{Paged, ParkReport, Parked, ReleaseError, park};
 pub use recipes::{Recipes, StorePagesError};
 pub use space::{Counts, Unsettled};
 pub use stopped::ParkError;
+pub use window::{Seen, Window};

@@ -138,7 +138,7 @@ impl Process {
                     numbers.extend(range.clone());
                     written.push(range);
                 } else {
-                    numbers.extend(range.filter(|page| state.store().find(*page).is_none()));
+                    numbers.extend(range.filter(|page| !state.is_as_stored(*page)));
                 }
             };
             uffd::present(&self.pagemap, span.clone(), |range, categories| {
@@ -147,7 +147,7 @@ impl Process {
                     return each(range, categories);
                 }
                 // Those that are stored are only marked, or not written since and on a disk.
-                for page in range.filter(|page| state.store().find(*page).is_none()) {
+                for page in range.filter(|page| !state.is_as_stored(*page)) {
                     each(page..page + 1, categories);
                 }
             })
@@ -159,7 +159,8 @@ impl Process {
         self.working_set = state.working_set.clone();
         // Before the first time everything was written.
         if !self.is_new {
-            self.working_set.learn(state.missed.clone(), |page| is_in(&written, page));
+            let is_written = |page| is_in(&written, page) || state.rewritten.contains(&page);
+            self.working_set.learn(state.missed.clone(), is_written);
         }
         let all = there.iter().map(|range| range.end - range.start).sum::<u64>() + away(&state, &there);
         let most = usize::try_from(all * u64::from(resident_percent.min(100)) / 100).unwrap_or(usize::MAX);
@@ -193,7 +194,7 @@ impl Process {
         if let Some(stored) = stored {
             state.replace(stored);
         }
-        state.missed.clear();
+        state.begin_missing();
         state.working_set = std::mem::take(&mut self.working_set);
     }
 

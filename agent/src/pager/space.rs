@@ -3,6 +3,7 @@
 //! One lock is held from the reading of a message to the end of what it means, so that nobody acts on a table that the
 //! kernel has already told is out of date.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
@@ -97,6 +98,10 @@ pub(super) struct State {
     pub(super) working_set: WorkingSet,
     /// What it has missed since it was last parked.
     pub(super) missed: Vec<Hot>,
+    /// How many of these a look has seen.
+    missed_seen: usize,
+    /// Pages that were seen to be written, and are marked as if they had not been: what is stored of them is old. Perhaps some more.
+    pub(super) rewritten: BTreeSet<u64>,
     /// What is being given back, last page first.
     pub(super) push: Vec<Hot>,
     /// Goes on whenever everything is stored anew, or the giving back begins or ends: what somebody has taken to give it back
@@ -350,13 +355,36 @@ impl State {
 
     /// Numbers of pages of a child that has just been forked: the same.
     fn child(&self) -> Self {
-        Self { store: self.store.clone(), working_set: self.working_set.clone(), ..Self::default() }
+        let (store, working_set) = (self.store.clone(), self.working_set.clone());
+        Self { store, working_set, rewritten: self.rewritten.clone(), ..Self::default() }
     }
 
     /// Stores everything as something else from now on.
     pub(super) fn replace(&mut self, store: Store) {
         self.round += 1;
         self.store = store;
+        self.rewritten.clear();
+    }
+
+    /// Whether what is stored of a page is what is there, as far as the mark in its page table can be believed.
+    pub(super) fn is_as_stored(&self, page: u64) -> bool {
+        self.store.find(page).is_some() && !self.rewritten.contains(&page)
+    }
+
+    /// Pages that were missed since the last look.
+    pub(super) fn missed_since_look(&mut self) -> Vec<u64> {
+        let new = self.missed.get(self.missed_seen..).unwrap_or_default();
+        let mut new: Vec<u64> = new.iter().map(|hot| hot.page).collect();
+        self.missed_seen = self.missed.len();
+        new.sort_unstable();
+        new.dedup();
+        new
+    }
+
+    /// What it misses from now on is learnt for the next time.
+    pub(super) fn begin_missing(&mut self) {
+        self.missed.clear();
+        self.missed_seen = 0;
     }
 
     fn forget(&mut self, pages: &Range<u64>) {
@@ -385,7 +413,11 @@ impl State {
 
     fn moved(&mut self, from: &Range<u64>, to: u64) {
         let old = pages(from);
-        self.store.moved(old.start, to / PAGE_BYTES as u64, old.end - old.start);
+        let to = to / PAGE_BYTES as u64;
+        self.store.moved(old.start, to, old.end - old.start);
+        // The marks have gone with the pages. Where they were they stay: too many does no harm.
+        let written: Vec<u64> = self.rewritten.range(old.clone()).map(|page| page - old.start + to).collect();
+        self.rewritten.extend(written);
         self.working_set.forget(&old);
         self.push.retain(|hot| !old.contains(&hot.page));
     }

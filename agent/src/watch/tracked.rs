@@ -24,7 +24,7 @@ use super::{
     heat::{Class, Heat, HeatSettings, PageOf, Seen, Summary},
     writes::{Way, Writes, WritesError},
 };
-use crate::{metrics, reaper::Reaper, roads::blocking};
+use crate::{metrics, pager::Paged, reaper::Reaper, roads::blocking};
 
 /// Processes of one sandbox that are tracked; those beyond are not, and their pages thereby cold.
 const PROCESSES_MAX: usize = 64;
@@ -131,17 +131,18 @@ impl Tracked {
     }
 
     /// Ends a window, if something was served in it, and arms everything for the next one: processes that are tracked,
-    /// and those of `pids` that are not yet. The pages of the latter are known from the next window on.
+    /// and those of `pids` that are not yet. The pages of the latter are known from the next window on. `paged`: what serves missing pages
+    /// of the sandbox, which then tells of them.
     ///
     /// Not cancel-safe: dropped half way, the pages of this window may not be known.
-    pub async fn look(&self, pids: &[Pid]) {
+    pub async fn look(&self, pids: &[Pid], paged: Option<&Paged>) {
         let mut state = self.state.lock().await;
         state.processes.retain(|pid, _| pids.contains(&Pid::from_raw(*pid)));
         self.window(&mut state).await;
         for &pid in pids {
             if state.processes.len() < PROCESSES_MAX && !state.processes.contains_key(&pid.as_raw()) {
                 let Some(inside) = inside(pid) else { continue };
-                let writes = self.arm(pid).await;
+                let writes = self.arm(pid, paged).await;
                 state.processes.insert(pid.as_raw(), Process { inside, writes });
             }
         }
@@ -209,12 +210,18 @@ impl Tracked {
         }
     }
 
-    async fn arm(&self, pid: Pid) -> Option<Arc<Writes>> {
+    async fn arm(&self, pid: Pid, paged: Option<&Paged>) -> Option<Arc<Writes>> {
+        // A child that was forked while pages were missing is served as well, but nobody knows by whom.
+        let window = match paged {
+            Some(paged) => Some(paged.window(pid)?),
+            None => None,
+        };
         let armed = async {
             let Tracking { reaper, program, way, .. } = &self.tracking;
-            let writes = Arc::new(match way {
-                Way::Protection => Writes::begin(reaper, program, pid).await?,
-                Way::SoftDirty => Writes::begin_by_bits(pid)?,
+            let writes = Arc::new(match (window, way) {
+                (Some(window), _) => Writes::begin_by_pager(pid, window)?,
+                (None, Way::Protection) => Writes::begin(reaper, program, pid).await?,
+                (None, Way::SoftDirty) => Writes::begin_by_bits(pid)?,
             });
             let first = writes.clone();
             // All that is there, written at some time or other.

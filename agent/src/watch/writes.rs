@@ -21,6 +21,7 @@ use nix::unistd::Pid;
 use super::soft_dirty;
 use crate::inject::{self, ForWhat, OperatorError, Operators};
 use crate::maps;
+use crate::pager::{Seen, Window};
 use crate::reaper::Reaper;
 use crate::roads::blocking;
 use crate::uffd::{self, Uffd};
@@ -132,8 +133,15 @@ pub struct Writes {
 
 #[derive(Debug)]
 enum By {
-    Protection { uffd: Uffd, stopped: Duration },
-    SoftDirty { clear_refs: PathBuf },
+    Protection {
+        uffd: Uffd,
+        stopped: Duration,
+    },
+    SoftDirty {
+        clear_refs: PathBuf,
+    },
+    /// What serves its missing pages is on all of them.
+    Pager(Window),
 }
 
 impl Writes {
@@ -170,6 +178,13 @@ impl Writes {
         Ok(Self { pid, pagemap, by: By::SoftDirty { clear_refs }, there: Mutex::default() })
     }
 
+    /// The same of a process whose missing pages are served: its service tells. What became present is what it had to wait for. Memory that
+    /// it has mapped since the service began is not known.
+    pub fn begin_by_pager(pid: Pid, window: Window) -> Result<Self, WritesError> {
+        let pagemap = File::open(format!("/proc/{pid}/pagemap")).map_err(|_gone| WritesError::Gone)?;
+        Ok(Self { pid, pagemap, by: By::Pager(window), there: Mutex::default() })
+    }
+
     /// Whose writes.
     pub const fn pid(&self) -> Pid {
         self.pid
@@ -179,7 +194,7 @@ impl Writes {
     pub const fn stopped(&self) -> Duration {
         match self.by {
             By::Protection { stopped, .. } => stopped,
-            By::SoftDirty { .. } => Duration::ZERO,
+            By::SoftDirty { .. } | By::Pager(_) => Duration::ZERO,
         }
     }
 
@@ -193,6 +208,16 @@ impl Writes {
         let areas: Vec<Range<u64>> =
             maps::areas(&maps).filter(maps::Area::is_tracked).map(|area| area.range()).collect();
         let (there, ranges) = match &self.by {
+            By::Pager(window) => {
+                let span = areas.first().zip(areas.last()).map(|(first, last)| first.start..last.end);
+                let Seen { written, missed } = window.take(span.ok_or(WritesError::Gone)?).map_err(failed)?;
+                let join = |ranges: Vec<Range<u64>>| {
+                    let mut joined = Looked::new();
+                    ranges.into_iter().for_each(|range| add(&mut joined, range));
+                    joined
+                };
+                return few(Written { ranges: join(written), appeared: join(missed) });
+            }
             By::Protection { uffd, .. } => self.take_protected(uffd, &areas)?,
             By::SoftDirty { clear_refs } => {
                 if areas.is_empty() {
@@ -203,13 +228,13 @@ impl Writes {
                 looked.map_err(failed)?
             }
         };
-        if there.len() > RANGES_MAX || ranges.len() > RANGES_MAX {
+        if there.len() > RANGES_MAX {
             return Err(WritesError::TooScattered);
         }
         let mut before = self.there.lock().unwrap_or_else(PoisonError::into_inner);
         let appeared = without(&there, &before);
         *before = there;
-        Ok(Written { ranges, appeared })
+        few(Written { ranges, appeared })
     }
 
     /// Pages that are there, and those that were written; protects them again.
@@ -240,6 +265,13 @@ impl Writes {
         });
         present.map_err(failed)?;
         Ok((there, written))
+    }
+}
+
+fn few(written: Written) -> Result<Written, WritesError> {
+    match written.ranges.len().max(written.appeared.len()) {
+        ..=RANGES_MAX => Ok(written),
+        _ => Err(WritesError::TooScattered),
     }
 }
 

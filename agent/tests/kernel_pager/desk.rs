@@ -12,7 +12,7 @@ use medes_agent::{
     bases::{Bases, Budgets, local::Snapshot},
     engine::Engine,
     faults::{Faults, Step},
-    pager::{self, Paged, Pager, ParkError, Parked, Recipes},
+    pager::{self, Paged, Pager, ParkError, Parked, Recipes, Seen},
     sandbox::{Host, Housing, LaunchSpec, Request, Tree},
 };
 use medes_dedup::key::DomainKey;
@@ -105,6 +105,12 @@ impl Desk {
 impl Guest {
     pub(crate) fn unpark(&self) {
         self.paged.as_ref().unwrap().unpark().unwrap();
+    }
+
+    /// What it has written and missed since the last look, as what serves its memory tells; nothing before it was parked.
+    pub(crate) fn look(&self) -> Seen {
+        let window = self.paged.as_ref().and_then(|paged| paged.window(self.tree.pid()));
+        window.map(|window| window.take(0..(1 << 47) - 4096).unwrap()).unwrap_or_default()
     }
 
     /// Asks a program of ours.

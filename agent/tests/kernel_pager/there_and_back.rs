@@ -13,6 +13,7 @@ pub(crate) const TESTS: &[Test] = &[
         a_parked_sandbox_has_no_memory_and_answers_as_before,
     ),
     ("only_what_was_written_is_stored_again", only_what_was_written_is_stored_again),
+    ("what_a_look_has_seen_is_stored_again", what_a_look_has_seen_is_stored_again),
     ("the_working_set_is_learnt_and_given_back", the_working_set_is_learnt_and_given_back),
     ("what_the_next_request_touches_may_stay", what_the_next_request_touches_may_stay),
     (
@@ -77,6 +78,42 @@ fn only_what_was_written_is_stored_again() {
             assert_eq!(u64::from(report.classes.pages()), report.pages, "round {round}: {report:?}");
             guest.unpark();
             assert_eq!(result(&guest.housing, SUM).await, "1777800", "round {round}");
+        }
+        guest.housing.remove().await.unwrap();
+    });
+}
+
+fn what_a_look_has_seen_is_stored_again() {
+    at_desk(async |desk| {
+        let mut guest = desk.start("s1", &function()).await;
+        result(&guest.housing, NUMBERS).await;
+        desk.park(&mut guest).await;
+        guest.unpark();
+        guest.look();
+        let bytes =
+            |ranges: &[std::ops::Range<u64>]| ranges.iter().map(|range| range.end - range.start).sum::<u64>();
+        for round in 0..6 {
+            result(
+                &guest.housing,
+                &format!("import sys\nfor i in range(0, 20000, 2): sys.numbers[i] = str(i + {round}) * 20"),
+            )
+            .await;
+            let seen = guest.look();
+            assert!(bytes(&seen.written) > 1 << 20, "round {round}: {seen:?}");
+            assert!(bytes(&guest.look().written) < 1 << 20, "round {round}: it is told once");
+            // Most times it is not parked, and a later look has nothing to say of it.
+            if round % 3 == 2 {
+                let report = desk.park(&mut guest).await;
+                assert!(report.saved_pages > 256, "round {round}: {report:?}");
+                guest.unpark();
+            }
+            let sum = "import sys\nresult = sum(int(number[:len(number) // 20]) for number in sys.numbers)";
+            let expected = (0..20_000_u64).map(|i| if i % 2 == 0 { i + round } else { i }).sum::<u64>();
+            assert_eq!(result(&guest.housing, sum).await, expected.to_string(), "round {round}");
+            assert!(
+                round % 3 != 2 || bytes(&guest.look().missed) > 0,
+                "round {round}: it had to wait for something"
+            );
         }
         guest.housing.remove().await.unwrap();
     });
@@ -157,7 +194,7 @@ fn there_and_back(checker: &str) {
         let mut guest = desk.start("s1", &program(checker)).await;
         let mut numbers = Numbers(seed);
         let until = Instant::now() + Duration::from_secs(seconds);
-        let (mut cycles, mut last) = (0, 0);
+        let (mut cycles, mut last, mut looked) = (0, 0, 0);
         while Instant::now() < until {
             desk.resident_percent = [0, 10, 60][cycles % 3];
             desk.park(&mut guest).await;
@@ -165,6 +202,11 @@ fn there_and_back(checker: &str) {
             cycles += 1;
             // Most times it is stopped again in the middle of what it misses.
             tokio::time::sleep(Duration::from_micros(numbers.below(40_000))).await;
+            // Looks take marks off while it writes and moves its memory.
+            for _look in 0..numbers.below(3) {
+                looked += u64::from(!guest.look().written.is_empty());
+                tokio::time::sleep(Duration::from_micros(numbers.below(4_000))).await;
+            }
             if numbers.below(4) == 0 {
                 let (rounds, wrong) = findings(&guest).await;
                 assert_eq!(wrong, "", "seed {seed}, cycle {cycles}, after {rounds} rounds");
@@ -174,7 +216,7 @@ fn there_and_back(checker: &str) {
         }
         let (rounds, wrong) = findings(&guest).await;
         println!(
-            "seed {seed}: {cycles} cycles, {rounds} rounds, {:?}",
+            "seed {seed}: {cycles} cycles, {looked} looks, {rounds} rounds, {:?}",
             guest.paged.as_ref().unwrap().counts()
         );
         assert_eq!(wrong, "", "seed {seed}");

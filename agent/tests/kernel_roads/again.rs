@@ -108,7 +108,7 @@ fn without_room_or_bases_everything_is_encoded_again() {
     });
 }
 
-fn tracked(station: &Station) -> Tracked {
+pub(crate) fn tracked(station: &Station) -> Tracked {
     let settings = HeatSettings { windows: 4, windows_min: 3, ..HeatSettings::default() };
     let program = PathBuf::from(env!("CARGO_BIN_EXE_medes-agent"));
     let way = writes::Way::Protection;
@@ -144,15 +144,15 @@ fn hot_pages_of_all_processes_are_kept_whole() {
         let watcher = tracked(&station);
         let pids = tree::members(warm.tree.pid()).expect("its processes");
         assert_eq!(pids.len(), 2);
-        watcher.look(&pids).await;
+        watcher.look(&pids, None).await;
         assert_eq!(watcher.summary().windows, 0, "the first look only arms");
         for _window in 0..3 {
             run(&warm, WRITE).await;
             watcher.note_request();
-            watcher.look(&pids).await;
+            watcher.look(&pids, None).await;
         }
         // A pause in which nobody asked is no window.
-        watcher.look(&pids).await;
+        watcher.look(&pids, None).await;
         let (summary, hot) = (watcher.summary(), watcher.hot().await);
         println!("{summary:?}");
         assert_eq!((summary.windows, summary.hot), (3, hot.len() as u64));
@@ -204,13 +204,13 @@ fn pages_that_are_only_read_are_touched_and_not_hot() {
         let key = watch.add(group, now_ns()).expect("watched");
         let watcher = tracked(&station);
         let pids = tree::members(warm.tree.pid()).expect("its processes");
-        watcher.look(&pids).await;
+        watcher.look(&pids, None).await;
         for window in 0..3 {
             let followed = watch.want_faults(key, Wants { events: true, heat: false }).is_ok();
             run(&warm, READ).await;
             watcher.note_request();
             watcher.note_faults(watch.faults(usize::MAX));
-            watcher.look(&pids).await;
+            watcher.look(&pids, None).await;
             let summary = watcher.summary();
             // Without kernel programs only the first time is seen, when the pages appear.
             if followed || window == 0 {

@@ -1,9 +1,10 @@
 //! Back without memory: it comes as it is touched, and is what it was.
 
-use medes_agent::{faults::Step, pager::Paged, sandbox::LaunchSpec};
-use medes_proto::fleet::SnapshotReport;
+use medes_agent::{criu::tree, faults::Step, pager::Paged, sandbox::LaunchSpec};
+use medes_proto::{fleet::SnapshotReport, heat::PageClass};
 
 use crate::{
+    again::tracked,
     node,
     runner::Test,
     station::{Station, at_station, run, value},
@@ -15,6 +16,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("clones_share_what_they_do_not_touch", clones_share_what_they_do_not_touch),
     ("a_clone_knows_what_the_last_one_touched", a_clone_knows_what_the_last_one_touched),
     ("who_came_back_late_is_put_away_again", who_came_back_late_is_put_away_again),
+    ("the_heat_of_who_came_back_late_is_known", the_heat_of_who_came_back_late_is_known),
     ("a_late_restore_that_fails_leaves_nothing", a_late_restore_that_fails_leaves_nothing),
 ];
 
@@ -192,6 +194,54 @@ fn who_came_back_late_is_put_away_again() {
         let (stored, deduped) = station.dedup(id, clone).await.expect("a dedup image");
         assert!(deduped.pages.reused > 1000, "what it never touched is still the snapshot's: {deduped:?}");
         let (back, _) = station.restore_unseen(stored).await.expect("a sandbox");
+        assert_eq!(value(&back, SUM).await, "49999");
+        back.housing.remove().await.expect("removed");
+    });
+}
+
+fn the_heat_of_who_came_back_late_is_known() {
+    at_station(SCRATCH, async |mut station: Station| {
+        let (launch, report) = init(&mut station, "kept.mine = bytearray(64 * 4096)").await;
+        let id = station.id();
+        let (mut clone, _) =
+            station.clone_of(id, report.id, &launch, "start = 'clone'").await.expect("a clone");
+        let watcher = tracked(&station);
+        let pids = tree::members(clone.tree.pid()).expect("its processes");
+        const WRITE: &str = "for i in range(64): kept.mine[i * 4096:i * 4096 + 2048] = os.urandom(2048)";
+        run(&clone, WRITE).await;
+        watcher.look(&pids, clone.paged.as_ref()).await;
+        assert_eq!(watcher.summary().windows, 0, "the first look only arms");
+        for window in 0..3 {
+            run(&clone, WRITE).await;
+            watcher.note_request();
+            watcher.look(&pids, clone.paged.as_ref()).await;
+            let summary = watcher.summary();
+            assert!(summary.windows == window + 1 && summary.written >= 64, "{summary:?}");
+        }
+        // What it did not write, but waited for.
+        assert_eq!(value(&clone, SUM).await, "49999");
+        watcher.note_request();
+        watcher.look(&pids, clone.paged.as_ref()).await;
+        let summary = watcher.summary();
+        assert!(summary.hot >= 64 && summary.touched > summary.written + 256, "{summary:?}");
+        let map = medes_agent::heat::look(id, clone.tree.pid(), watcher.known().await).expect("a map");
+        assert!(map.source == "watch" && map.count(PageClass::Hot) >= 64);
+        run(&clone, "kept.now = hash(bytes(kept.mine))").await;
+        // What was seen to be written is stored as it is now.
+        for cycle in 0..2 {
+            clone = station.park(id, clone).await.0;
+            clone.paged.as_ref().expect("parked").unpark().expect("thawed");
+            assert_eq!(value(&clone, "hash(bytes(kept.mine)) == kept.now").await, "True", "cycle {cycle}");
+            watcher.look(&pids, clone.paged.as_ref()).await;
+        }
+        clone.past.tracked = Some(watcher.into());
+        if let Some(paged) = clone.paged.take() {
+            paged.release().await.expect("all of it is back");
+        }
+        let (stored, deduped) = station.dedup(id, clone).await.expect("a dedup image");
+        assert!(deduped.pages.hot_skipped >= 64, "{deduped:?}");
+        let (back, _) = station.restore_unseen(stored).await.expect("a sandbox");
+        assert_eq!(value(&back, "hash(bytes(kept.mine)) == kept.now").await, "True");
         assert_eq!(value(&back, SUM).await, "49999");
         back.housing.remove().await.expect("removed");
     });

@@ -85,7 +85,8 @@ impl Station {
     pub(crate) fn be_late(&mut self) {
         let program = std::path::PathBuf::from(env!("CARGO_BIN_EXE_medes-agent"));
         let pager = Pager::start(2, self.host.guard(), (self.roads.reaper.clone(), program));
-        self.roads.late = Some(pager.expect("a pager"));
+        let pager = pager.expect("a pager");
+        (self.roads.late_clones, self.roads.late_restores) = (Some(pager.clone()), Some(pager));
     }
 
     /// A restore without a look at the memory, which would have to be there for that.
@@ -95,7 +96,7 @@ impl Station {
 
     /// Takes a sandbox's memory and leaves its processes.
     pub(crate) async fn park(&self, id: SandboxId, warm: Warm) -> (Warm, Deduped) {
-        let pager = self.roads.late.as_ref().expect("a pager");
+        let pager = self.roads.late_clones.as_ref().expect("a pager");
         let (order, never) = (ParkOrder::default(), CancellationToken::new());
         let parked = park::park(&self.roads, pager, id, warm, (order, &never)).await;
         parked.expect("parked")

@@ -258,11 +258,11 @@ impl Bench<'_> {
         };
         let tracked = Tracked::new(tracking);
         let pids = tree::members(warm.tree.pid())?;
-        tracked.look(&pids).await;
+        tracked.look(&pids, None).await;
         for _ in 0..rounds.max(HeatSettings::default().windows_min + 1) {
             tracked.note_request();
             timed(&warm, &mut last).await?;
-            tracked.look(&pids).await;
+            tracked.look(&pids, None).await;
         }
         let summary = tracked.summary();
         ensure!(summary.windows > 0, "its writes cannot be tracked");
