@@ -22,6 +22,7 @@
 //! | `rows` | what people are shown |
 
 use std::{
+    cell::Cell,
     collections::{BTreeMap, BTreeSet},
     ops::Bound,
 };
@@ -113,6 +114,8 @@ pub struct Driver {
     starved: BTreeSet<FunctionName>,
     /// The last one of those that was tried again.
     tried: Option<FunctionName>,
+    /// The arrival rates of all functions together, in this second and over so many minutes.
+    rates: Cell<Option<((u64, usize), f64)>>,
     /// Some reference has gone: look for snapshots to drop.
     check_bases: bool,
     /// Snapshots that images refer to and that fewer nodes hold than should.
@@ -160,6 +163,7 @@ impl Driver {
             waiting: BTreeSet::new(),
             starved: BTreeSet::new(),
             tried: None,
+            rates: Cell::new(None),
             check_bases: false,
             short: BTreeSet::new(),
             check_copies: false,

@@ -16,6 +16,19 @@ const BROUGHT_BACK_PART: u64 = 2;
 impl Driver {
     /// What the dedup of a sandbox brings, and how many of its node bring more.
     pub(super) fn ranked(&self, sandbox: &Sandbox) -> Gain {
+        self.ranked_up_to(sandbox, usize::MAX)
+    }
+
+    /// The same, but for how many bring more: it is enough to know whether as many do as there is room for.
+    pub(super) fn ranked_enough(&self, sandbox: &Sandbox) -> Gain {
+        self.ranked_up_to(sandbox, self.slots(sandbox))
+    }
+
+    fn slots(&self, sandbox: &Sandbox) -> usize {
+        self.settings.node_dedups_max.saturating_sub(self.under_way.takings(&sandbox.node))
+    }
+
+    fn ranked_up_to(&self, sandbox: &Sandbox, ahead_max: usize) -> Gain {
         let own = self.gain(sandbox);
         let of_node = self.nodes.get(&sandbox.node).into_iter().flat_map(|node| &node.sandboxes);
         let idle = of_node.filter_map(|id| self.sandboxes.get(id)).filter(|other| {
@@ -23,11 +36,13 @@ impl Driver {
         });
         let (mut ahead, mut among) = (0, 1);
         for other in idle {
+            if ahead >= ahead_max {
+                break;
+            }
             among += 1;
             ahead += usize::from(self.gain(other).is_above(&own));
         }
-        let running = self.under_way.takings(&sandbox.node);
-        Gain { ahead, among, slots: self.settings.node_dedups_max.saturating_sub(running), ..own }
+        Gain { ahead, among, slots: self.slots(sandbox), ..own }
     }
 
     /// From what its agent has measured of it, and what its function's images have taken.

@@ -368,10 +368,21 @@ impl View for Moment<'_> {
     }
 
     fn gain(&self, sandbox: SandboxId) -> Gain {
-        self.driver.sandboxes.get(&sandbox).map_or_else(Gain::default, |sandbox| self.driver.ranked(sandbox))
+        let sandbox = self.driver.sandboxes.get(&sandbox);
+        sandbox.map_or_else(Gain::default, |sandbox| self.driver.ranked_enough(sandbox))
     }
 
-    fn arrivals(&self) -> Vec<&Arrivals> {
-        self.driver.functions.values().map(|function| &function.arrivals).collect()
+    fn rates_max(&self, minutes: usize) -> f64 {
+        let key = (self.now().as_secs(), minutes);
+        // Asked for each idle sandbox, and it is about all functions.
+        match self.driver.rates.get().filter(|(of, _)| *of == key) {
+            Some((_, rates)) => rates,
+            None => {
+                let of = |arrivals: &Arrivals| arrivals.rate_max(self.now(), minutes);
+                let rates = self.driver.functions.values().map(|function| of(&function.arrivals)).sum();
+                self.driver.rates.set(Some((key, rates)));
+                rates
+            }
+        }
     }
 }

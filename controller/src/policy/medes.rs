@@ -21,7 +21,7 @@
 use std::time::Duration;
 
 use super::{
-    Arrivals, FixedSettings, FunctionView, IdleLife, Policy, Review, SandboxView, Verdict, View,
+    FixedSettings, FunctionView, IdleLife, Policy, Review, SandboxView, Verdict, View,
     storing::{RETRY, keep, needs_base, store},
 };
 
@@ -155,8 +155,7 @@ impl Medes {
                 (Verdict::Keep, "the cluster's memory has no bound")
             }
             Objective::Memory { share } => {
-                let rate = |arrivals: &Arrivals| arrivals.rate_max(view.now(), RATE_MINUTES);
-                let rates: f64 = view.arrivals().into_iter().map(rate).sum();
+                let rates = view.rates_max(RATE_MINUTES);
                 let part = if rates > 0.0 { terms.rate / rates } else { 0.0 };
                 let warm = function.warm_bytes.unwrap_or(sandbox.private_bytes) as f64;
                 // Until one has been seen: half, so that the first one shows what it really is.

@@ -73,10 +73,11 @@ pub trait View {
     fn cluster(&self) -> ClusterView;
     /// One function.
     fn function(&self, name: &FunctionName) -> Option<FunctionView<'_>>;
-    /// What the dedup of a warm sandbox brings, and which others bring more. Looks at all sandboxes of its node.
+    /// What the dedup of a warm sandbox brings, and whether enough others of its node bring more. Others are counted only until there are.
     fn gain(&self, sandbox: SandboxId) -> Gain;
-    /// When requests came to each function. For policies that share out memory among all of them.
-    fn arrivals(&self) -> Vec<&Arrivals>;
+    /// The paper's maximum arrival rates ([`Arrivals::rate_max`]) of all functions together, as of this second. For policies that share out memory
+    /// among all of them.
+    fn rates_max(&self, minutes: usize) -> f64;
 }
 
 /// The cluster as a whole.

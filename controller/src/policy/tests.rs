@@ -26,8 +26,8 @@ impl View for Cluster<'_> {
         self.gain
     }
 
-    fn arrivals(&self) -> Vec<&Arrivals> {
-        vec![self.function.arrivals]
+    fn rates_max(&self, minutes: usize) -> f64 {
+        self.function.arrivals.rate_max(self.now, minutes)
     }
 }
 
