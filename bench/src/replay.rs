@@ -27,7 +27,7 @@ const UNDER_WAY_MAX: usize = 64;
 const SETTLE_MAX: Duration = Duration::from_secs(300);
 const POLL: Duration = Duration::from_millis(200);
 /// Quiet for so long: all is done that follows from a function being new.
-const QUIET: Duration = Duration::from_secs(3);
+const QUIET: Duration = Duration::from_secs(5);
 
 /// What is asked of a cluster, and how it is set up.
 #[derive(Debug, Clone, Copy)]
@@ -39,14 +39,24 @@ pub(crate) struct Plan<'p> {
     pub(crate) node_memory: ByteSize,
     /// The controller's configuration file.
     pub(crate) config: &'p str,
-    /// Functions have their init snapshots before the first request.
-    pub(crate) init_snapshots: bool,
+    /// What is waited for before the first request.
+    pub(crate) first: First,
     /// For the arrivals within a minute.
     pub(crate) seed: u64,
     /// So many times as fast as the trace.
     pub(crate) speedup: f64,
     /// What the cluster says goes to this file.
     pub(crate) log: &'p Path,
+}
+
+/// What is waited for when functions are new.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum First {
+    Nothing,
+    /// Each has its init snapshot, and nothing more happens.
+    Snapshots,
+    /// Nothing more happens: where memory is short not all have one.
+    Quiet,
 }
 
 /// What a real run came to.
@@ -119,8 +129,10 @@ async fn measure(cluster: &Cluster, plan: &Plan<'_>, trace: &Trace, programs: &[
         control.apply(FunctionSpec { name: name.clone(), ..spec }.to_toml()).await?;
         targets.push(Some(name));
     }
-    if plan.init_snapshots {
-        settle(&mut control, trace.functions.len()).await?;
+    match plan.first {
+        First::Nothing => {}
+        First::Snapshots => settle(&mut control, trace.functions.len()).await?,
+        First::Quiet => settle(&mut control, 0).await?,
     }
     let dues = Schedule::new(trace, plan.seed, plan.speedup).all();
     let length = Duration::from_secs(60).mul_f64(trace.minutes() as f64 / plan.speedup);
@@ -142,7 +154,7 @@ async fn measure(cluster: &Cluster, plan: &Plan<'_>, trace: &Trace, programs: &[
     Ok(Real { tally, bytes, parts, nodes: plan.nodes, empty_bytes, lead, length, processes })
 }
 
-/// Waits until each function has its init snapshot and nothing more happens.
+/// Waits until there are so many snapshots and nothing more happens.
 async fn settle(control: &mut Control, functions: usize) -> Result<()> {
     let began = Instant::now();
     let (mut quiet_since, mut before) = (Instant::now(), 0);

@@ -22,7 +22,7 @@ use crate::{
     functions::{self, Candidate, Function, Places},
     model::Model,
     record::write_json,
-    replay::{self, Plan},
+    replay::{self, First, Plan},
     sim::world::{Execution, Settings, Trouble, World},
 };
 use report::Report;
@@ -175,7 +175,7 @@ pub(crate) fn main(options: &Options) -> Result<ExitCode> {
         nodes: options.nodes,
         node_memory: options.node_memory,
         config: &options.config(),
-        init_snapshots: !options.no_init_snapshots,
+        first: if options.no_init_snapshots { First::Nothing } else { First::Snapshots },
         seed: options.seed,
         speedup: options.speedup,
         log: &log,

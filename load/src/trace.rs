@@ -163,6 +163,16 @@ impl Trace {
         self.functions.truncate(count);
     }
 
+    /// So many functions at most, evenly spread over all, the first one among them.
+    pub fn thin_out(&mut self, count: usize) {
+        let all = self.functions.len();
+        if count >= all {
+            return;
+        }
+        let kept = (0..count).map(|number| self.functions[number * all / count].clone());
+        self.functions = kept.collect();
+    }
+
     /// So many times the requests in each minute.
     pub fn more_often(&mut self, times: u32) {
         for count in self.functions.iter_mut().flat_map(|function| &mut function.counts) {
@@ -213,6 +223,21 @@ mod tests {
         let left: Vec<_> =
             trace.functions.iter().map(|one| (one.name.as_str(), one.counts.as_slice())).collect();
         assert_eq!(left, [("b", &[20, 0][..]), ("c", &[10, 10]), ("a", &[0, 5])]);
+    }
+
+    #[test]
+    fn those_that_are_kept_are_spread_evenly() {
+        let text: String = (0..10).map(|n| format!("{n},1,1\n")).collect();
+        let kept = |count| {
+            let mut trace = Trace::parse(&format!("f,avg_ms,m1\n{text}")).unwrap();
+            trace.thin_out(count);
+            trace.functions.into_iter().map(|one| one.name).collect::<Vec<_>>().join("")
+        };
+        assert_eq!(
+            (kept(2), kept(5), kept(10), kept(99)),
+            ("05".into(), "02468".into(), "0123456789".into(), "0123456789".into())
+        );
+        assert_eq!(kept(3).len(), 3);
     }
 
     #[test]

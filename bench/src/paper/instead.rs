@@ -63,7 +63,7 @@ pub(super) fn run(options: &Options, found: &mut Found) -> Result<()> {
         for way in WAYS.into_iter().filter(|way| options.host_wide || !way.is_host_wide()) {
             let mut bench =
                 Bench { station: &mut *station, pager: &pager, spec: spec.clone(), sandboxes, cycles };
-            let done = unless_interrupted(bench.measure(way)).await;
+            let done = Box::pin(unless_interrupted(bench.measure(way))).await;
             eprintln!("    {}", line(way, &done));
             ways.push((way, done));
             // What a failed way left must not stand in the next one's account.

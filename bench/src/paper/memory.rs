@@ -33,28 +33,29 @@ struct Held {
 pub(super) fn run(options: &Options, found: &mut Found) -> Result<()> {
     let Found { section, files } = found;
     *section = Section::new("Memory over time under the latency objective", "Fig 9");
-    let workload = Workload::as_the_paper(options)?;
-    section.say(workload.about.clone());
+    let mut csv = Csv::new(&["workload", "policy", "minute", "memory_bytes"]);
+    for workload in [Workload::at_scale(options)?, Workload::as_the_paper(options)?] {
+        section.say(workload.about.clone());
+        let mut runs = Vec::new();
+        for (candidate, paper) in COMPARED {
+            match workload.run(&candidate, 1.0, |settings| settings.policy.alpha = ALPHA) {
+                Ok(outcome) => runs.push((candidate, paper, outcome)),
+                Err(error) => section.warn(format!("{}, {}: {error:#}", workload.name, candidate.name)),
+            }
+        }
+        for (candidate, _, outcome) in &runs {
+            for (minute, bytes) in (1_usize..).zip(&outcome.bytes) {
+                csv.push(row![workload.name, candidate.name, minute, *bytes]);
+            }
+        }
+        tell(section, workload.name, &runs);
+    }
+    files.push(("minutes.csv".into(), csv));
     section.say(format!(
         "The largest pool. medes-latency is the paper's P1 with alpha {ALPHA}: as little memory as keeps starts on average within {ALPHA} times a warm one. What a node holds: sandboxes \
          as the kernel counts them, images, base snapshots, copies of those of other nodes. At the end of each minute, all nodes together."
     ));
     section.warn("The paper subtracts 10 MB for each dedup sandbox, and 45 MB for each in transition in runs of Medes only. Here everything counts, for all alike.");
-    let mut runs = Vec::new();
-    for (candidate, paper) in COMPARED {
-        match workload.run(&candidate, 1.0, |settings| settings.policy.alpha = ALPHA) {
-            Ok(outcome) => runs.push((candidate, paper, outcome)),
-            Err(error) => section.warn(format!("{}: {error:#}", candidate.name)),
-        }
-    }
-    let mut csv = Csv::new(&["policy", "minute", "memory_bytes"]);
-    for (candidate, _, outcome) in &runs {
-        for (minute, bytes) in (1_usize..).zip(&outcome.bytes) {
-            csv.push(row![candidate.name, minute, *bytes]);
-        }
-    }
-    files.push(("minutes.csv".into(), csv));
-    tell(section, &runs);
     Ok(())
 }
 
@@ -76,7 +77,15 @@ fn gib(bytes: f64) -> String {
     format!("{:.2} GiB", bytes / f64::from(1 << 30))
 }
 
-fn tell(section: &mut Section, runs: &[(Candidate, &str, Outcome)]) {
+/// The mean memory under a policy.
+fn mean_of(runs: &[(Candidate, &str, Outcome)]) -> impl Fn(&str) -> f64 {
+    |name| {
+        let run = runs.iter().find(|(candidate, ..)| candidate.name == name);
+        run.map_or(f64::NAN, |(.., outcome)| Held::of(&outcome.bytes).mean)
+    }
+}
+
+fn tell(section: &mut Section, workload: &str, runs: &[(Candidate, &str, Outcome)]) {
     let head = [
         "policy",
         "mean",
@@ -90,12 +99,8 @@ fn tell(section: &mut Section, runs: &[(Candidate, &str, Outcome)]) {
         "paper, cold",
         "p99.9",
     ];
-    let mut sheet = Sheet::new("Memory of all nodes", &head);
-    let mean = |name: &str| {
-        runs.iter()
-            .find(|(one, ..)| one.name == name)
-            .map_or(f64::NAN, |(.., outcome)| Held::of(&outcome.bytes).mean)
-    };
+    let mut sheet = Sheet::new(format!("Memory of all nodes, {workload}"), &head);
+    let mean = mean_of(runs);
     let dash =
         |value: f64, digits: usize| if value.is_nan() { "-".into() } else { format!("{value:.digits$}") };
     for (candidate, paper, outcome) in runs {
@@ -116,24 +121,33 @@ fn tell(section: &mut Section, runs: &[(Candidate, &str, Outcome)]) {
         ]);
     }
     section.sheets.push(sheet);
+    section.drawings.push(over_time(workload, runs));
+    verdicts(section, workload, runs);
+}
+
+fn over_time(workload: &str, runs: &[(Candidate, &str, Outcome)]) -> Drawing {
     let lines = runs.iter().map(|(candidate, _, outcome)| {
         let points = (1_u32..)
             .zip(&outcome.bytes)
             .map(|(minute, bytes)| (f64::from(minute), *bytes as f64 / f64::from(1 << 30)));
         Line { name: candidate.name.into(), points: points.collect() }
     });
-    section.drawings.push(Drawing::Lines(Plot {
-        title: "Memory of all nodes".into(),
+    Drawing::Lines(Plot {
+        title: format!("Memory of all nodes, {workload}"),
         x: "minutes".into(),
         y: "GiB".into(),
         lines: lines.collect(),
-    }));
+    })
+}
+
+fn verdicts(section: &mut Section, workload: &str, runs: &[(Candidate, &str, Outcome)]) {
+    let mean = mean_of(runs);
     let cold = |name: &str| {
         runs.iter().find(|(one, ..)| one.name == name).map_or(f64::NAN, |(.., outcome)| outcome.cold as f64)
     };
     for ours in [P1, OURS] {
         for other in [KEEP_ALIVE, ADAPTIVE] {
-            let against = format!("{} against {}", ours.name, other.name);
+            let against = format!("{} against {} ({workload})", ours.name, other.name);
             section.verdicts.push(Verdict::less(
                 format!("mean memory: {against}"),
                 (mean(ours.name), mean(other.name)),
@@ -148,7 +162,7 @@ fn tell(section: &mut Section, runs: &[(Candidate, &str, Outcome)]) {
     }
     let saved = 1.0 - mean(P1.name) / mean(KEEP_ALIVE.name);
     let paper = published::value("Fig 9", "less memory than fixed", "mean");
-    let what = "memory that medes-latency saves of keep-alive's, against the paper's";
+    let what = format!("memory that medes-latency saves of keep-alive's, against the paper's ({workload})");
     section.verdicts.push(Verdict::more(what, (saved, paper), crate::show::percent));
 }
 

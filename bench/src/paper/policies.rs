@@ -20,9 +20,12 @@ use crate::{
 };
 
 const CDF_POINTS: usize = 200;
+/// Functions that a table can show.
+const BY_FUNCTION_MAX: usize = 10;
 
 /// One simulation.
-pub(super) struct Run {
+struct Run {
+    workload: &'static str,
     candidate: Candidate,
     pool: &'static str,
     outcome: Outcome,
@@ -31,26 +34,31 @@ pub(super) struct Run {
 pub(super) fn run(options: &Options, found: &mut Found) -> Result<()> {
     let Found { section, files } = found;
     *section = Section::new("Cold starts and latency by policy", "Figs 7, 10 and 11");
-    let workload = Workload::as_the_paper(options)?;
-    about(section, &workload);
-    let mut runs = Vec::new();
-    for (pool, part) in POOLS {
-        for candidate in CANDIDATES {
-            match workload.run(&candidate, part, |_| ()) {
-                Ok(outcome) => runs.push(Run { candidate, pool, outcome }),
-                Err(error) => section.warn(format!("{}, {pool}: {error:#}", candidate.name)),
+    about(section);
+    let (mut runs, mut functions) = (Vec::new(), functions_csv());
+    for workload in [Workload::at_scale(options)?, Workload::as_the_paper(options)?] {
+        section.say(workload.about.clone());
+        let first = runs.len();
+        for (pool, part) in POOLS {
+            for candidate in CANDIDATES {
+                match workload.run(&candidate, part, |_| ()) {
+                    Ok(outcome) => runs.push(Run { workload: workload.name, candidate, pool, outcome }),
+                    Err(error) => {
+                        section.warn(format!("{}, {}, {pool}: {error:#}", workload.name, candidate.name));
+                    }
+                }
             }
         }
+        of_functions(&mut functions, &runs[first..], &workload);
+        tell(section, &runs[first..], &workload);
     }
     files.push(("runs.csv".into(), of_runs(&runs)));
-    files.push(("functions.csv".into(), of_functions(&runs, &workload)));
+    files.push(("functions.csv".into(), functions));
     files.push(("cdf.csv".into(), cdf(&runs)));
-    tell(section, &runs, &workload);
     live::run(options, section, files)
 }
 
-fn about(section: &mut Section, workload: &Workload) {
-    section.say(workload.about.clone());
+fn about(section: &mut Section) {
     section.say(
         "The controller's own driver and policies in virtual time. Latency is from a request's arrival to its answer, with all it waited: for a start, for memory, for a free \
          sandbox. Percentiles are those of all requests, at 50, 99 and 99.9; none was chosen afterwards. keep-alive: ten minutes, no dedup (the paper's fixed); hybrid: the histogram \
@@ -69,6 +77,7 @@ fn percentiles(run: &Run) -> Percentiles {
 
 fn of_runs(runs: &[Run]) -> Csv {
     let mut csv = Csv::new(&[
+        "workload",
         "pool",
         "policy",
         "requests",
@@ -92,10 +101,11 @@ fn of_runs(runs: &[Run]) -> Csv {
         "parks",
     ]);
     for run in runs {
-        let Run { candidate, pool, outcome } = run;
+        let Run { workload, candidate, pool, outcome } = run;
         let (answers, waits) = (percentiles(run), outcome.waits.percentiles());
         let sum: u64 = outcome.bytes.iter().sum();
         csv.push(row![
+            *workload,
             *pool,
             candidate.name,
             outcome.requests(),
@@ -122,8 +132,9 @@ fn of_runs(runs: &[Run]) -> Csv {
     csv
 }
 
-fn of_functions(runs: &[Run], workload: &Workload) -> Csv {
-    let head = &[
+fn functions_csv() -> Csv {
+    Csv::new(&[
+        "workload",
         "pool",
         "policy",
         "number",
@@ -133,12 +144,15 @@ fn of_functions(runs: &[Run], workload: &Workload) -> Csv {
         "answer_p50_ms",
         "answer_p99_ms",
         "answer_p999_ms",
-    ];
-    let mut csv = Csv::new(head);
-    for Run { candidate, pool, outcome } in runs {
+    ])
+}
+
+fn of_functions(csv: &mut Csv, runs: &[Run], workload: &Workload) {
+    for Run { candidate, pool, outcome, .. } in runs {
         for (number, of) in &outcome.functions {
             let answers = of.answers.percentiles();
             csv.push(row![
+                workload.name,
                 *pool,
                 candidate.name,
                 *number,
@@ -151,14 +165,13 @@ fn of_functions(runs: &[Run], workload: &Workload) -> Csv {
             ]);
         }
     }
-    csv
 }
 
 fn cdf(runs: &[Run]) -> Csv {
-    let mut csv = Csv::new(&["pool", "policy", "fraction", "answer_ms"]);
-    for Run { candidate, pool, outcome } in runs {
+    let mut csv = Csv::new(&["workload", "pool", "policy", "fraction", "answer_ms"]);
+    for Run { workload, candidate, pool, outcome } in runs {
         for (part, ms) in outcome.answers.distribution(CDF_POINTS) {
-            csv.push(row![*pool, candidate.name, part, ms]);
+            csv.push(row![*workload, *pool, candidate.name, part, ms]);
         }
     }
     csv
@@ -180,9 +193,9 @@ fn tell(section: &mut Section, runs: &[Run], workload: &Workload) {
         "of fixed",
         "paper, of fixed",
     ];
-    let mut sheet = Sheet::new("All requests of all functions", &head);
+    let mut sheet = Sheet::new(format!("All requests of all functions, {}", workload.name), &head);
     for run in runs {
-        let Run { candidate, pool, outcome } = run;
+        let Run { candidate, pool, outcome, .. } = run;
         let answers = percentiles(run);
         let paper = |name| published::value("Fig 10", &format!("cold starts, {pool}"), name);
         let theirs = paper_name(candidate).map_or(f64::NAN, paper);
@@ -198,10 +211,13 @@ fn tell(section: &mut Section, runs: &[Run], workload: &Workload) {
         sheet.push(cells);
     }
     section.sheets.push(sheet);
-    by_function(section, runs, workload);
-    drawings(section, runs);
+    // Of a thousand functions the file has them.
+    if workload.trace.functions.len() <= BY_FUNCTION_MAX {
+        by_function(section, runs, workload);
+    }
+    drawings(section, runs, workload.name);
     for (pool, _) in POOLS {
-        verdicts(section, runs, pool);
+        verdicts(section, runs, (workload.name, pool));
     }
 }
 
@@ -215,7 +231,7 @@ fn by_function(section: &mut Section, runs: &[Run], workload: &Workload) {
         })
         .collect();
     let head = ["function", "policy", "requests", "cold", "p99.9", "paper, cold", "paper, 99.9p"];
-    let mut sheet = Sheet::new("By function, largest pool", &head);
+    let mut sheet = Sheet::new(format!("By function, largest pool, {}", workload.name), &head);
     for number in 0..workload.trace.functions.len() as u32 {
         for run in &shown {
             let Some(of) = run.outcome.functions.get(&number) else { continue };
@@ -239,7 +255,7 @@ fn by_function(section: &mut Section, runs: &[Run], workload: &Workload) {
     section.sheets.push(sheet);
 }
 
-fn drawings(section: &mut Section, runs: &[Run]) {
+fn drawings(section: &mut Section, runs: &[Run], workload: &str) {
     let largest = runs.iter().filter(|run| run.pool == POOLS[0].0);
     let cdf = largest.map(|run| {
         let points = run.outcome.answers.distribution(CDF_POINTS);
@@ -249,7 +265,7 @@ fn drawings(section: &mut Section, runs: &[Run]) {
         }
     });
     let cdf = Plot {
-        title: "End-to-end latency, largest pool".into(),
+        title: format!("End-to-end latency, largest pool, {workload}"),
         x: "log10 of milliseconds".into(),
         y: "fraction of requests".into(),
         lines: cdf.collect(),
@@ -265,14 +281,15 @@ fn drawings(section: &mut Section, runs: &[Run]) {
             Line { name: candidate.name.into(), points: POOLS.iter().rev().filter_map(point).collect() }
         };
         let lines = CANDIDATES.iter().map(line).collect();
-        Drawing::Lines(Plot { title: title.into(), x: "part of the largest pool".into(), y: y.into(), lines })
+        let title = format!("{title}, {workload}");
+        Drawing::Lines(Plot { title, x: "part of the largest pool".into(), y: y.into(), lines })
     };
     section.drawings.push(by_pool("Cold starts by pool", "requests", &|run| run.outcome.cold as f64));
     section.drawings.push(by_pool("99.9th percentile by pool", "ms", &|run| percentiles(run).p999_ms));
 }
 
 /// The paper's policy and ours against each other one that does not dedup.
-fn verdicts(section: &mut Section, runs: &[Run], pool: &str) {
+fn verdicts(section: &mut Section, runs: &[Run], (workload, pool): (&str, &str)) {
     let find = |name: &str| runs.iter().find(|run| run.pool == pool && run.candidate.name == name);
     let pairs = [
         (P2, KEEP_ALIVE.name),
@@ -288,7 +305,7 @@ fn verdicts(section: &mut Section, runs: &[Run], pool: &str) {
             section.warn(format!("{pool}: {} and {other} could not be compared", ours.name));
             continue;
         };
-        let what = |what: &str| format!("{pool} pool, {what}: {} against {other}", ours.name);
+        let what = |what: &str| format!("{workload}, {pool} pool, {what}: {} against {other}", ours.name);
         let count = |value: f64| format!("{value:.0}");
         let mut push = |verdict| section.verdicts.push(verdict);
         let (pa, pb) = (percentiles(a), percentiles(b));

@@ -62,7 +62,7 @@ fn page(states: &[(&str, State)]) -> String {
          compare ratios, not milliseconds.</p>",
     );
     add(&overview(states));
-    add("<h2>Where we lose</h2>");
+    add("<h2>Where we lose, or do not reach the paper's value</h2>");
     add(&verdicts(states, false));
     for (name, state) in states {
         match state {
@@ -72,7 +72,7 @@ fn page(states: &[(&str, State)]) -> String {
                 escaped(why)
             )),
             State::NotRun => {
-                add(&format!("<h2 id=\"{name}\">{name}</h2><p class=\"lost\">It was not run.</p>"))
+                add(&format!("<h2 id=\"{name}\">{name}</h2><p class=\"lost\">It was not run.</p>"));
             }
         }
     }

@@ -62,7 +62,7 @@ struct Swept {
 pub(super) fn run(options: &Options, found: &mut Found) -> Result<()> {
     let Found { section, files } = found;
     *section = Section::new("Sensitivity", "Figs 12 to 16");
-    let workload = Workload::as_the_paper(options)?;
+    let workload = Workload::at_scale(options)?;
     about(section, &workload);
     let mut stored = Vec::new();
     let measure = async |station: &mut Station, function: &Function| {

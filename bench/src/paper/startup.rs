@@ -174,7 +174,7 @@ fn tell(section: &mut Section, rows: &[Row]) {
         parts,
         bars: ours.zip(theirs).flat_map(|(ours, theirs)| [ours, theirs]).collect(),
     }));
-    let ways: [(&str, fn(&Row) -> f64); 4] = [
+    let ways: [Way; 4] = [
         ("cold", |row| row.cold),
         ("clone", |row| row.clone),
         ("restore", |row| row.restore),
@@ -190,6 +190,9 @@ fn tell(section: &mut Section, rows: &[Row]) {
         bars: bars.collect(),
     }));
 }
+
+/// A way's name, and its time.
+type Way = (&'static str, fn(&Row) -> f64);
 
 fn verdicts(section: &mut Section, row: &Row, (theirs, ratios): (f64, (f64, f64))) {
     let name = &row.function;
@@ -222,7 +225,7 @@ mod tests {
     #[test]
     fn steps_are_summed_by_what_the_paper_calls_them() {
         let phase = |name: &'static str, ms| Phase::new(name, Duration::from_millis(ms));
-        let round = |extra| {
+        let round = |extra: u64| {
             vec![phase("open", 1), phase("read_bases", 2 + extra), phase("rebuild", 9), phase("criu", 40)]
         };
         let rounds = [round(0), round(10), round(1)];

@@ -26,6 +26,8 @@ const NODES_MAX: u32 = 19;
 const NODE_BYTES: u64 = 2 << 30;
 /// The paper's pools, of the largest.
 pub(super) const POOLS: [(&str, f64); 3] = [("40G", 1.0), ("30G", 0.75), ("20G", 0.5)];
+/// Of the trace at scale, where a run is to take minutes.
+const QUICK_FUNCTIONS: usize = 200;
 const MADE_UP_FUNCTIONS: u32 = 200;
 const MINUTES: (usize, usize) = (30, 60);
 /// One simulation may take so long.
@@ -78,6 +80,7 @@ pub(super) const CANDIDATES: [Candidate; 12] = [
 
 /// What a cluster is asked, and how large it is.
 pub(super) struct Workload {
+    pub(super) name: &'static str,
     pub(super) trace: Trace,
     pub(super) model: Model,
     pub(super) nodes: u32,
@@ -99,9 +102,39 @@ pub(super) fn paper_name(candidate: &Candidate) -> Option<&'static str> {
     }
 }
 
+/// The ten functions, their rates and their times.
+fn like_the_paper(trace: &mut Trace, model: &Model) -> Result<()> {
+    trace.most_asked(FUNCTIONS);
+    trace.more_often(MORE_OFTEN);
+    for (function, number) in trace.functions.iter_mut().zip(0..) {
+        let ms = published::value("Table 2", "execution", &model.of(number).function);
+        ensure!(ms.is_finite(), "the paper has no function {:?}", model.of(number).function);
+        function.execution = Duration::from_secs_f64(ms / 1e3);
+    }
+    Ok(())
+}
+
+/// Which arrivals a function has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mapping {
+    /// Those of one function of the trace, of the ones that are asked for most.
+    One,
+    /// Those of one function of the trace, of all there are; each is a function of its own.
+    Every,
+}
+
 impl Workload {
-    /// Ten functions as the paper mapped them.
+    /// Ten functions as the paper mapped them: each has the arrivals of one function of the trace.
     pub(super) fn as_the_paper(options: &Options) -> Result<Self> {
+        Self::new(options, Mapping::One)
+    }
+
+    /// All functions of the trace as they are, each with images and bases of its own: a cluster's load.
+    pub(super) fn at_scale(options: &Options) -> Result<Self> {
+        Self::new(options, Mapping::Every)
+    }
+
+    fn new(options: &Options, mapping: Mapping) -> Result<Self> {
         let model = Model::open(options.model.as_deref())?;
         let minutes = options.by_size(MINUTES.0, MINUTES.1);
         let mut trace = match &options.trace {
@@ -110,21 +143,23 @@ impl Workload {
         };
         trace.cut(options.from, Some(minutes));
         ensure!(trace.minutes() > 0, "the trace has no minute {}", options.from);
-        trace.most_asked(FUNCTIONS);
-        trace.more_often(MORE_OFTEN);
-        for (function, number) in trace.functions.iter_mut().zip(0..) {
-            let ms = published::value("Table 2", "execution", &model.of(number).function);
-            ensure!(ms.is_finite(), "the paper has no function {:?}", model.of(number).function);
-            function.execution = Duration::from_secs_f64(ms / 1e3);
+        match mapping {
+            Mapping::One => like_the_paper(&mut trace, &model)?,
+            Mapping::Every => trace.thin_out(options.by_size(QUICK_FUNCTIONS, usize::MAX)),
         }
-        let source = options.trace.as_ref().map_or("a made-up trace".into(), |path| {
-            path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned())
-        });
         let limit = Duration::from_secs(options.by_size(RUN_MAX.0, RUN_MAX.1));
-        let mut workload =
-            Self { trace, model, nodes: 0, node_bytes: 0, seed: options.seed, limit, about: String::new() };
+        let mut workload = Self {
+            name: if mapping == Mapping::One { "as the paper" } else { "at scale" },
+            trace,
+            model,
+            nodes: 0,
+            node_bytes: 0,
+            seed: options.seed,
+            limit,
+            about: String::new(),
+        };
         workload.size()?;
-        workload.about = workload.tell(&source, options.from);
+        workload.about = workload.tell(options, mapping);
         Ok(workload)
     }
 
@@ -139,14 +174,25 @@ impl Workload {
         Ok(())
     }
 
-    fn tell(&self, source: &str, from: usize) -> String {
+    fn tell(&self, options: &Options, mapping: Mapping) -> String {
+        let source = options.trace.as_ref().map_or("a made-up trace".into(), |path| {
+            path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned())
+        });
+        let mapped = match mapping {
+            Mapping::One => {
+                "those that are asked for most, each five times as often and with the time of a request that the paper gives"
+            }
+            Mapping::Every => "evenly spread over all, each with its own arrivals, times and images",
+        };
         let measured: Vec<&str> = self.model.functions.iter().map(|one| one.function.as_str()).collect();
         format!(
-            "Arrivals: {source}, {} minutes from minute {from} on, the {} functions that are asked for most in them, each {MORE_OFTEN} times as often: {} requests. Each is \
-             one of the measured functions in turn ({}), with the time of a request that the paper gives; what starts, dedups and images take was measured on real sandboxes ({}, \
+            "Workload \u{201c}{}\u{201d}: {source}, {} minutes from minute {} on; {} functions, {mapped}: {} requests. Each is \
+             one of the measured functions in turn ({}); what starts, dedups and images take was measured on real sandboxes ({}, \
              commit {}). Nothing is warm at the beginning, and every request counts. {} nodes of {:.0} MiB: together what keep-alive alone would take at most; the smaller pools are \
              three quarters and half of it, as the paper's 30 and 20 GB were of 40.",
+            self.name,
             self.trace.minutes(),
+            options.from,
             self.trace.functions.len(),
             self.trace.requests(),
             measured.join(", "),
@@ -191,7 +237,7 @@ impl Workload {
             trouble: Trouble::default(),
         };
         change(&mut settings);
-        eprintln!("    {name}, {} nodes of {} MiB", settings.nodes, settings.node_bytes >> 20);
+        eprintln!("    {}: {name}, {} nodes of {} MiB", self.name, settings.nodes, settings.node_bytes >> 20);
         World::new(&self.trace, &self.model, settings)
             .run_within(self.limit)
             .with_context(|| format!("simulate {name}"))

@@ -27,7 +27,9 @@ impl Packed {
     pub(super) fn of(images: Images, level: i32) -> Result<Self> {
         let folder = images.path().to_owned();
         let bytes = pack(&folder, level).with_context(|| format!("compress {}", folder.display()))?;
-        Ok(Self { bytes, folder, pipe: images.pipe().to_owned() })
+        let pipe = images.pipe().to_owned();
+        drop(images);
+        Ok(Self { bytes, folder, pipe })
     }
 
     /// Memory it takes.

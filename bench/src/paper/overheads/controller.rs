@@ -33,7 +33,7 @@ pub(super) fn bytes_of_a_sandbox(count: usize) -> Result<f64> {
     });
     let specs: Vec<_> = specs.collect::<Result<_>>()?;
     let settings = Settings { nodes_max: count.div_ceil(PER_NODE), ..Settings::default() };
-    let mut driver = Driver::new(Now::START, settings, PolicySettings::default().build(), specs.into_iter());
+    let mut driver = Driver::new(Now::START, settings, PolicySettings::default().build(), specs);
     let before = resident()?;
     let mut actions = Vec::new();
     for node in 0..count.div_ceil(PER_NODE) {

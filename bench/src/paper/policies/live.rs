@@ -15,7 +15,7 @@ use crate::paper::{
 use crate::{
     functions::{self, Candidate as Program, Function},
     plot::{Line, Plot},
-    replay::{self, Plan, Real},
+    replay::{self, First, Plan, Real},
     show::{mib, ms},
 };
 
@@ -23,7 +23,7 @@ const NODES: u32 = 2;
 /// Small enough that not everything can stay warm.
 const NODE_MEMORY: ByteSize = ByteSize(384 << 20);
 const FUNCTIONS: usize = 12;
-const MINUTES: (usize, usize) = (15, 60);
+const MINUTES: (usize, usize) = (6, 60);
 /// Periods of policies are so many times shorter, too.
 const SPEEDUP: f64 = 10.0;
 /// Functions of the trace run these in turn: small ones, for two agents share two cores with the load.
@@ -66,7 +66,7 @@ pub(super) fn run(options: &Options, section: &mut Section, files: &mut Vec<(Str
             nodes: NODES,
             node_memory: NODE_MEMORY,
             config: &config(compared),
-            init_snapshots,
+            first: if init_snapshots { First::Quiet } else { First::Nothing },
             seed: options.seed,
             speedup: SPEEDUP,
             log: &folder.join("cluster.log"),
@@ -105,7 +105,7 @@ fn trace(options: &Options) -> Result<Trace> {
     };
     trace.cut(options.from, Some(minutes));
     // The last of those: the most asked would never be idle, and two cores could not serve them.
-    trace.most_asked(4 * FUNCTIONS);
+    trace.most_asked(10 * FUNCTIONS);
     let keep: Vec<_> = trace.functions.into_iter().rev().take(FUNCTIONS).collect();
     Ok(Trace { functions: keep })
 }

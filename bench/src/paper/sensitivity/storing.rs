@@ -24,7 +24,7 @@ impl Rule {
     pub(super) const PAPER: Self = Self { chunk_bytes: 64, chunks: 5 };
 
     /// The first chunks of a page whose last two bytes match the pattern, without overlap.
-    fn sample<'p>(self, page: &'p [u8]) -> impl Iterator<Item = &'p [u8]> {
+    fn sample(self, page: &[u8]) -> impl Iterator<Item = &[u8]> {
         let Self { chunk_bytes, chunks } = self;
         let mut next = 0;
         let sampled = page.windows(chunk_bytes).enumerate().filter(move |(at, chunk)| {
