@@ -189,6 +189,8 @@ fn tell(section: &mut Section, runs: &[Run], workload: &Workload) {
         "p50",
         "p99",
         "p99.9",
+        "wait, mean",
+        "wait, p99.9",
         "paper, cold",
         "of fixed",
         "paper, of fixed",
@@ -205,7 +207,8 @@ fn tell(section: &mut Section, runs: &[Run], workload: &Workload) {
         let mut cells = vec![candidate.name.to_owned(), (*pool).to_owned()];
         let counts = [outcome.cold, outcome.cloned, outcome.restored, outcome.unparked, outcome.refused];
         cells.extend(counts.map(|count| count.to_string()));
-        cells.extend([answers.p50_ms, answers.p99_ms, answers.p999_ms].map(ms));
+        let waits = outcome.waits.percentiles();
+        cells.extend([answers.p50_ms, answers.p99_ms, answers.p999_ms, waits.mean_ms, waits.p999_ms].map(ms));
         cells.push(if theirs.is_nan() { "-".into() } else { format!("{theirs:.0}") });
         cells.extend([part(of_fixed), part(theirs / paper("fixed"))]);
         sheet.push(cells);
@@ -315,6 +318,8 @@ fn verdicts(section: &mut Section, runs: &[Run], (workload, pool): (&str, &str))
             ((a.outcome.cold + a.outcome.cloned) as f64, (b.outcome.cold + b.outcome.cloned) as f64),
             count,
         ));
+        let waits = |run: &Run| run.outcome.waits.percentiles().mean_ms;
+        push(Verdict::less(what("mean wait"), (waits(a), waits(b)), ms));
         push(Verdict::less(what("answers, p99"), (pa.p99_ms, pb.p99_ms), ms));
         push(Verdict::less(what("answers, p99.9"), (pa.p999_ms, pb.p999_ms), ms));
     }
