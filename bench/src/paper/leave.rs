@@ -53,7 +53,7 @@ pub(super) fn leave(
     }
     found.section.drawings.iter_mut().for_each(Drawing::clean);
     let kept = Kept {
-        line: Record::here(name).line(),
+        line: without_places(&Record::here(name).line()),
         section: found.section,
         seed,
         seconds: took.as_secs_f64(),
@@ -64,6 +64,15 @@ pub(super) fn leave(
         .with_context(|| format!("write {}", path.display()))?;
     write_json(&folder.join(SECTION), &kept)?;
     report::write(out)
+}
+
+/// What is left here is meant to be committed, and where files lay on a machine is nobody's business.
+fn without_places(line: &str) -> String {
+    let word = |word: &str| match word.rsplit_once('/') {
+        Some((_, name)) if word.starts_with('/') => format!(".../{name}"),
+        _ => word.to_owned(),
+    };
+    line.split(' ').map(word).collect::<Vec<_>>().join(" ")
 }
 
 fn readme(name: &str, kept: &Kept, files: &[(String, Csv)]) -> String {
@@ -96,6 +105,14 @@ fn readme(name: &str, kept: &Kept, files: &[(String, Csv)]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_names_of_files_elsewhere_are_kept() {
+        let line =
+            "Commit x, 2 x y: target/release/medes-bench paper --trace /some/where/a.csv --out target/x";
+        let kept = "Commit x, 2 x y: target/release/medes-bench paper --trace .../a.csv --out target/x";
+        assert_eq!(without_places(line), kept);
+    }
 
     #[test]
     fn a_folder_explains_itself() {

@@ -178,8 +178,7 @@ fn agents(options: &Options, section: &mut Section, out: &mut (&mut Csv, &mut Sh
     let minutes = options.by_size(MINUTES.0, MINUTES.1);
     let trace = made_up::trace(12, minutes, options.seed);
     let medes = options.places.program("medes")?;
-    let folder = options.out.join("overheads");
-    fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
+    fs::create_dir_all(&options.out).with_context(|| format!("create {}", options.out.display()))?;
     let plan = Plan {
         medes: &medes,
         nodes: NODES,
@@ -189,7 +188,7 @@ fn agents(options: &Options, section: &mut Section, out: &mut (&mut Csv, &mut Sh
         first: First::Snapshots,
         seed: options.seed,
         speedup: SPEEDUP,
-        log: &folder.join("cluster.log"),
+        log: &options.out.join("cluster.log"),
     };
     section.say(format!(
         "Agents and controller: `medes up` with {NODES} agents, {} requests of {} functions ({}), {minutes} minutes of a made-up trace {SPEEDUP} times as fast, everything as by default. \

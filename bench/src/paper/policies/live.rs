@@ -44,8 +44,7 @@ pub(super) fn run(options: &Options, section: &mut Section, files: &mut Vec<(Str
     let programs = programs(options)?;
     let trace = trace(options)?;
     let medes = options.places.program("medes")?;
-    let folder = options.out.join("policies");
-    fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
+    fs::create_dir_all(&options.out).with_context(|| format!("create {}", options.out.display()))?;
     section.say(format!(
         "Real runs: `medes up` with {NODES} agents of {} each on this machine, requests through the gateway, {} requests of {} functions, {} minutes of the trace played \
          {SPEEDUP} times as fast with the periods of policies as much shorter (idle, keep-alive, keep-dedup). Functions run {} in turn; requests take what these take. \
@@ -69,7 +68,7 @@ pub(super) fn run(options: &Options, section: &mut Section, files: &mut Vec<(Str
             first: if init_snapshots { First::Quiet } else { First::Nothing },
             seed: options.seed,
             speedup: SPEEDUP,
-            log: &folder.join("cluster.log"),
+            log: &options.out.join("cluster.log"),
         };
         let runtime = tokio::runtime::Runtime::new().context("start the runtime")?;
         match runtime.block_on(replay::run(&plan, &trace, &programs)) {

@@ -1,6 +1,9 @@
 //! Counts bytes of one memory that another one has, too. Pure; equal hashes are never believed without a comparison.
 
-use std::collections::HashMap;
+use std::{
+    collections::HashMap,
+    hash::{BuildHasherDefault, Hasher},
+};
 
 /// What was found.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -58,7 +61,7 @@ pub(super) fn sampled(of: &[u8], with: &[u8], size: usize) -> Same {
 
 /// How much of `of`, in chunks at multiples of their size, is anywhere in `with`.
 pub(super) fn anywhere(of: &[u8], with: &[u8], size: usize) -> Same {
-    let mut wanted: HashMap<u64, Vec<usize>> = HashMap::new();
+    let mut wanted: HashMap<u64, Vec<usize>, BuildHasherDefault<AsItIs>> = HashMap::default();
     let chunks = of.chunks_exact(size);
     let mut same = Same { bytes: (chunks.len() * size) as u64, ..Same::default() };
     for (number, chunk) in chunks.enumerate() {
@@ -103,28 +106,52 @@ fn roll(bytes: &[u8], size: usize, mut tell: impl FnMut(usize, u64)) {
 }
 
 /// Answers most questions for what is not there without a look at the map.
-struct Filter(Vec<u64>);
+struct Filter {
+    bits: Vec<u64>,
+    shift: u32,
+}
 
-const FILTER_BITS: u32 = 26;
+/// Bits for each hash: few more are wrongly let through than one of sixteen.
+const FILTER_BITS_EACH: usize = 16;
 
 impl Filter {
-    fn new<'h>(hashes: impl Iterator<Item = &'h u64>) -> Self {
-        let mut bits = vec![0; 1 << (FILTER_BITS - 6)];
+    /// As small as it may be, so that the processor's caches hold it.
+    fn new<'h>(hashes: impl ExactSizeIterator<Item = &'h u64>) -> Self {
+        let count = (hashes.len() * FILTER_BITS_EACH).next_power_of_two().max(64);
+        let mut filter = Self { bits: vec![0; count / 64], shift: 64 - count.trailing_zeros() };
         for hash in hashes {
-            let (word, bit) = Self::place(*hash);
-            bits[word] |= bit;
+            let (word, bit) = filter.place(*hash);
+            filter.bits[word] |= bit;
         }
-        Self(bits)
+        filter
     }
 
     fn may_have(&self, hash: u64) -> bool {
-        let (word, bit) = Self::place(hash);
-        self.0[word] & bit != 0
+        let (word, bit) = self.place(hash);
+        self.bits[word] & bit != 0
     }
 
-    const fn place(hash: u64) -> (usize, u64) {
-        let at = hash.wrapping_mul(FACTOR) >> (64 - FILTER_BITS);
+    const fn place(&self, hash: u64) -> (usize, u64) {
+        let at = hash.wrapping_mul(FACTOR) >> self.shift;
         ((at >> 6) as usize, 1 << (at & 63))
+    }
+}
+
+/// A key that is a hash already.
+#[derive(Debug, Default)]
+struct AsItIs(u64);
+
+impl Hasher for AsItIs {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.0 = self.0.wrapping_mul(FACTOR).wrapping_add(u64::from(*byte)));
+    }
+
+    fn write_u64(&mut self, key: u64) {
+        self.0 = key.wrapping_mul(FACTOR);
     }
 }
 
