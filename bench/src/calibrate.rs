@@ -14,7 +14,7 @@ use medes_agent::{base, pager::Pager};
 use medes_proto::{function::FunctionSpec, registry::SnapshotPlace};
 
 use crate::{
-    experiment,
+    experiment::{self, Became},
     functions::{self, Candidate, Function, Places},
     model::{FunctionModel, Model},
     record::{Record, write_json},
@@ -22,7 +22,6 @@ use crate::{
 };
 use round::{Bench, Found};
 
-const PAGER_THREADS: usize = 2;
 /// Bases and dedups without one: seldom needed, and slow.
 const FEW: u32 = 5;
 const QUICK_ROUNDS: u32 = 3;
@@ -60,9 +59,7 @@ pub(crate) fn main(options: &Options) -> Result<ExitCode> {
     let record = Record::here("calibrate");
     let mut model = Model::measured(&record, Vec::new());
     station::at(agent, async |station: &mut Station| {
-        let program = std::env::current_exe().context("find this program")?.with_file_name("medes-agent");
-        let starter = (station.roads.reaper.clone(), program);
-        let pager = Pager::start(PAGER_THREADS, station.host.guard(), starter).context("start the pager")?;
+        let pager = station.pager()?;
         measure(station, &pager, candidates, options, &mut model).await
     })?;
     model.check()?;
@@ -77,22 +74,21 @@ async fn measure(
     options: &Options,
     model: &mut Model,
 ) -> Result<()> {
-    for candidate in candidates {
-        eprintln!("{}", candidate.name());
-        match candidate {
-            Candidate::Skipped { reason, .. } => eprintln!("    skipped: {reason}"),
-            Candidate::Ready(function) => {
-                let name = function.name.clone();
-                let measured = measure_one(station, pager, &function, options).await;
-                model.functions.push(measured.with_context(|| format!("measure {name}"))?);
-                // What was measured is kept, whatever becomes of the next one.
-                write_json(&options.out, model)?;
-            }
-        }
+    let one = async |station: &mut Station, function: &Function| {
+        let measured = measure_one(station, pager, function, options).await;
         station.be_late(None)?;
-        station.clear().await?;
-    }
-    Ok(())
+        measured
+    };
+    experiment::each(station, candidates, one, |function, became| {
+        match became {
+            Became::Measured(measured) => model.functions.push(measured),
+            Became::Skipped(_) => return Ok(()),
+            Became::Failed(error) => return Err(error.context(format!("measure {function}"))),
+        }
+        // What was measured is kept, whatever becomes of the next one.
+        write_json(&options.out, model)
+    })
+    .await
 }
 
 async fn measure_one(

@@ -124,6 +124,11 @@ impl Cluster {
         }
     }
 
+    /// Its process: controller and agents are children of it.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// The last lines the cluster wrote, each on a line of its own; empty if there are none.
     pub(crate) fn log_tail(&self) -> String {
         // Only to make an error easier to understand; without a log the error stands for itself.

@@ -1,10 +1,10 @@
 //! How small and how fast the dedup engine makes real memory, against everything else that could store it.
 
-mod clock;
-mod dump;
+pub(crate) mod clock;
+pub(crate) mod dump;
 mod dumps;
 mod methods;
-mod ours;
+pub(crate) mod ours;
 pub(crate) mod probe;
 mod report;
 mod speed;
@@ -18,7 +18,8 @@ use anyhow::{Context, Result, ensure};
 use clap::Args;
 
 use crate::{
-    functions::{self, Candidate, Places},
+    experiment::{self, Became},
+    functions::{self, Candidate, Function, Places},
     record::write_json,
     station::{self, Station},
 };
@@ -85,18 +86,12 @@ fn make_dumps(options: &Options, images: &Path) -> Result<()> {
 }
 
 async fn dump_each(station: &mut Station, candidates: Vec<Candidate>, images: &Path) -> Result<()> {
-    let count = candidates.len();
-    for (at, candidate) in candidates.into_iter().enumerate() {
-        eprintln!("[{}/{count}] dump {}", at + 1, candidate.name());
-        match candidate {
-            Candidate::Skipped { reason, .. } => eprintln!("    skipped: {reason}"),
-            Candidate::Ready(function) => {
-                dumps::make(station, &function, images).await?;
-                station.clear().await?;
-            }
-        }
-    }
-    Ok(())
+    let one = async |station: &mut Station, function: &Function| dumps::make(station, function, images).await;
+    experiment::each(station, candidates, one, |function, became| match became {
+        Became::Failed(error) => Err(error.context(format!("dump {function}"))),
+        Became::Measured(()) | Became::Skipped(_) => Ok(()),
+    })
+    .await
 }
 
 /// A page that does not come back ends it.

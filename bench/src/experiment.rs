@@ -7,7 +7,7 @@ use clap::Args;
 use serde::Serialize;
 
 use crate::{
-    functions::{self, Candidate, Places},
+    functions::{self, Candidate, Function, Places},
     record::write_json,
     station::{self, Station},
 };
@@ -64,6 +64,45 @@ pub(crate) fn run<R: Report>(
     println!("{}", report.tables());
     measured?;
     Ok(if report.is_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// What became of one function.
+#[derive(Debug)]
+pub(crate) enum Became<T> {
+    Measured(T),
+    /// This machine cannot run it; the reason.
+    Skipped(String),
+    Failed(anyhow::Error),
+}
+
+/// Measures one function after the other on a node, and has each told what became of it.
+pub(crate) async fn each<T>(
+    station: &mut Station,
+    candidates: Vec<Candidate>,
+    mut measure: impl AsyncFnMut(&mut Station, &Function) -> Result<T>,
+    mut tell: impl FnMut(String, Became<T>) -> Result<()>,
+) -> Result<()> {
+    let count = candidates.len();
+    for (at, candidate) in candidates.into_iter().enumerate() {
+        let function = candidate.name().to_owned();
+        eprintln!("[{}/{count}] {function}", at + 1);
+        let became = match candidate {
+            Candidate::Skipped { reason, .. } => Became::Skipped(reason),
+            Candidate::Ready(ready) => match measure(station, &ready).await {
+                Ok(measured) => Became::Measured(measured),
+                Err(error) => Became::Failed(error),
+            },
+        };
+        match &became {
+            Became::Measured(_) => {}
+            Became::Skipped(reason) => eprintln!("    skipped: {reason}"),
+            Became::Failed(error) => eprintln!("    failed: {error:#}"),
+        }
+        // A failed function may leave a sandbox; the next one must not find its memory taken.
+        station.clear().await?;
+        tell(function, became)?;
+    }
+    Ok(())
 }
 
 /// Somebody may mean to measure.

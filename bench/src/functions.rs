@@ -33,6 +33,9 @@ const MODULES: [(&str, &str, &str); 1] = [("model-serve", "torch", "Debian's pac
 /// Programs that a machine may lack, where the function file does not name them itself.
 const HELPERS: [(&str, &str, &str); 1] = [("store", "redis-server", "Debian's package redis-server has it")];
 
+/// The environment's name for the seed of a function's data, and one that is shared. Any will do.
+pub(crate) const SHARED_SEED: (&str, &str) = ("MEDES_SEED", "20220405");
+
 /// Where things are. `cargo xtask` sets the environment, so that nothing here knows the repository.
 #[derive(Debug, Args)]
 pub(crate) struct Places {

@@ -10,8 +10,11 @@ mod functions;
 mod gateway;
 mod model;
 mod pages;
+mod paper;
 mod plot;
+mod processes;
 mod record;
+mod replay;
 mod restore;
 mod reuse;
 mod scratch;
@@ -57,6 +60,22 @@ enum Experiment {
     Sim(sim::Options),
     /// Runs the same requests on a real cluster and in a simulation, and says how far they are apart
     Validate(validate::Options),
+    /// The whole set of the paper's experiments, one after the other, with one report
+    Paper(paper::All),
+    /// How much of a sandbox another one has, by chunk size (Fig 1)
+    Redundancy(paper::Options),
+    /// Cold, clone, restore, unpark: how long, and what a restore is made of (Fig 8)
+    Startup(paper::Options),
+    /// Cold starts and latency by policy, simulated and real (Figs 7, 10, 11)
+    Policies(paper::Options),
+    /// Memory over time under the latency objective (Fig 9)
+    Memory(paper::Options),
+    /// Keep-alive, keep-dedup, chunk size, chunks per page, ASLR, bases (Figs 12 to 16)
+    Sensitivity(paper::Options),
+    /// KSM, zram, plain CRIU images with and without zstd, keep-alive, and ours
+    Instead(paper::Options),
+    /// What agents, controller and registry take
+    Overheads(paper::Options),
     /// Stores one target and says what that took; started by `engine`
     #[command(hide = true)]
     EngineProbe(engine::probe::Options),
@@ -78,6 +97,14 @@ fn main() -> ExitCode {
         Experiment::Calibrate(options) => calibrate::main(&options),
         Experiment::Sim(options) => sim::main(&options),
         Experiment::Validate(options) => validate::main(&options),
+        Experiment::Paper(options) => paper::main(&options),
+        Experiment::Redundancy(options) => paper::one(&options, &paper::REDUNDANCY),
+        Experiment::Startup(options) => paper::one(&options, &paper::STARTUP),
+        Experiment::Policies(options) => paper::one(&options, &paper::POLICIES),
+        Experiment::Memory(options) => paper::one(&options, &paper::MEMORY),
+        Experiment::Sensitivity(options) => paper::one(&options, &paper::SENSITIVITY),
+        Experiment::Instead(options) => paper::one(&options, &paper::INSTEAD),
+        Experiment::Overheads(options) => paper::one(&options, &paper::OVERHEADS),
         Experiment::EngineProbe(options) => engine::probe::main(&options),
     };
     match done {

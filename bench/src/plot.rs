@@ -1,7 +1,11 @@
 //! Lines on a page: SVG inside one HTML file that needs nothing from elsewhere, in the colours of the reader's choice.
 
+pub(crate) mod bars;
+
+use serde::{Deserialize, Serialize};
+
 /// Some lines over one axis.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Plot {
     /// What it shows.
     pub(crate) title: String,
@@ -14,7 +18,7 @@ pub(crate) struct Plot {
 }
 
 /// One line: its name and its points, from left to right. What is no number is left out.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Line {
     pub(crate) name: String,
     pub(crate) points: Vec<(f64, f64)>,
@@ -101,21 +105,26 @@ impl Plot {
         svg
     }
 
-    fn figure(&self) -> String {
-        let mut legend = String::new();
-        for (number, line) in self.lines.iter().enumerate() {
-            let (colour, dash) = style(number);
-            legend.push_str(&format!(
-                "<span><svg class=\"key\" viewBox=\"0 0 24 8\"><path class=\"line\" stroke=\"{colour}\" stroke-dasharray=\"{dash}\" d=\"M0 4H24\"/></svg>{}</span> ",
-                escaped(&line.name)
-            ));
-        }
-        format!(
-            "<figure>\n<figcaption>{}</figcaption>\n{}<div class=\"legend\">{legend}</div>\n</figure>\n",
-            escaped(&self.title),
-            self.svg()
-        )
+    /// With title and legend.
+    pub(crate) fn figure(&self) -> String {
+        figure(&self.title, &self.svg(), self.lines.iter().map(|line| line.name.as_str()))
     }
+}
+
+/// A drawing with its title, and what its colours mean.
+fn figure<'n>(title: &str, svg: &str, names: impl Iterator<Item = &'n str>) -> String {
+    let mut legend = String::new();
+    for (number, name) in names.enumerate() {
+        let (colour, dash) = style(number);
+        legend.push_str(&format!(
+            "<span><svg class=\"key\" viewBox=\"0 0 24 8\"><path class=\"line\" stroke=\"{colour}\" stroke-dasharray=\"{dash}\" d=\"M0 4H24\"/></svg>{}</span> ",
+            escaped(name)
+        ));
+    }
+    format!(
+        "<figure>\n<figcaption>{}</figcaption>\n{svg}<div class=\"legend\">{legend}</div>\n</figure>\n",
+        escaped(title)
+    )
 }
 
 /// A whole page: a heading, a paragraph, plots, and a table as text.
@@ -131,7 +140,8 @@ pub(crate) fn page(title: &str, about: &str, plots: &[Plot], table: &str) -> Str
     )
 }
 
-const STYLE: &str = ":root{color-scheme:light dark}body{font:15px/1.5 sans-serif;max-width:60em;margin:2em auto;padding:0 1em}\
+/// What every page looks like, light or dark.
+pub(crate) const STYLE: &str = ":root{color-scheme:light dark}body{font:15px/1.5 sans-serif;max-width:60em;margin:2em auto;padding:0 1em}\
 figure{margin:2em 0}figcaption{font-weight:bold}svg{width:100%;height:auto}text{font-size:12px;fill:currentColor}\
 .grid{stroke:currentColor;opacity:.2}.line{fill:none;stroke-width:2}.legend span{margin-right:1em;white-space:nowrap}\
 .key{width:24px;height:8px;margin-right:.3em}pre{overflow:auto;font-size:13px}";
@@ -167,7 +177,8 @@ fn short(value: f64) -> String {
     }
 }
 
-fn escaped(text: &str) -> String {
+/// Text as HTML has it.
+pub(crate) fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 

@@ -14,7 +14,7 @@ use clap::Args;
 use medes_proto::function::FunctionSpec;
 
 use crate::{
-    experiment::{self, Subjects},
+    experiment::{self, Became, Subjects},
     functions::{Candidate, Function},
     station::Station,
 };
@@ -49,25 +49,16 @@ async fn measure(
     rounds: u32,
     report: &mut Report,
 ) -> Result<()> {
-    let count = candidates.len();
-    for (at, candidate) in candidates.into_iter().enumerate() {
-        let function = candidate.name().to_owned();
-        eprintln!("[{}/{count}] {function}", at + 1);
-        let row = match candidate {
-            Candidate::Skipped { reason, .. } => Row::Skipped { function, reason },
-            Candidate::Ready(ready) => match measure_one(station, &ready, rounds).await {
-                Ok(done) => Row::measured(function, &done),
-                Err(error) => Row::Failed { function, reason: format!("{error:#}") },
-            },
-        };
-        if let Row::Skipped { reason, .. } | Row::Failed { reason, .. } = &row {
-            eprintln!("    {}: {reason}", row.outcome());
-        }
-        report.rows.push(row);
-        // A failed function may leave a sandbox; the next one must not find its memory taken.
-        station.clear().await?;
-    }
-    Ok(())
+    let one = async |station: &mut Station, function: &Function| measure_one(station, function, rounds).await;
+    experiment::each(station, candidates, one, |function, became| {
+        report.rows.push(match became {
+            Became::Measured(done) => Row::measured(function, &done),
+            Became::Skipped(reason) => Row::Skipped { function, reason },
+            Became::Failed(error) => Row::Failed { function, reason: format!("{error:#}") },
+        });
+        Ok(())
+    })
+    .await
 }
 
 /// All rounds of one function, against one base snapshot of another sandbox.

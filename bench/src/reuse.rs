@@ -26,8 +26,8 @@ use medes_agent::{
 use medes_proto::{function::FunctionSpec, ids::SandboxId};
 
 use crate::{
-    experiment::{self, Subjects},
-    functions::Candidate,
+    experiment::{self, Became, Subjects},
+    functions::{Candidate, Function},
     station::{Station, ask::ask},
 };
 use report::{Cycle, Report, Row, Way};
@@ -63,19 +63,19 @@ async fn measure(
     options: &Options,
     report: &mut Report,
 ) -> Result<()> {
-    for candidate in candidates {
-        eprintln!("{}", candidate.name());
-        match candidate {
-            Candidate::Skipped { reason, .. } => eprintln!("    skipped: {reason}"),
-            Candidate::Ready(function) => {
-                let spec = FunctionSpec::from_toml(&function.toml).context("read its function file")?;
-                let row = measure_one(station, Arc::new(spec), Row::new(function.name), options).await;
-                station.clear().await?;
-                report.rows.push(row?);
-            }
+    let one = async |station: &mut Station, function: &Function| {
+        let spec = FunctionSpec::from_toml(&function.toml).context("read its function file")?;
+        measure_one(station, Arc::new(spec), Row::new(function.name.clone()), options).await
+    };
+    experiment::each(station, candidates, one, |_, became| {
+        match became {
+            Became::Measured(row) => report.rows.push(row),
+            Became::Skipped(_) => {}
+            Became::Failed(error) => return Err(error),
         }
-    }
-    Ok(())
+        Ok(())
+    })
+    .await
 }
 
 /// A sandbox that always goes the same way.

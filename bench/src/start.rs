@@ -24,7 +24,7 @@ use medes_proto::{function::FunctionSpec, registry::SnapshotPlace, sandbox::Phas
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    experiment::{self, Subjects},
+    experiment::{self, Became, Subjects},
     functions::{Candidate, Function},
     station::{
         Station,
@@ -35,7 +35,6 @@ use report::{Report, Row};
 
 /// Parks and unparks of which no answer is timed: so often memory must come back.
 const CYCLES: u32 = 20;
-const PAGER_THREADS: usize = 2;
 /// Of its pages so many may stay, the second time.
 const RESIDENT_PERCENT: u32 = 10;
 /// The request whose times are compared, the same for every way.
@@ -57,23 +56,25 @@ pub(crate) struct Options {
 
 /// What one function brought. Times are in milliseconds.
 #[derive(Debug, Default)]
-struct Measured {
-    cold: Vec<f64>,
-    warm: Vec<f64>,
-    unpark: Vec<f64>,
+pub(crate) struct Measured {
+    pub(crate) cold: Vec<f64>,
+    pub(crate) warm: Vec<f64>,
+    pub(crate) unpark: Vec<f64>,
     /// While some of what is touched had stayed.
     unpark_resident: Vec<f64>,
     resident_memory: Usage,
-    restore: Vec<f64>,
+    pub(crate) restore: Vec<f64>,
+    /// Steps of each restore whose memory comes back whole, before its answer.
+    pub(crate) restore_phases: Vec<Vec<Phase>>,
     /// While its memory comes as it is touched.
     restore_late: Vec<f64>,
-    clone: Vec<f64>,
+    pub(crate) clone: Vec<f64>,
     clone_late: Vec<f64>,
     /// After its first answer, as the kernel counts it.
     clone_memory: Usage,
     clone_late_memory: Usage,
-    clone_phases: Vec<Phase>,
-    clone_late_phases: Vec<Phase>,
+    pub(crate) clone_phases: Vec<Vec<Phase>>,
+    clone_late_phases: Vec<Vec<Phase>>,
     first_park: Vec<f64>,
     park: Vec<f64>,
     park_phases: Vec<Vec<Phase>>,
@@ -88,9 +89,7 @@ struct Measured {
 pub(crate) fn main(options: &Options) -> Result<ExitCode> {
     let rounds = if options.quick { QUICK_ROUNDS } else { options.rounds };
     let measure = async |station: &mut Station, candidates, report: &mut Report| {
-        let program = std::env::current_exe().context("find this program")?.with_file_name("medes-agent");
-        let starter = (station.roads.reaper.clone(), program);
-        let pager = Pager::start(PAGER_THREADS, station.host.guard(), starter).context("start the pager")?;
+        let pager = station.pager()?;
         measure(station, &pager, candidates, rounds, report).await
     };
     experiment::run(&options.subjects, &[], Report::new(rounds), measure)
@@ -103,27 +102,22 @@ async fn measure(
     rounds: u32,
     report: &mut Report,
 ) -> Result<()> {
-    for candidate in candidates {
-        let function = candidate.name().to_owned();
-        eprintln!("{function}");
-        let row = match candidate {
-            Candidate::Skipped { reason, .. } => Row::Skipped { function, reason },
-            Candidate::Ready(ready) => match measure_one(station, pager, &ready, rounds).await {
-                Ok(done) => Row::measured(function, &done),
-                Err(error) => Row::Failed { function, reason: format!("{error:#}") },
-            },
-        };
-        if let Row::Skipped { reason, .. } | Row::Failed { reason, .. } = &row {
-            eprintln!("    {reason}");
-        }
-        report.rows.push(row);
-        // A failed function may leave a sandbox; the next one must not find its memory taken.
-        station.clear().await?;
-    }
-    Ok(())
+    let one = async |station: &mut Station, function: &Function| {
+        measure_one(station, pager, function, rounds).await
+    };
+    experiment::each(station, candidates, one, |function, became| {
+        report.rows.push(match became {
+            Became::Measured(done) => Row::measured(function, &done),
+            Became::Skipped(reason) => Row::Skipped { function, reason },
+            Became::Failed(error) => Row::Failed { function, reason: format!("{error:#}") },
+        });
+        Ok(())
+    })
+    .await
 }
 
-async fn measure_one(
+/// Everything about one function, each way gone `rounds` times.
+pub(crate) async fn measure_one(
     station: &mut Station,
     pager: &Pager,
     function: &Function,
@@ -188,7 +182,8 @@ async fn by_cloning(
         false => (&mut measured.clone, &mut measured.clone_memory, &mut measured.clone_phases),
     };
     times.push(took);
-    (*memory, *steps) = (warm.housing.usage(), phases);
+    *memory = warm.housing.usage();
+    steps.push(phases);
     timed(&warm, Instant::now(), &mut last).await?;
     station.remove(sandbox, &warm.housing).await
 }
@@ -217,12 +212,14 @@ async fn by_dedup(
         measured.dedup_bytes = deduped.stored_bytes;
         station.be_late(late.then(|| pager.clone()))?;
         let began = Instant::now();
-        warm = match restore::restore(&station.roads, stored, false).await {
-            Ok((warm, _)) => warm,
-            Err(not) => return Err(not.error).context("restore"),
-        };
+        let restored = restore::restore(&station.roads, stored, false).await;
+        let (back, restored) = restored.map_err(|not| not.error).context("restore")?;
+        warm = back;
         let times = if late { &mut measured.restore_late } else { &mut measured.restore };
         times.push(timed(&warm, began, &mut last).await?);
+        if !late {
+            measured.restore_phases.push(restored.phases);
+        }
         station.be_late(None)?;
     }
     station.remove(sandbox, &warm.housing).await

@@ -37,6 +37,7 @@ use crate::scratch::Scratch;
 const IMAGES_BYTES_MAX: u64 = 4 << 30;
 const RESTORE_WORKERS: usize = 2;
 const THREADS_MAX: usize = 8;
+const PAGER_THREADS: usize = 2;
 /// A call to the registry that takes longer has failed.
 const REGISTRY_MAX: Duration = Duration::from_secs(20);
 const STOP_MAX: Duration = Duration::from_secs(15);
@@ -123,6 +124,12 @@ impl Station {
         self.cgroups.insert(sandbox, housing.cgroup().clone());
         let tree = housing.launch().await.context("start a sandbox")?;
         Ok(Warm::new(spec.clone(), housing, tree))
+    }
+
+    /// A pager of this node.
+    pub(crate) fn pager(&self) -> Result<Pager> {
+        let starter = (self.roads.reaper.clone(), self.program.clone());
+        Pager::start(PAGER_THREADS, self.host.guard(), starter).context("start the pager")
     }
 
     /// From now on sandboxes have their memory as they touch it, or all of it before they run.

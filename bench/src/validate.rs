@@ -4,7 +4,6 @@
 //! Each function of the trace is deployed as a function of its own, whose program is that of one of the benchmark functions in turn.
 //! Requests take as long as that program does; what the trace says of their time is not used.
 
-mod real;
 mod report;
 
 use std::{path::PathBuf, process::ExitCode, time::Duration};
@@ -23,6 +22,7 @@ use crate::{
     functions::{self, Candidate, Function, Places},
     model::Model,
     record::write_json,
+    replay::{self, First, Plan},
     sim::world::{Execution, Settings, Trouble, World},
 };
 use report::Report;
@@ -169,7 +169,18 @@ pub(crate) fn main(options: &Options) -> Result<ExitCode> {
     programs.sort_by_key(place);
     std::fs::create_dir_all(&options.out).with_context(|| format!("create {}", options.out.display()))?;
     let runtime = tokio::runtime::Runtime::new().context("start the runtime")?;
-    let real = runtime.block_on(real::run(options, &trace, &programs))?;
+    let (medes, log) = (options.places.program("medes")?, options.out.join("cluster.log"));
+    let plan = Plan {
+        medes: &medes,
+        nodes: options.nodes,
+        node_memory: options.node_memory,
+        config: &options.config(),
+        first: if options.no_init_snapshots { First::Nothing } else { First::Snapshots },
+        seed: options.seed,
+        speedup: options.speedup,
+        log: &log,
+    };
+    let real = runtime.block_on(replay::run(&plan, &trace, &programs))?;
     drop(runtime);
     let settings = options.settings(real.empty_bytes, real.lead);
     let simulated = World::new(&trace, &model, settings).run().context("simulate the same")?;

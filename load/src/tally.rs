@@ -60,6 +60,19 @@ impl Times {
     }
 }
 
+impl Times {
+    /// So many points of their distribution, evenly spread, the last one the longest: the part of all that is not above, and that time in milliseconds.
+    pub fn distribution(&self, points: usize) -> Vec<(f64, f64)> {
+        let mut sorted = self.0.clone();
+        sorted.sort_unstable();
+        let at = |point: usize| {
+            let rank = (sorted.len() * point).div_ceil(points).max(1);
+            Some((point as f64 / points as f64, f64::from(*sorted.get(rank - 1)?) / 1e3))
+        };
+        (1..=points).filter_map(at).collect()
+    }
+}
+
 /// Failures of one kind.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Failures {
@@ -119,6 +132,11 @@ impl Tally {
         self.all.percentiles()
     }
 
+    /// Points of the distribution of all answers.
+    pub fn distribution(&self, points: usize) -> Vec<(f64, f64)> {
+        self.all.distribution(points)
+    }
+
     /// The same by how their sandbox came to be ready.
     pub fn by_start(&self) -> impl Iterator<Item = (&'static str, Percentiles)> {
         self.starts.iter().map(|(start, times)| (*start, times.percentiles()))
@@ -140,6 +158,14 @@ mod tests {
         let mut one = Times::default();
         one.add(Duration::from_micros(1_500));
         assert_eq!((one.percentiles().p50_ms, one.percentiles().p999_ms), (1.5, 1.5));
+    }
+
+    #[test]
+    fn a_distribution_ends_with_the_longest() {
+        let mut times = Times::default();
+        (1..=10).rev().for_each(|ms| times.add(Duration::from_millis(ms)));
+        assert_eq!(times.distribution(2), [(0.5, 5.0), (1.0, 10.0)]);
+        assert_eq!(Times::default().distribution(3), []);
     }
 
     #[test]

@@ -155,6 +155,31 @@ impl Trace {
         }
     }
 
+    /// The functions that are asked for most, so many of them, the first one most; of two alike the one that comes first.
+    pub fn most_asked(&mut self, count: usize) {
+        self.functions.sort_by_key(|function| {
+            std::cmp::Reverse(function.counts.iter().map(|count| u64::from(*count)).sum::<u64>())
+        });
+        self.functions.truncate(count);
+    }
+
+    /// So many functions at most, evenly spread over all, the first one among them.
+    pub fn thin_out(&mut self, count: usize) {
+        let all = self.functions.len();
+        if count >= all {
+            return;
+        }
+        let kept = (0..count).map(|number| self.functions[number * all / count].clone());
+        self.functions = kept.collect();
+    }
+
+    /// So many times the requests in each minute.
+    pub fn more_often(&mut self, times: u32) {
+        for count in self.functions.iter_mut().flat_map(|function| &mut function.counts) {
+            *count = count.saturating_mul(times);
+        }
+    }
+
     /// Every function so many times: a larger cluster's trace.
     pub fn repeat(&mut self, times: u32) {
         let once = self.functions.clone();
@@ -189,6 +214,31 @@ mod tests {
     use super::*;
 
     const TEXT: &str = "HashFunction,avg_ms,memory,m1,m2\na,1500,90,0,3\nb,20,90,1,0\n";
+
+    #[test]
+    fn the_most_asked_are_left_and_asked_more() {
+        let mut trace = Trace::parse("f,avg_ms,m1,m2\na,1,0,1\nb,1,4,0\nc,1,2,2\nd,1,0,0\n").unwrap();
+        trace.most_asked(3);
+        trace.more_often(5);
+        let left: Vec<_> =
+            trace.functions.iter().map(|one| (one.name.as_str(), one.counts.as_slice())).collect();
+        assert_eq!(left, [("b", &[20, 0][..]), ("c", &[10, 10]), ("a", &[0, 5])]);
+    }
+
+    #[test]
+    fn those_that_are_kept_are_spread_evenly() {
+        let text: String = (0..10).map(|n| format!("{n},1,1\n")).collect();
+        let kept = |count| {
+            let mut trace = Trace::parse(&format!("f,avg_ms,m1\n{text}")).unwrap();
+            trace.thin_out(count);
+            trace.functions.into_iter().map(|one| one.name).collect::<Vec<_>>().join("")
+        };
+        assert_eq!(
+            (kept(2), kept(5), kept(10), kept(99)),
+            ("05".into(), "02468".into(), "0123456789".into(), "0123456789".into())
+        );
+        assert_eq!(kept(3).len(), 3);
+    }
 
     #[test]
     fn lines_become_functions() {

@@ -6,7 +6,7 @@ use nix::{
 };
 
 /// What came out, and the seconds of the processor that this thread took for it: other programs on the machine do not count.
-pub(super) fn timed<T>(work: impl FnOnce() -> T) -> (T, f64) {
+pub(crate) fn timed<T>(work: impl FnOnce() -> T) -> (T, f64) {
     let start = now();
     let result = work();
     (result, seconds(now() - start))

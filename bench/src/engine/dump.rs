@@ -16,25 +16,25 @@ use medes_dedup::{
 
 /// The memory of a sandbox: all pages of all its pages files, one after the other.
 #[derive(Debug, Default)]
-pub(super) struct Dump {
-    pub(super) bytes: Vec<u8>,
+pub(crate) struct Dump {
+    pub(crate) bytes: Vec<u8>,
     /// One for each process and for each piece of shared memory.
-    pub(super) parts: Vec<Part>,
+    pub(crate) parts: Vec<Part>,
 }
 
 /// Pages that share an address space.
 #[derive(Debug)]
-pub(super) struct Part {
+pub(crate) struct Part {
     /// Which pages of the dump.
-    pub(super) pages: Range<usize>,
+    pub(crate) pages: Range<usize>,
     /// Address of each page, rising.
-    pub(super) addresses: Vec<u64>,
-    pub(super) mappings: Mappings,
+    pub(crate) addresses: Vec<u64>,
+    pub(crate) mappings: Mappings,
 }
 
 impl Dump {
     /// Reads a folder as CRIU leaves it.
-    pub(super) fn read(folder: &Path) -> Result<Self> {
+    pub(crate) fn read(folder: &Path) -> Result<Self> {
         let images = ImageSet::read(folder)?;
         let mut mappings = images.mappings(folder)?;
         let mut dump = Self::default();
@@ -53,14 +53,14 @@ impl Dump {
     }
 
     /// Adds pages that share an address space.
-    pub(super) fn push(&mut self, bytes: &[u8], addresses: Vec<u64>, mappings: Mappings) {
+    pub(crate) fn push(&mut self, bytes: &[u8], addresses: Vec<u64>, mappings: Mappings) {
         let first = self.bytes.len() / PAGE_BYTES;
         self.bytes.extend_from_slice(bytes);
         self.parts.push(Part { pages: first..first + addresses.len(), addresses, mappings });
     }
 
     /// All pages.
-    pub(super) fn pages(&self) -> &[Page] {
+    pub(crate) fn pages(&self) -> &[Page] {
         self.bytes.as_chunks().0
     }
 }

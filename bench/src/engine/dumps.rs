@@ -22,7 +22,7 @@ use medes_agent::roads::{Stopwatch, Warm, blocking};
 use medes_proto::function::FunctionSpec;
 
 use crate::{
-    functions::Function,
+    functions::{Function, SHARED_SEED},
     station::{
         Station,
         ask::ask,
@@ -36,8 +36,6 @@ const CLONES: u64 = 2;
 const CLONE_REQUESTS: u64 = 20;
 /// Requests of one sandbox have numbers that no other one's have.
 const REQUESTS_APART: u64 = 1000;
-/// The environment's name for the seed of a function's data, and the one that is shared. Any will do.
-const SHARED_SEED: (&str, &str) = ("MEDES_SEED", "20220405");
 
 /// Makes all dumps of a function, each in a folder of its own in `folder`.
 pub(super) async fn make(station: &mut Station, function: &Function, folder: &Path) -> Result<()> {

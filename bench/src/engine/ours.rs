@@ -26,7 +26,7 @@ const NODE: NodeId = NodeId(0);
 
 /// How hard to work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Level {
+pub(crate) enum Level {
     /// For a sandbox that is parked just now.
     Fast,
     /// For what stays parked, knowing nothing of any language's runtime.
@@ -45,7 +45,7 @@ pub(super) enum Hinted {
 }
 
 /// A base, prepared once for any number of targets.
-pub(super) struct Base<'d> {
+pub(crate) struct Base<'d> {
     dump: &'d Dump,
     parts: Vec<BasePart<'d>>,
 }
@@ -58,7 +58,7 @@ struct BasePart<'d> {
 }
 
 impl<'d> Base<'d> {
-    pub(super) fn new(dump: &'d Dump) -> Result<Self> {
+    pub(crate) fn new(dump: &'d Dump) -> Result<Self> {
         let part = |(number, part): (u64, &'d Part)| {
             let pages: Vec<&Page> = dump.pages()[part.pages.clone()].iter().collect();
             let memory = Memory::new(&pages, &part.addresses, &part.mappings)?;
@@ -72,6 +72,16 @@ impl<'d> Base<'d> {
     /// Bytes that preparing it took.
     pub(super) fn memory_bytes(&self) -> usize {
         self.parts.iter().map(|part| part.index.memory_bytes() + part.facts.memory_bytes()).sum()
+    }
+
+    /// Its pages by their names, in order.
+    pub(crate) fn named_pages(&self) -> impl Iterator<Item = (BasePage, &'d Page)> {
+        self.parts.iter().flat_map(|part| {
+            let named = move |(page, bytes): (PageIndex, &&'d Page)| {
+                (BasePage { snapshot: part.snapshot, page }, *bytes)
+            };
+            (0..).map(PageIndex).zip(&part.pages).map(named)
+        })
     }
 
     /// The dump it was made of.
@@ -97,17 +107,17 @@ impl BasePages for Base<'_> {
 }
 
 /// A target, stored.
-pub(super) struct Stored {
+pub(crate) struct Stored {
     image: DedupImage<Vec<u8>>,
     /// Seconds of alignment, and of learning pointers from it.
-    pub(super) align: f64,
+    pub(crate) align: f64,
     /// Seconds of everything else: coding, hashing, proving that each page comes back.
-    pub(super) code: f64,
+    pub(crate) code: f64,
 }
 
 impl Stored {
     /// Everything that is kept.
-    pub(super) fn bytes(&self) -> u64 {
+    pub(crate) fn bytes(&self) -> u64 {
         self.image.stored_bytes()
     }
 
@@ -146,7 +156,7 @@ impl<'f> Reader<'f> {
 }
 
 /// Stores a target with the base prepared.
-pub(super) fn store(target: &Dump, base: &Base<'_>, level: Level) -> Result<Stored> {
+pub(crate) fn store(target: &Dump, base: &Base<'_>, level: Level) -> Result<Stored> {
     let mut encoder = Encoder::new(&KEY, EncodeRules::default());
     let mut builder = ImageBuilder::new(&KEY);
     let (mut align, mut code) = (0.0, 0.0);
@@ -264,20 +274,30 @@ pub(super) fn store_hinted(target: &Dump, base: &Base<'_>, how: Hinted) -> Resul
         Hinted::Paper => paper::encode_rules(),
     };
     let (choices, align) = timed(|| registry.choices(target, how));
+    Ok(Stored { align, ..store_chosen(target, base, rules, &choices)? })
+}
+
+/// Stores a target with base pages that were chosen for each page, one delta per page.
+pub(crate) fn store_chosen(
+    target: &Dump,
+    base: &Base<'_>,
+    rules: EncodeRules,
+    choices: &[Vec<BasePage>],
+) -> Result<Stored> {
     let (file, code) = timed(|| {
         let mut encoder = Encoder::new(&KEY, rules);
         let mut builder = ImageBuilder::new(&KEY);
-        for (page, chosen) in target.pages().iter().zip(&choices) {
+        for (page, chosen) in target.pages().iter().zip(choices) {
             let tried: Vec<_> = chosen.iter().filter_map(|one| Some((*one, base.base_page(*one)?))).collect();
             builder.push(&encoder.encode_page(page, &tried))?;
         }
         builder.finish()
     });
-    Ok(Stored { image: DedupImage::open(file?, &KEY)?, align, code })
+    Ok(Stored { image: DedupImage::open(file?, &KEY)?, align: 0.0, code })
 }
 
 /// Rebuilds every page and compares it with the original; seconds of rebuilding alone.
-pub(super) fn prove(stored: &Stored, target: &Dump, base: &Base<'_>) -> Result<f64> {
+pub(crate) fn prove(stored: &Stored, target: &Dump, base: &Base<'_>) -> Result<f64> {
     // Memory that is there already: what the kernel takes to hand it out is not the engine's.
     let mut out = vec![[0xff; PAGE_BYTES]; target.pages().len()];
     let mut reader = Reader::open(stored.file())?;

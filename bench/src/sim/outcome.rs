@@ -21,6 +21,8 @@ pub(crate) struct Outcome {
     /// From its arrival to its answer.
     pub(crate) answers: Times,
     by_start: BTreeMap<&'static str, Times>,
+    /// By function of the trace.
+    pub(crate) functions: BTreeMap<u32, OfFunction>,
     /// The same by what it takes in the sandbox, in thousandths.
     pub(crate) slowdowns: Vec<u32>,
     /// Commands that succeeded.
@@ -45,9 +47,20 @@ pub(crate) struct Outcome {
     pub(crate) events: u64,
 }
 
+/// What came of one function.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct OfFunction {
+    pub(crate) cold: u64,
+    /// From a request's arrival to its answer.
+    pub(crate) answers: Times,
+}
+
 impl Outcome {
-    /// A request was answered: how it found its sandbox, how long it waited for it, and how long it was in there.
-    pub(crate) fn count(&mut self, start: StartKind, wait: Duration, took: Duration) {
+    /// A request to a function was answered: how it found its sandbox, how long it waited for it, and how long it was in there.
+    pub(crate) fn count(&mut self, function: u32, start: StartKind, wait: Duration, took: Duration) {
+        let of_function = self.functions.entry(function).or_default();
+        of_function.cold += u64::from(start == StartKind::Cold);
+        of_function.answers.add(wait + took);
         match start {
             StartKind::Cold => self.cold += 1,
             StartKind::Clone => self.cloned += 1,

@@ -19,7 +19,7 @@ mod trouble;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail, ensure};
@@ -151,7 +151,13 @@ impl<'t> World<'t> {
     }
 
     /// Until the trace is over and every request is answered.
-    pub(crate) fn run(mut self) -> Result<Outcome> {
+    pub(crate) fn run(self) -> Result<Outcome> {
+        self.run_within(Duration::MAX)
+    }
+
+    /// The same, and an error when it takes longer than that.
+    pub(crate) fn run_within(mut self, limit: Duration) -> Result<Outcome> {
+        let began = Instant::now();
         for agent in 0..self.agents.len() {
             self.attach(agent)?;
             // Not all at once.
@@ -168,6 +174,13 @@ impl<'t> World<'t> {
             }
             self.now = at;
             self.happen(what)?;
+            // A look at the clock costs as much as an event.
+            let looks = self.counter.is_multiple_of(1024);
+            ensure!(
+                !looks || began.elapsed() < limit,
+                "the simulation is not over after {} s",
+                limit.as_secs()
+            );
         }
         ensure!(self.callers.is_empty(), "{} requests were never answered", self.callers.len());
         ensure!(self.driver.open_requests() == 0, "the driver still thinks of requests");

@@ -118,6 +118,10 @@ fn steps(phases: &[Phase]) -> Vec<(String, f64)> {
     phases.iter().map(|phase| (phase.name.clone(), phase.took.as_secs_f64() * 1e3)).collect()
 }
 
+fn last_steps(all: &[Vec<Phase>]) -> Vec<(String, f64)> {
+    all.last().map_or_else(Vec::new, |last| steps(last))
+}
+
 impl Row {
     pub(super) fn measured(function: String, measured: &Measured) -> Self {
         let (warm, parked) = measured.memory.unwrap_or_default();
@@ -138,8 +142,8 @@ impl Row {
             first_park: Way::of(&measured.first_park),
             park_again: Way::of(&measured.park),
             park_phases_ms: steps(&last),
-            clone_phases_ms: steps(&measured.clone_phases),
-            clone_late_phases_ms: steps(&measured.clone_late_phases),
+            clone_phases_ms: last_steps(&measured.clone_phases),
+            clone_late_phases_ms: last_steps(&measured.clone_late_phases),
             clone_memory: measured.clone_memory.into(),
             clone_late_memory: measured.clone_late_memory.into(),
             warm_memory: warm.into(),

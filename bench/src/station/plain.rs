@@ -27,6 +27,27 @@ pub(crate) struct Images {
 }
 
 impl Images {
+    /// Images that somebody has put into a folder again, with the name of the pipe they had.
+    pub(crate) fn again(folder: Folder, pipe: String) -> Self {
+        Self { folder, pipe }
+    }
+
+    /// Bytes of all its files.
+    pub(crate) fn bytes(&self) -> Result<u64> {
+        let mut sum = 0;
+        let doing = || format!("measure {}", self.path().display());
+        for entry in std::fs::read_dir(self.path()).with_context(doing)? {
+            let entry = entry.with_context(doing)?;
+            sum += entry.metadata().with_context(doing)?.len();
+        }
+        Ok(sum)
+    }
+
+    /// The name of its output pipe.
+    pub(crate) fn pipe(&self) -> &str {
+        &self.pipe
+    }
+
     /// Where they are.
     pub(crate) fn path(&self) -> &Path {
         self.folder.path()

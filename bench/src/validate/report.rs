@@ -6,11 +6,11 @@ use comfy_table::{CellAlignment, Table, presets::NOTHING};
 use medes_load::{tally::Percentiles, trace::Trace};
 use serde::Serialize;
 
-use super::real::{Parts, Real};
 use crate::{
     model::{Machine, Model},
     plot::{self, Line, Plot},
     record::{Record, Target},
+    replay::{Parts, Real},
     show,
     sim::outcome::Outcome,
 };

@@ -148,7 +148,7 @@ impl World<'_> {
             End::Answered => {
                 let caller = self.callers.remove(&request).context("it was there")?;
                 if caller.counts {
-                    self.outcome.count(sent.start, sent.wait, sent.took);
+                    self.outcome.count(caller.function, sent.start, sent.wait, sent.took);
                 }
                 RequestEnd::Answered { took: sent.took }
             }

@@ -1,6 +1,6 @@
-//! The real run: a cluster of this machine, requests when they are due, memory at the end of each minute of the trace.
+//! A trace on a real cluster of this machine: requests when they are due, memory at the end of each minute of the trace.
 
-use std::{future::pending, time::Duration};
+use std::{future::pending, path::Path, time::Duration};
 
 use anyhow::{Context, Result, bail};
 use medes_load::{
@@ -9,15 +9,15 @@ use medes_load::{
     tally::Tally,
     trace::Trace,
 };
-use medes_proto::{function::FunctionSpec, ids::FunctionName, sandbox::StartKind};
+use medes_proto::{function::FunctionSpec, ids::FunctionName, sandbox::StartKind, units::ByteSize};
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::Options;
 use crate::{
     cluster::{Cluster, Up},
     control::Control,
     functions::Function,
     gateway,
+    processes::{self, Process},
     scratch::Scratch,
 };
 
@@ -27,31 +27,65 @@ const UNDER_WAY_MAX: usize = 64;
 const SETTLE_MAX: Duration = Duration::from_secs(300);
 const POLL: Duration = Duration::from_millis(200);
 /// Quiet for so long: all is done that follows from a function being new.
-const QUIET: Duration = Duration::from_secs(3);
+const QUIET: Duration = Duration::from_secs(5);
+
+/// What is asked of a cluster, and how it is set up.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Plan<'p> {
+    /// The program `medes`.
+    pub(crate) medes: &'p Path,
+    pub(crate) nodes: u32,
+    /// Memory of each.
+    pub(crate) node_memory: ByteSize,
+    /// The controller's configuration file.
+    pub(crate) config: &'p str,
+    /// What is waited for before the first request.
+    pub(crate) first: First,
+    /// For the arrivals within a minute.
+    pub(crate) seed: u64,
+    /// So many times as fast as the trace.
+    pub(crate) speedup: f64,
+    /// What the cluster says goes to this file.
+    pub(crate) log: &'p Path,
+}
+
+/// What is waited for when functions are new.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum First {
+    Nothing,
+    /// Each has its init snapshot, and nothing more happens.
+    Snapshots,
+    /// Nothing more happens: where memory is short not all have one.
+    Quiet,
+}
 
 /// What a real run came to.
-pub(super) struct Real {
-    pub(super) tally: Tally,
+pub(crate) struct Real {
+    pub(crate) tally: Tally,
     /// Memory of all nodes at the end of each minute of the trace.
-    pub(super) bytes: Vec<u64>,
+    pub(crate) bytes: Vec<u64>,
     /// What of it was what.
-    pub(super) parts: Vec<Parts>,
-    pub(super) nodes: u32,
+    pub(crate) parts: Vec<Parts>,
+    pub(crate) nodes: u32,
     /// Of one node before anything was started.
-    pub(super) empty_bytes: u64,
+    pub(crate) empty_bytes: u64,
     /// Between the moment at which functions were new and the first minute.
-    pub(super) lead: Duration,
+    pub(crate) lead: Duration,
+    /// For how long requests came.
+    pub(crate) length: Duration,
+    /// Controller and agents, before the first request and after the last answer.
+    pub(crate) processes: (Vec<Process>, Vec<Process>),
 }
 
 /// Memory of all nodes, as agents tell it apart.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Parts {
+pub(crate) struct Parts {
     /// Agents and their helpers, with all that they keep in their own memory.
-    pub(super) agents: u64,
+    pub(crate) agents: u64,
     /// Of that: base snapshots.
-    pub(super) bases: u64,
+    pub(crate) bases: u64,
     /// Of that: dedup images.
-    pub(super) images: u64,
+    pub(crate) images: u64,
 }
 
 struct Gateway<'g>(&'g str);
@@ -67,17 +101,15 @@ impl Target for Gateway<'_> {
     }
 }
 
-pub(super) async fn run(options: &Options, trace: &Trace, programs: &[Function]) -> Result<Real> {
+pub(crate) async fn run(plan: &Plan<'_>, trace: &Trace, programs: &[Function]) -> Result<Real> {
     let scratch = Scratch::make()?;
-    let config = scratch.path().join("validate.toml");
-    std::fs::write(&config, options.config()).with_context(|| format!("write {}", config.display()))?;
-    let medes = options.places.program("medes")?;
-    let log = options.out.join("cluster.log");
-    let up = Up { nodes: options.nodes, state: scratch.path(), log: &log };
-    let cap = options.node_memory.to_string();
+    let config = scratch.path().join("replay.toml");
+    std::fs::write(&config, plan.config).with_context(|| format!("write {}", config.display()))?;
+    let up = Up { nodes: plan.nodes, state: scratch.path(), log: plan.log };
+    let cap = plan.node_memory.to_string();
     let config = config.to_string_lossy();
-    let cluster = Cluster::start(&medes, up, &["--memory-cap", &cap, "--config", &config]).await?;
-    let measured = measure(&cluster, options, trace, programs).await;
+    let cluster = Cluster::start(plan.medes, up, &["--memory-cap", &cap, "--config", &config]).await?;
+    let measured = measure(&cluster, plan, trace, programs).await;
     let tail = if measured.is_err() { cluster.log_tail() } else { String::new() };
     cluster.stop().await?;
     let measured = measured.with_context(|| format!("run the trace on a real cluster{tail}"))?;
@@ -85,10 +117,10 @@ pub(super) async fn run(options: &Options, trace: &Trace, programs: &[Function])
     Ok(measured)
 }
 
-async fn measure(cluster: &Cluster, options: &Options, trace: &Trace, programs: &[Function]) -> Result<Real> {
+async fn measure(cluster: &Cluster, plan: &Plan<'_>, trace: &Trace, programs: &[Function]) -> Result<Real> {
     let mut control = Control::connect(&cluster.addresses.control).await?;
-    control.wait_for_nodes(options.nodes as usize).await?;
-    let empty_bytes = used(&mut control).await? / u64::from(options.nodes);
+    control.wait_for_nodes(plan.nodes as usize).await?;
+    let empty_bytes = used(&mut control).await? / u64::from(plan.nodes);
     let began = Instant::now();
     let mut targets = Vec::new();
     for (number, program) in (0..trace.functions.len()).zip(programs.iter().cycle()) {
@@ -97,14 +129,16 @@ async fn measure(cluster: &Cluster, options: &Options, trace: &Trace, programs: 
         control.apply(FunctionSpec { name: name.clone(), ..spec }.to_toml()).await?;
         targets.push(Some(name));
     }
-    if !options.no_init_snapshots {
-        settle(&mut control, trace.functions.len()).await?;
+    match plan.first {
+        First::Nothing => {}
+        First::Snapshots => settle(&mut control, trace.functions.len()).await?,
+        First::Quiet => settle(&mut control, 0).await?,
     }
-    let dues = Schedule::new(trace, options.seed, options.speedup).all();
-    let length = Duration::from_secs(60).mul_f64(trace.minutes() as f64 / options.speedup);
+    let dues = Schedule::new(trace, plan.seed, plan.speedup).all();
+    let length = Duration::from_secs(60).mul_f64(trace.minutes() as f64 / plan.speedup);
     eprintln!("{} requests in {} s", dues.len(), length.as_secs());
     let lead = began.elapsed();
-    let minute = Schedule::new(trace, options.seed, options.speedup).minute();
+    let minute = Schedule::new(trace, plan.seed, plan.speedup).minute();
     let gateway = Gateway(&cluster.addresses.gateway);
     let tell = |progress: &Progress<'_>| {
         if progress.elapsed.as_secs().is_multiple_of(30) {
@@ -112,13 +146,15 @@ async fn measure(cluster: &Cluster, options: &Options, trace: &Trace, programs: 
             eprintln!("    {:>4} s, {} left, {failed} failed", progress.elapsed.as_secs(), progress.left);
         }
     };
+    let before = processes::of(cluster.pid())?;
     let load = open_loop::run(&dues, &targets, &gateway, UNDER_WAY_MAX, pending(), tell);
     let (tally, seen) = tokio::join!(load, watch(&mut control, trace.minutes(), minute));
     let (bytes, parts) = seen?;
-    Ok(Real { tally, bytes, parts, nodes: options.nodes, empty_bytes, lead })
+    let processes = (before, processes::of(cluster.pid())?);
+    Ok(Real { tally, bytes, parts, nodes: plan.nodes, empty_bytes, lead, length, processes })
 }
 
-/// Waits until each function has its init snapshot and nothing more happens.
+/// Waits until there are so many snapshots and nothing more happens.
 async fn settle(control: &mut Control, functions: usize) -> Result<()> {
     let began = Instant::now();
     let (mut quiet_since, mut before) = (Instant::now(), 0);
