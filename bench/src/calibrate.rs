@@ -10,7 +10,7 @@ use std::{path::PathBuf, process::ExitCode, sync::Arc};
 
 use anyhow::{Context, Result};
 use clap::Args;
-use medes_agent::{base, pager::Pager};
+use medes_agent::{base, pager::Pager, roads::HowRestored};
 use medes_proto::{function::FunctionSpec, registry::SnapshotPlace};
 
 use crate::{
@@ -35,9 +35,9 @@ pub(crate) struct Options {
     /// Few rounds, to see that it works
     #[arg(long)]
     quick: bool,
-    /// Restored and cloned sandboxes have their memory as they touch it (`--restore late` of agents)
-    #[arg(long)]
-    late: bool,
+    /// When restored and cloned sandboxes have their memory, as agents are told
+    #[arg(long, default_value = "auto")]
+    restore: HowRestored,
     /// Only these functions, by name and separated by commas
     #[arg(long, value_delimiter = ',', value_name = "NAMES")]
     functions: Vec<String>,
@@ -105,7 +105,7 @@ async fn measure_one(
     }
     bases(&mut bench, rounds.min(FEW)).await?;
     let init = init(&mut bench, rounds.min(FEW)).await?;
-    bench.station.be_late(options.late.then(|| pager.clone()))?;
+    bench.station.bring_back(options.restore, pager)?;
     for round in 1..=rounds {
         bench.away(&init).await.with_context(|| format!("dedup and restore, round {round}"))?;
         if !bench.clone(&init).await.with_context(|| format!("clone, round {round}"))? {

@@ -18,7 +18,7 @@ use medes_agent::{
     pager::Pager,
     reaper::Reaper,
     registry::Registry,
-    roads::{Roads, Warm},
+    roads::{HowRestored, Roads, Warm},
     sandbox::{self, Host, HostConfig, Housing, cgroup::SandboxCgroup, enter_private_mounts},
 };
 use medes_controller::registry::{Registry as _, Table, TableSettings};
@@ -130,6 +130,14 @@ impl Station {
     pub(crate) fn pager(&self) -> Result<Pager> {
         let starter = (self.roads.reaper.clone(), self.program.clone());
         Pager::start(PAGER_THREADS, self.host.guard(), starter).context("start the pager")
+    }
+
+    /// From now on sandboxes have their memory when this says.
+    pub(crate) fn bring_back(&mut self, how: HowRestored, pager: &Pager) -> Result<()> {
+        let roads = Arc::get_mut(&mut self.roads).context("change the roads while somebody is on them")?;
+        roads.late_clones = Some(pager).filter(|_| how != HowRestored::Eager).cloned();
+        roads.late_restores = Some(pager).filter(|_| how == HowRestored::Late).cloned();
+        Ok(())
     }
 
     /// From now on sandboxes have their memory as they touch it, or all of it before they run.
