@@ -7,9 +7,12 @@ mod spent;
 mod swap;
 mod ways;
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use medes_proto::function::FunctionSpec;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -56,16 +59,21 @@ pub(super) fn run(options: &Options, found: &mut Found) -> Result<()> {
             which.join(", ")
         ));
     }
+    let told = AtomicBool::new(false);
     let measure = async |station: &mut Station, function: &Function| {
+        ensure!(!told.load(Ordering::Relaxed), "told to end before");
         let pager = station.pager()?;
         let spec = Arc::new(FunctionSpec::from_toml(&function.toml).context("read its function file")?);
         let mut ways: Ways = Vec::new();
         for way in WAYS.into_iter().filter(|way| options.host_wide || !way.is_host_wide()) {
             let mut bench =
                 Bench { station: &mut *station, pager: &pager, spec: spec.clone(), sandboxes, cycles };
-            let done = Box::pin(unless_interrupted(bench.measure(way))).await;
+            let done = Box::pin(unless_told(&told, bench.measure(way))).await;
             eprintln!("    {}", line(way, &done));
             ways.push((way, done));
+            if told.load(Ordering::Relaxed) {
+                break;
+            }
             // What a failed way left must not stand in the next one's account.
             station.clear().await?;
         }
@@ -83,7 +91,9 @@ pub(super) fn run(options: &Options, found: &mut Found) -> Result<()> {
     files.push(("sandboxes.csv".into(), of_sandboxes(&rows)));
     files.push(("ways.csv".into(), of_ways(&rows)));
     tell(section, &rows);
-    done
+    done?;
+    ensure!(!told.load(Ordering::Relaxed), "told to end");
+    Ok(())
 }
 
 fn about(section: &mut Section, sandboxes: usize, cycles: usize) {
@@ -108,14 +118,16 @@ fn about(section: &mut Section, sandboxes: usize, cycles: usize) {
     );
 }
 
-/// A change of the machine must be taken back when somebody ends this: dropping the work does it.
-async fn unless_interrupted<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+/// A change of the machine must be taken back when somebody ends this: dropping the work does it. Nothing is begun afterwards.
+async fn unless_told<T>(told: &AtomicBool, work: impl Future<Output = Result<T>>) -> Result<T> {
     let mut ended = signal(SignalKind::terminate()).context("wait for signals")?;
     tokio::select! {
-        done = work => done,
-        _ = tokio::signal::ctrl_c() => bail!("interrupted"),
-        _ = ended.recv() => bail!("told to end"),
+        done = work => return done,
+        _ = tokio::signal::ctrl_c() => {}
+        _ = ended.recv() => {}
     }
+    told.store(true, Ordering::Relaxed);
+    bail!("told to end")
 }
 
 fn line(way: Way, done: &Result<Measured>) -> String {
