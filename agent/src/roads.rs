@@ -185,6 +185,12 @@ impl Roads {
         }
     }
 
+    /// From now on sandboxes have their memory when this says. Without a pager: all of it before they run.
+    pub fn bring_back(&mut self, how: HowRestored, pager: Option<&Pager>) {
+        self.late_clones = pager.filter(|_| how != HowRestored::Eager).cloned();
+        self.late_restores = pager.filter(|_| how == HowRestored::Late).cloned();
+    }
+
     /// The engine as it is set now.
     pub fn engine(&self) -> Result<Engine, NotWelcomed> {
         self.engine.read().unwrap_or_else(PoisonError::into_inner).clone().ok_or(NotWelcomed)

@@ -30,7 +30,7 @@ use crate::{
     pager::Pager,
     reaper::Reaper,
     registry::Registry,
-    roads::{HowRestored, Roads},
+    roads::Roads,
     sandbox::{self, Host, HostConfig},
     service::NodeService,
     watch::{Diagnostics, Options, Watch, tracked::Tracking, writes::Way},
@@ -241,8 +241,7 @@ async fn roads(
     let registry = Registry::new(channel, READ_DEADLINE);
     let mut roads = Roads::new((criu, pool), reaper.clone(), bases.clone(), registry, faults);
     (roads.hot_pages, roads.earlier) = (config.hot_pages, Room::new(config.earlier_memory.0));
-    roads.late_clones = pager.filter(|_| config.restore != HowRestored::Eager).cloned();
-    roads.late_restores = pager.filter(|_| config.restore == HowRestored::Late).cloned();
+    roads.bring_back(config.restore, pager);
     Ok(roads)
 }
 

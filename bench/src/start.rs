@@ -136,7 +136,7 @@ pub(crate) async fn measure_one(
     }
     for round in 1..=rounds {
         for late in [false, true] {
-            station.be_late(late.then(|| pager.clone()))?;
+            station.be_late(late.then_some(pager))?;
             let cloned = by_cloning(station, &spec, (init.id, late), &mut measured);
             cloned.await.with_context(|| format!("clone, round {round}"))?;
         }
@@ -210,7 +210,7 @@ async fn by_dedup(
             Err(not) => return Err(not.error).context("dedup"),
         };
         measured.dedup_bytes = deduped.stored_bytes;
-        station.be_late(late.then(|| pager.clone()))?;
+        station.be_late(late.then_some(pager))?;
         let began = Instant::now();
         let restored = restore::restore(&station.roads, stored, false).await;
         let (back, restored) = restored.map_err(|not| not.error).context("restore")?;

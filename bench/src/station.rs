@@ -135,15 +135,14 @@ impl Station {
     /// From now on sandboxes have their memory when this says.
     pub(crate) fn bring_back(&mut self, how: HowRestored, pager: &Pager) -> Result<()> {
         let roads = Arc::get_mut(&mut self.roads).context("change the roads while somebody is on them")?;
-        roads.late_clones = Some(pager).filter(|_| how != HowRestored::Eager).cloned();
-        roads.late_restores = Some(pager).filter(|_| how == HowRestored::Late).cloned();
+        roads.bring_back(how, Some(pager));
         Ok(())
     }
 
     /// From now on sandboxes have their memory as they touch it, or all of it before they run.
-    pub(crate) fn be_late(&mut self, pager: Option<Pager>) -> Result<()> {
+    pub(crate) fn be_late(&mut self, pager: Option<&Pager>) -> Result<()> {
         let roads = Arc::get_mut(&mut self.roads).context("change the roads while somebody is on them")?;
-        (roads.late_clones, roads.late_restores) = (pager.clone(), pager);
+        roads.bring_back(HowRestored::Late, pager);
         Ok(())
     }
 

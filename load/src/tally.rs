@@ -58,9 +58,7 @@ impl Times {
             max_ms: at(1000),
         }
     }
-}
 
-impl Times {
     /// So many points of their distribution, evenly spread, the last one the longest: the part of all that is not above, and that time in milliseconds.
     pub fn distribution(&self, points: usize) -> Vec<(f64, f64)> {
         let mut sorted = self.0.clone();

@@ -38,18 +38,16 @@ impl Paged {
 }
 
 impl Window {
-    /// What has happened since the last time within `span`; from now on it is noticed anew. Faults wait meanwhile: a few milliseconds per 100 MB.
+    /// What has happened since the last time within `span`, by the process's page map; from now on it is noticed anew. Faults wait meanwhile: a few milliseconds per 100 MB.
     ///
     /// # Errors
     /// `ESRCH`: the memory is not served any more, or is another program's.
-    pub fn take(&self, span: Range<u64>) -> io::Result<Seen> {
+    pub fn take(&self, pagemap: &File, span: Range<u64>) -> io::Result<Seen> {
         let gone = || io::Error::from_raw_os_error(libc::ESRCH);
         let space = self.0.upgrade().filter(|space| !space.uffd.is_orphaned()).ok_or_else(gone)?;
-        let pid = space.pid.ok_or_else(gone)?;
-        let pagemap = File::open(format!("/proc/{pid}/pagemap"))?;
         let mut state = space.lock();
         let mut written = Vec::new();
-        let scanned = uffd::take_written(&pagemap, span, |range| {
+        let scanned = uffd::take_written(pagemap, span, |range| {
             state.rewritten.extend(pages(&range));
             written.push(range);
             true

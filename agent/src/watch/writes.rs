@@ -210,7 +210,8 @@ impl Writes {
         let (there, ranges) = match &self.by {
             By::Pager(window) => {
                 let span = areas.first().zip(areas.last()).map(|(first, last)| first.start..last.end);
-                let Seen { written, missed } = window.take(span.ok_or(WritesError::Gone)?).map_err(failed)?;
+                let Seen { written, missed } =
+                    window.take(&self.pagemap, span.ok_or(WritesError::Gone)?).map_err(failed)?;
                 let join = |ranges: Vec<Range<u64>>| {
                     let mut joined = Looked::new();
                     ranges.into_iter().for_each(|range| add(&mut joined, range));

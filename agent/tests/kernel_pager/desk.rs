@@ -110,7 +110,8 @@ impl Guest {
     /// What it has written and missed since the last look, as what serves its memory tells; nothing before it was parked.
     pub(crate) fn look(&self) -> Seen {
         let window = self.paged.as_ref().and_then(|paged| paged.window(self.tree.pid()));
-        window.map(|window| window.take(0..(1 << 47) - 4096).unwrap()).unwrap_or_default()
+        let pagemap = std::fs::File::open(format!("/proc/{}/pagemap", self.tree.pid())).unwrap();
+        window.map(|window| window.take(&pagemap, 0..(1 << 47) - 4096).unwrap()).unwrap_or_default()
     }
 
     /// Asks a program of ours.

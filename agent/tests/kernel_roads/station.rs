@@ -16,7 +16,7 @@ use medes_agent::{
     reaper::Reaper,
     registry::Registry,
     restore::{self, NotRestored},
-    roads::{Roads, Stored, Warm},
+    roads::{HowRestored, Roads, Stored, Warm},
     sandbox::{self, Host, HostConfig, LaunchSpec, enter_private_mounts},
 };
 use medes_dedup::key::DomainKey;
@@ -85,8 +85,7 @@ impl Station {
     pub(crate) fn be_late(&mut self) {
         let program = std::path::PathBuf::from(env!("CARGO_BIN_EXE_medes-agent"));
         let pager = Pager::start(2, self.host.guard(), (self.roads.reaper.clone(), program));
-        let pager = pager.expect("a pager");
-        (self.roads.late_clones, self.roads.late_restores) = (Some(pager.clone()), Some(pager));
+        self.roads.bring_back(HowRestored::Late, Some(&pager.expect("a pager")));
     }
 
     /// A restore without a look at the memory, which would have to be there for that.

@@ -111,8 +111,8 @@ impl Driver {
             Some(node) if node.shed_after.is_none_or(|at| at <= now) => node.shed_after = Some(after),
             _ => return,
         }
-        let on_node = |snapshot: &Snapshot| snapshot.life == SnapshotLife::Live && snapshot.node == *node;
-        let here = self.on_node(node).filter(|(_, one)| one.report.init.is_some() && on_node(one));
+        let served_here = |snapshot: &Snapshot| snapshot.life == SnapshotLife::Live && snapshot.node == *node;
+        let here = self.on_node(node).filter(|(_, one)| one.report.init.is_some() && served_here(one));
         let here: Vec<(SnapshotId, FunctionName)> =
             here.map(|(id, one)| (id, one.function.clone())).collect();
         if here.is_empty() {

@@ -2,7 +2,7 @@
 //!
 //! Whether a node may start one more, or how full it will be, is asked for many nodes at each start: nothing here looks at all commands.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, btree_map::Entry};
 
 use medes_proto::ids::{CommandId, NodeId, SandboxId};
 
@@ -71,13 +71,13 @@ impl UnderWay {
                 self.of_nodes.remove(&pending.node);
             }
         }
-        if let Some(about) = pending.sandbox.and_then(|sandbox| self.about.get_mut(&sandbox)) {
-            about.remove(&id);
-        }
         if let Some(sandbox) = pending.sandbox
-            && self.about.get(&sandbox).is_some_and(BTreeSet::is_empty)
+            && let Entry::Occupied(mut about) = self.about.entry(sandbox)
         {
-            self.about.remove(&sandbox);
+            about.get_mut().remove(&id);
+            if about.get().is_empty() {
+                about.remove();
+            }
         }
         self.of_snapshots.remove(&id);
         self.moves.remove(&id);
