@@ -85,7 +85,7 @@ pub struct Config {
     #[arg(long, default_value = "pack")]
     pub hot_pages: HotPages,
     /// When a sandbox has its memory that is cloned or restored: all of it before it runs, or each page when it is touched
-    #[arg(long, default_value = "eager")]
+    #[arg(long, default_value = "auto")]
     pub restore: HowRestored,
     /// Memory for the images of sandboxes that are warm again: what has not changed is not encoded again
     #[arg(long, default_value_t = ByteSize(Room::DEFAULT_BYTES))]

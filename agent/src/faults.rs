@@ -33,6 +33,8 @@ pub enum Step {
     GiveBack,
     /// When a page that a sandbox waits for is rebuilt: it takes for ever.
     GiveBackLate,
+    /// When the kernel tells of moved memory: nobody hears it.
+    HearMove,
     /// Before the image is opened for a restore.
     Open,
     /// Before base pages are read for a restore.

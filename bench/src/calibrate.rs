@@ -36,7 +36,7 @@ pub(crate) struct Options {
     #[arg(long)]
     quick: bool,
     /// When restored and cloned sandboxes have their memory, as agents are told
-    #[arg(long, default_value = "eager")]
+    #[arg(long, default_value = "auto")]
     restore: HowRestored,
     /// Only these functions, by name and separated by commas
     #[arg(long, value_delimiter = ',', value_name = "NAMES")]

@@ -54,7 +54,7 @@ impl Change {
                 let from = pages(from);
                 table.moved(from.start, to / PAGE_BYTES as u64, from.end - from.start);
             }
-            Self::Removed(range) | Self::Unmapped(range) => table.forget(&pages(range)),
+            Self::Removed(range) | Self::Unmapped(range) => drop(table.forget(&pages(range))),
             Self::Forked(_) => {}
         }
     }

@@ -32,7 +32,8 @@ pub enum FaultError {
     /// The kernel would not say what the sandbox waits for.
     #[error("read what the sandbox waits for")]
     Read(#[source] io::Error),
-    /// Memory was moved and given up at the same places in an order that cannot be told any more.
+    /// Memory was moved and given up at the same places in an order that cannot be told any more, or a page is marked as stored and
+    /// nobody knows as what.
     #[error("which of its pages are where is not clear any more")]
     Unclear,
     /// What it did to its mappings could not be taken note of in time.
@@ -63,6 +64,11 @@ pub(super) struct Lost {
 impl Lost {
     pub(super) const fn new(cgroup: SandboxCgroup, faults: Arc<Faults>) -> Self {
         Self { cgroup, why: OnceLock::new(), faults }
+    }
+
+    /// Whether a move of memory is heard of: always, unless a test wants it not to be.
+    pub(super) fn hears_of_moves(&self) -> bool {
+        self.faults.pass(Step::HearMove).is_ok()
     }
 
     /// Fails where a test wants a page not to be had, or not to be had in time.

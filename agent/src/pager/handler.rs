@@ -4,6 +4,7 @@
 //! missing page can turn into zeros because somebody forgot about it.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -135,7 +136,8 @@ impl Pager {
     pub(super) fn begin(&self, uffd: Uffd, pid: Pid, lost: Arc<Lost>) -> io::Result<Arc<Space>> {
         let number = self.shared.next.fetch_add(1, Ordering::Relaxed) << FORK_BITS;
         self.shared.guard.hold(number, uffd.try_clone()?)?;
-        let space = Arc::new(Space::new(number, uffd, Some(pid), lost));
+        let pagemap = File::open(format!("/proc/{pid}/pagemap"))?;
+        let space = Arc::new(Space::new(number, uffd, Some((pid, pagemap)), lost));
         let server = self.server(number);
         server.spaces().insert(number, space.clone());
         if let Err(errno) = server.epoll.add(&space.uffd, EpollEvent::new(EpollFlags::EPOLLIN, number)) {
@@ -262,8 +264,7 @@ impl Service {
             space.lost.end(error);
             // It is ended. Until its memory is gone nobody needs to hear of it any more.
             let _was_there = self.server.epoll.delete(&space.uffd);
-        }
-        if space.is_waiting() {
+        } else if space.is_waiting() {
             self.busy.push(number);
         }
         for (uffd, state) in born {
@@ -296,7 +297,10 @@ impl Service {
             match space.push_some(&mut self.hands) {
                 Ok(Turn::More | Turn::Waits) => self.busy.push(number),
                 Ok(Turn::Over) => {}
-                Err(error) => space.lost.end(error),
+                Err(error) => {
+                    space.lost.end(error);
+                    continue;
+                }
             }
             if space.is_waiting() {
                 waiting.push(number);

@@ -127,29 +127,26 @@ impl Process {
         let (mut there, mut written) = (Vec::new(), Vec::new());
         for span in &self.registered {
             let mut any = false;
-            let mut each = |range: Range<u64>, categories: u64| {
-                any = true;
-                if categories & uffd::ZERO_PAGE != 0 {
-                    zeros.extend(range);
-                    return;
-                }
-                there.push(range.clone());
-                if categories & uffd::WRITTEN != 0 {
-                    numbers.extend(range.clone());
-                    written.push(range);
-                } else {
-                    numbers.extend(range.filter(|page| !state.is_as_stored(*page)));
-                }
-            };
             uffd::present(&self.pagemap, span.clone(), |range, categories| {
                 let range = pages(&range);
-                if categories & (uffd::SWAPPED | uffd::WRITTEN) != uffd::SWAPPED {
-                    return each(range, categories);
+                let is_old = |page: &u64| !state.is_as_stored(*page);
+                let before = numbers.len();
+                if categories & uffd::ZERO_PAGE != 0 {
+                    zeros.extend(range);
+                } else if categories & uffd::WRITTEN != 0 {
+                    there.push(range.clone());
+                    numbers.extend(range.clone());
+                    written.push(range);
+                } else if categories & uffd::SWAPPED != 0 {
+                    // Marked and missing, or on a disk: nobody can tell which, so it must not be one that stays.
+                    numbers.extend(range.filter(is_old));
+                    any |= numbers.len() > before;
+                    return;
+                } else {
+                    there.push(range.clone());
+                    numbers.extend(range.filter(is_old));
                 }
-                // Those that are stored are only marked, or not written since and on a disk.
-                for page in range.filter(|page| !state.is_as_stored(*page)) {
-                    each(page..page + 1, categories);
-                }
+                any = true;
             })
             .map_err(|source| ParkError::Look { pid: self.pid, source })?;
             if any {

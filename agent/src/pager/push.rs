@@ -77,6 +77,10 @@ impl Space {
             // What of it is still missing will be missed.
             return Ok(Turn::More);
         }
+        if place.is_none() && self.unmarked(&state, first.page, pages.len())? < pages.len() {
+            // Not zeros, whatever it is: see there.
+            return Ok(Turn::More);
+        }
         let done = match self.put(first.page, out, place.is_some() && !first.written)? {
             Put::Busy => 0,
             Put::Done { pages: done } => done.min(pages.len()),

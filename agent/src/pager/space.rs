@@ -5,7 +5,6 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::io;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -102,6 +101,8 @@ pub(super) struct State {
     missed_seen: usize,
     /// Pages that were seen to be written, and are marked as if they had not been: what is stored of them is old. Perhaps some more.
     pub(super) rewritten: BTreeSet<u64>,
+    /// Pages that were stored and given up: they may be marked as if they still were.
+    given_up: BTreeSet<u64>,
     /// What is being given back, last page first.
     pub(super) push: Vec<Hot>,
     /// Goes on whenever everything is stored anew, or the giving back begins or ends: what somebody has taken to give it back
@@ -128,6 +129,8 @@ pub(super) struct Space {
     pub(super) uffd: Uffd,
     /// Whose. Not known of a child that was forked while pages were missing.
     pub(super) pid: Option<Pid>,
+    /// Its page map, if that is known.
+    pagemap: Option<File>,
     /// Whom to end if a page cannot be had.
     pub(super) lost: Arc<Lost>,
     state: Mutex<State>,
@@ -143,8 +146,10 @@ impl Drop for Space {
 }
 
 impl Space {
-    pub(super) fn new(id: u64, uffd: Uffd, pid: Option<Pid>, lost: Arc<Lost>) -> Self {
-        Self { id, uffd, pid, lost, state: Mutex::default() }
+    /// `of`: its process and page map.
+    pub(super) fn new(id: u64, uffd: Uffd, of: Option<(Pid, File)>, lost: Arc<Lost>) -> Self {
+        let (pid, pagemap) = of.unzip();
+        Self { id, uffd, pid, pagemap, lost, state: Mutex::default() }
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
@@ -158,7 +163,9 @@ impl Space {
             let messages = self.uffd.read().map_err(FaultError::Read)?;
             let is_all = messages.is_empty();
             for message in messages {
-                state.hear(message)?;
+                if !matches!(message, Message::Remap { .. }) || self.lost.hears_of_moves() {
+                    state.hear(message)?;
+                }
             }
             if let Some(late) = state.waiting.iter().find(|waiting| waiting.since.elapsed() > DEADLINE) {
                 return Err(FaultError::Late { page: late.page });
@@ -203,7 +210,8 @@ impl Space {
         for change in told {
             match change {
                 Change::Moved { from, to } => state.moved(&from, to),
-                Change::Removed(range) | Change::Unmapped(range) => state.forget(&pages(&range)),
+                Change::Removed(range) => state.give_up(&pages(&range)),
+                Change::Unmapped(range) => drop(state.forget(&pages(&range))),
                 Change::Forked(uffd) => born.push((uffd, state.child())),
             }
         }
@@ -213,17 +221,25 @@ impl Space {
 
     /// Pages of some places that are stored, as the page table has it.
     fn marks(&self, places: &[Range<u64>]) -> Result<Vec<Range<u64>>, FaultError> {
-        let pid = self.pid.ok_or(FaultError::Unclear)?;
+        let pagemap = self.pagemap.as_ref().ok_or(FaultError::Unclear)?;
         let mut marks = Vec::new();
-        let mut look = || -> io::Result<()> {
-            let pagemap = File::open(format!("/proc/{pid}/pagemap"))?;
-            for place in places {
-                uffd::marked(&pagemap, place.clone(), |range| marks.push(pages(&range)))?;
-            }
-            Ok(())
-        };
-        look().map_err(FaultError::Read)?;
+        for place in places {
+            uffd::marked(pagemap, place.clone(), |range| marks.push(pages(&range)))
+                .map_err(FaultError::Read)?;
+        }
         Ok(marks)
+    }
+
+    /// How many of these pages, of which none is stored, are zeros: those in front of the first that is marked as if it were. `madvise`
+    /// leaves the mark for a while, or for ever (MADV_FREE); if that was not it, nobody knows what the page is.
+    pub(super) fn unmarked(&self, state: &State, first: u64, count: usize) -> Result<usize, FaultError> {
+        if !state.is_marked || self.pagemap.is_none() {
+            return Ok(count);
+        }
+        let address = |page: u64| page * PAGE_BYTES as u64;
+        let marks = self.marks(&[address(first)..address(first + count as u64)])?;
+        let unclear = marks.into_iter().flatten().find(|page| !state.given_up.contains(page));
+        Ok(unclear.and_then(|page| usize::try_from(page - first).ok()).unwrap_or(count))
     }
 
     /// Waits until everything that was told is done. For who has stopped the process, so that nothing more is told.
@@ -249,8 +265,17 @@ impl Space {
         let _under_way = hands.under_way.begin(page, &self.lost);
         let copied = match state.store.find(page) {
             None => {
+                let wanted = state.zeros_wanted(page);
+                let count = self.unmarked(state, page, wanted)?;
+                if count == 0 {
+                    // Something may have been moved there just now, which will be heard.
+                    if !self.uffd.is_changing() {
+                        return Err(FaultError::Unclear);
+                    }
+                    state.waiting.push(waiting);
+                    return Ok(());
+                }
                 state.counts.zeros += 1;
-                let count = state.zeros_wanted(page);
                 self.put(page, &hands.zeros[..count], false)
             }
             Some((place, run)) => {
@@ -364,6 +389,7 @@ impl State {
         self.round += 1;
         self.store = store;
         self.rewritten.clear();
+        self.given_up.clear();
     }
 
     /// Whether what is stored of a page is what is there, as far as the mark in its page table can be believed.
@@ -387,10 +413,16 @@ impl State {
         self.missed_seen = 0;
     }
 
-    fn forget(&mut self, pages: &Range<u64>) {
-        self.store.forget(pages);
+    fn forget(&mut self, pages: &Range<u64>) -> impl Iterator<Item = Range<u64>> + use<> {
         self.working_set.forget(pages);
         self.push.retain(|hot| !pages.contains(&hot.page));
+        self.store.forget(pages)
+    }
+
+    /// Contents of these pages are zeros from now on, whatever is marked.
+    fn give_up(&mut self, pages: &Range<u64>) {
+        let stored = self.forget(pages);
+        self.given_up.extend(stored.flatten());
     }
 
     /// Takes note of what the kernel tells.
@@ -416,8 +448,10 @@ impl State {
         let to = to / PAGE_BYTES as u64;
         self.store.moved(old.start, to, old.end - old.start);
         // The marks have gone with the pages. Where they were they stay: too many does no harm.
-        let written: Vec<u64> = self.rewritten.range(old.clone()).map(|page| page - old.start + to).collect();
-        self.rewritten.extend(written);
+        for set in [&mut self.rewritten, &mut self.given_up] {
+            let moved: Vec<u64> = set.range(old.clone()).map(|page| page - old.start + to).collect();
+            set.extend(moved);
+        }
         self.working_set.forget(&old);
         self.push.retain(|hot| !old.contains(&hot.page));
     }
@@ -425,7 +459,7 @@ impl State {
     /// Of these pages none is stored that is not marked, whatever was told.
     fn believe(&mut self, place: &Range<u64>, marks: &[Range<u64>]) {
         for page in place.clone().filter(|page| !is_in(marks, *page)) {
-            self.forget(&(page..page + 1));
+            drop(self.forget(&(page..page + 1)));
         }
     }
 

@@ -84,9 +84,9 @@ impl Store {
         image.rebuild(codec, place, out)
     }
 
-    /// Contents that were given up, or are no longer mapped.
-    pub(super) fn forget(&mut self, pages: &Range<u64>) {
-        self.table.forget(pages);
+    /// Contents that were given up, or are no longer mapped; which of them were stored.
+    pub(super) fn forget(&mut self, pages: &Range<u64>) -> impl Iterator<Item = Range<u64>> + use<> {
+        self.table.forget(pages)
     }
 
     /// Pages were moved.

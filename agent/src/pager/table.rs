@@ -77,15 +77,15 @@ impl Table {
         self.runs.capacity() * size_of::<Run>()
     }
 
-    /// Forgets these pages.
-    pub(super) fn forget(&mut self, range: &Range<u64>) {
-        drop(self.cut(range));
+    /// Forgets these pages; which of them were stored.
+    pub(super) fn forget(&mut self, range: &Range<u64>) -> impl Iterator<Item = Range<u64>> + use<> {
+        self.cut(range).into_iter().map(|run| run.first..run.end())
     }
 
     /// Pages have moved; what was at their new place is forgotten.
     pub(super) fn moved(&mut self, from: u64, to: u64, pages: u64) {
         let moved = self.cut(&(from..from.saturating_add(pages)));
-        self.forget(&(to..to.saturating_add(pages)));
+        drop(self.cut(&(to..to.saturating_add(pages))));
         let at = self.runs.partition_point(|run| run.first < to);
         let there = moved.into_iter().map(|run| Run { first: run.first - from + to, ..run });
         self.runs.splice(at..at, there);
@@ -135,7 +135,8 @@ mod tests {
             for change in changes {
                 match change {
                     Change::Forget(range) => {
-                        table.forget(&range);
+                        let forgotten: Vec<u64> = table.forget(&range).flatten().collect();
+                        prop_assert_eq!(forgotten, model.range(range.clone()).map(|(page, _)| *page).collect::<Vec<_>>());
                         model.retain(|page, _| !range.contains(page));
                     }
                     Change::Moved { from, to, pages } => {

@@ -13,7 +13,7 @@ use medes_agent::{
     engine::Engine,
     faults::{Faults, Step},
     pager::{self, Paged, Pager, ParkError, Parked, Recipes, Seen},
-    sandbox::{Host, Housing, LaunchSpec, Request, Tree},
+    sandbox::{Host, Housing, LaunchSpec, Request, RequestError, Tree},
 };
 use medes_dedup::key::DomainKey;
 use medes_proto::fleet::EngineSettings;
@@ -116,10 +116,13 @@ impl Guest {
 
     /// Asks a program of ours.
     pub(crate) async fn ask(&self, path: &str) -> String {
-        let request = Request::get(path, LIMIT, 1 << 20);
-        let response = self.housing.request(request).await;
-        let response = response.unwrap_or_else(|error| panic!("{path}: {error}: {error:?}"));
-        String::from_utf8(response.body.to_vec()).unwrap()
+        self.try_ask(path).await.unwrap_or_else(|error| panic!("{path}: {error}: {error:?}"))
+    }
+
+    /// Asks one that may have ended.
+    pub(crate) async fn try_ask(&self, path: &str) -> Result<String, RequestError> {
+        let response = self.housing.request(Request::get(path, LIMIT, 1 << 20)).await?;
+        Ok(String::from_utf8(response.body.to_vec()).unwrap())
     }
 
     /// Anonymous memory that it has, in kB, as the kernel counts it.

@@ -9,10 +9,12 @@ mod checker;
 mod desk;
 mod meanings;
 mod memory;
+mod moved;
 #[path = "../kernel_sandbox/node.rs"]
 #[allow(dead_code, reason = "shared with the sandbox tests, which need more of it")]
 mod node;
 mod program;
+mod programs;
 #[path = "../kernel_sandbox/runner.rs"]
 mod runner;
 mod there_and_back;
@@ -21,7 +23,8 @@ mod trouble;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let tests: Vec<runner::Test> = [there_and_back::TESTS, meanings::TESTS, trouble::TESTS].concat();
-    let programs = [checker::PROGRAMS, meanings::PROGRAMS, trouble::HELPERS].concat();
+    let tests: Vec<runner::Test> =
+        [there_and_back::TESTS, meanings::TESTS, moved::TESTS, programs::TESTS, trouble::TESTS].concat();
+    let programs = [checker::PROGRAMS, meanings::PROGRAMS, moved::PROGRAMS, trouble::HELPERS].concat();
     runner::main(&tests, &programs)
 }
