@@ -237,7 +237,7 @@ impl Work for Estimate<'_> {
                 return 0;
             }
             let plain = (*sum / count).checked_ilog2().map_or(0, |bits| bits + 1);
-            count * (plain + 1) + (2 * sum >> plain)
+            count * (plain + 1) + ((2 * sum) >> plain)
         };
         sums.iter().map(bits).sum::<u32>() as usize * PAGE_BYTES / (8 * PARTS * PART_BYTES)
     }
