@@ -7,7 +7,7 @@ mod common;
 
 use std::hint::black_box;
 
-use common::{KEY, base, changed, heap_page, process};
+use common::{KEY, base, changed, heap_page, photo_page, process};
 use criterion::BatchSize::PerIteration;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use medes_dedup::delta::{DeltaCodec, Level};
@@ -117,6 +117,32 @@ fn decode(criterion: &mut Criterion) {
     group.finish();
 }
 
+/// Pages that no base helps with and that are samples of something, there and back.
+fn samples(criterion: &mut Criterion) {
+    let pages: Vec<Page> = (0..PAGES).map(photo_page).collect();
+    let mut encoder = Encoder::new(&KEY, EncodeRules::default());
+    let mut run = || {
+        let mut run = EncodedRun::new();
+        pages.iter().for_each(|page| run.push(&encoder.encode_page(black_box(page), &[])));
+        run
+    };
+    let mut group = criterion.benchmark_group("samples");
+    group.throughput(bytes());
+    group.bench_function("encode", |bencher| bencher.iter(|| black_box(run())));
+    let mut builder = ImageBuilder::new(&KEY);
+    builder.append(&run()).unwrap();
+    let image = DedupImage::open(builder.finish().unwrap(), &KEY).unwrap();
+    let (mut codec, mut out) = (DeltaCodec::new(), ZERO_PAGE);
+    group.bench_function("rebuild", |bencher| {
+        bencher.iter(|| {
+            for at in 0..image.pages() {
+                image.rebuild(&mut codec, PageIndex(at), None, black_box(&mut out)).unwrap();
+            }
+        });
+    });
+    group.finish();
+}
+
 /// Every stage of a process that becomes words of a base: what is done once for a base, and page by page.
 fn words(criterion: &mut Criterion) {
     let (from, target) = (process(7, 3, 3), process(7, 4, 9));
@@ -175,5 +201,5 @@ fn words(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, fingerprints, encode, decode, words);
+criterion_group!(benches, fingerprints, encode, decode, samples, words);
 criterion_main!(benches);

@@ -12,6 +12,7 @@ use thiserror::Error;
 use zstd::zstd_safe::{CCtx, DCtx, get_error_name};
 
 use crate::page::{PAGE_BYTES, Page};
+use crate::samples::DecodeSamplesError;
 use crate::words::DecodeWordsError;
 
 /// How zstd begins every frame of exactly one page: magic, "content size given in 2 bytes, no checksum, no
@@ -72,6 +73,9 @@ pub enum DecodeDeltaError {
     /// Not the corrections of a page of words.
     #[error("decode words")]
     Words(#[from] DecodeWordsError),
+    /// Not a page of samples.
+    #[error("decode samples")]
+    Samples(#[from] DecodeSamplesError),
     /// The bytes ended before the page was full.
     #[error("coded bytes give {bytes} bytes instead of a page")]
     Short {

@@ -9,6 +9,7 @@ use crate::key::{DomainKey, PageHash, PageHasher};
 use crate::page::{BasePage, PAGE_BYTES, Page, ZERO_PAGE, is_zero};
 use crate::rebuild::{BasePages, unpack};
 use crate::recipe::{Codec, Kind};
+use crate::samples;
 use crate::words::{Relation, WordEncoder};
 
 mod words;
@@ -198,6 +199,8 @@ pub struct Encoder {
     /// The best stored bytes so far for the page at hand.
     best: Box<Page>,
     rebuilt: Box<Page>,
+    /// A page as samples, while it is not known whether that is better.
+    samples: Vec<u8>,
     classes: PageClasses,
     words: WordEncoder,
     distrusted: u64,
@@ -212,6 +215,7 @@ impl Encoder {
             codec: DeltaCodec::new(),
             best: Box::new(ZERO_PAGE),
             rebuilt: Box::new(ZERO_PAGE),
+            samples: Vec::new(),
             classes: PageClasses::default(),
             words: WordEncoder::new(),
             distrusted: 0,
@@ -264,13 +268,27 @@ impl Encoder {
             (Some(form), ..) => return form,
             (None, ..) => CODED_BYTES_MAX,
         };
-        if let Some(level) = self.rules.whole_level
-            && let Some(coded) = self.codec.encode_alone(page, limit, level)
-        {
-            self.best[..coded.len()].copy_from_slice(coded);
-            form = Some(Form::Whole { codec: Codec::Zstd, bytes: coded.len() });
+        if let Some(level) = self.rules.whole_level {
+            form = self.by_itself(page, limit, level).or(form);
         }
         form.unwrap_or_else(|| self.raw(page))
+    }
+
+    /// Fills `best` with the page by itself, if that takes at most so many bytes.
+    fn by_itself(&mut self, page: &Page, mut limit: usize, level: Level) -> Option<Form<usize>> {
+        let mut form = None;
+        if let Some(coded) = self.codec.encode_alone(page, limit, level) {
+            self.best[..coded.len()].copy_from_slice(coded);
+            form = Some(Form::Whole { codec: Codec::Zstd, bytes: coded.len() });
+            limit = coded.len() - 1;
+        }
+        self.samples.clear();
+        if samples::encode(page, limit, &mut self.samples) {
+            let bytes = self.samples.len();
+            self.best[..bytes].copy_from_slice(&self.samples);
+            form = Some(Form::Whole { codec: Codec::Samples, bytes });
+        }
+        form
     }
 
     fn raw(&mut self, page: &Page) -> Form<usize> {

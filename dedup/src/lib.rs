@@ -28,5 +28,6 @@ pub mod page;
 pub mod paper;
 pub mod rebuild;
 pub mod recipe;
+pub mod samples;
 mod steps;
 pub mod words;

@@ -7,6 +7,7 @@ use crate::encode::Form;
 use crate::image::DedupImage;
 use crate::page::{BasePage, Page, PageIndex, SnapshotId};
 use crate::recipe::{Codec, Place, Source};
+use crate::samples;
 use crate::words::{DecodeWordsError, Facts, Known, PageSource, Relation, Rest, decode_pieces, pages_needed};
 
 /// Why a page could not be rebuilt. In every case the sandbox must not run with it.
@@ -143,6 +144,9 @@ pub(crate) fn unpack<P: BasePages + ?Sized>(
             put_right(codec, *words, rest, page)
         }
         Form::Whole { codec: Codec::Zstd, bytes } => codec.decode_alone(bytes, page),
+        Form::Whole { codec: Codec::Samples, bytes } => {
+            samples::decode(bytes, page).map_err(DecodeDeltaError::from)
+        }
         // A delta is never raw; a whole page that is not compressed is.
         Form::Delta { bytes, .. } | Form::Whole { bytes, .. } => match <&Page>::try_from(*bytes) {
             Ok(stored) => {

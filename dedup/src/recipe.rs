@@ -19,6 +19,8 @@ pub enum Codec {
     Raw,
     /// zstd, with the base page as dictionary if there is one.
     Zstd,
+    /// Samples of something, by themselves (see [`crate::samples`]).
+    Samples,
     /// Words of the base, not only of the page that is named (see [`crate::words`]).
     Words,
     /// zstd, with what the words predict as dictionary.

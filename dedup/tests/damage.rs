@@ -160,8 +160,8 @@ fn a_header_that_makes_no_sense_is_refused() {
         let changed = resealed(&file, |body| body[at..at + bytes.len()].copy_from_slice(bytes));
         open(&changed).unwrap_err()
     };
-    assert_eq!(with(8, &[1, 0]), OpenImageError::Version { version: 1 });
-    assert_eq!(with(8, &[5, 0]), OpenImageError::Version { version: 5 });
+    assert_eq!(with(8, &[4, 0]), OpenImageError::Version { version: 4 });
+    assert_eq!(with(8, &[6, 0]), OpenImageError::Version { version: 6 });
     assert_eq!(with(10, &[2]), OpenImageError::Level { level: 2 });
     // Level 1 has pointer tables, and this file has none.
     let no_table = ReadRelationError::Short;
@@ -201,7 +201,7 @@ fn tables_that_disagree_are_refused() {
         open(&changed).unwrap_err()
     };
     let recipe = |page, source| OpenImageError::Recipe { page, source };
-    assert_eq!(with(start, 7), recipe(0, ParseRecipeError::Kind { kind: 7 }));
+    assert_eq!(with(start, 0x40), recipe(0, ParseRecipeError::Flags { kind: 0, flags: 0x40 }));
     assert_eq!(with(start + 2, 0), recipe(1, ParseRecipeError::NoDistance));
     assert_eq!(with(start + 1, 0x09), recipe(1, ParseRecipeError::Base { base: 16, bases: 1 }));
     assert_eq!(with(delta, 0x0a), recipe(2, ParseRecipeError::Base { base: 1, bases: 1 }));

@@ -8,7 +8,7 @@ mod common;
 
 use std::path::PathBuf;
 
-use common::{KEY, Process, base, changed, heap_page, noise_page, process};
+use common::{KEY, Process, base, changed, heap_page, noise_page, photo_page, process};
 use medes_dedup::delta::DeltaCodec;
 use medes_dedup::encode::{EncodeRules, Encoder, WordRules, WordsOf};
 use medes_dedup::image::{DedupImage, ImageBuilder};
@@ -20,7 +20,7 @@ use medes_dedup::words::{Aligner, BaseIndex, Facts, Memory};
 const GOLDEN_BYTES_MAX: usize = 8 << 10;
 
 fn golden() -> Vec<u8> {
-    golden_file("image-v4.medes", build)
+    golden_file("image-v5.medes", build)
 }
 
 fn golden_file(name: &str, build: impl Fn() -> Vec<u8>) -> Vec<u8> {
@@ -42,7 +42,7 @@ fn pages() -> Vec<Page> {
     let [(_, first), (_, second)] = bases();
     let mut pages = vec![ZERO_PAGE, first, changed(&first, 3, 6), [9; PAGE_BYTES], noise_page(4)];
     pages.extend([ZERO_PAGE; 70]);
-    pages.extend([changed(&second, 5, 30), second, changed(&first, 6, 1)]);
+    pages.extend([changed(&second, 5, 30), second, changed(&first, 6, 1), photo_page(7)]);
     pages
 }
 
@@ -108,7 +108,7 @@ fn the_same_pages_still_make_the_same_image() {
         let classes = image.classes();
         (classes.zero, classes.same, classes.delta, classes.whole)
     };
-    assert_eq!(count(&golden), (71, 2, 3, 2));
+    assert_eq!(count(&golden), (71, 2, 3, 3));
     assert_eq!(count(&golden), count(&fresh));
     assert!(golden.recipes().map(shape).eq(fresh.recipes().map(shape)));
     assert_eq!(golden.sections(), fresh.sections());
@@ -128,6 +128,7 @@ fn relatives() -> (Process, Process) {
     target.pages[4] = noise_page(15);
     target.pages[5] = ZERO_PAGE;
     target.pages[6].rotate_right(3);
+    target.pages[8] = photo_page(17);
     (from, target)
 }
 
@@ -162,7 +163,7 @@ impl BasePages for All {
 /// What is made today may be smaller than this file, but this file is read for ever.
 #[test]
 fn the_golden_image_of_words_still_opens_and_rebuilds() {
-    let file = golden_file("image-v4-words.medes", build_words);
+    let file = golden_file("image-v5-words.medes", build_words);
     assert!(file.len() < 2 * GOLDEN_BYTES_MAX, "{} bytes", file.len());
     let image = DedupImage::open(file, &KEY).unwrap();
     let (from, target) = relatives();
@@ -170,11 +171,11 @@ fn the_golden_image_of_words_still_opens_and_rebuilds() {
     let used: Vec<Codec> = image
         .recipes()
         .filter_map(|recipe| match recipe.source {
-            Source::Delta { codec, .. } => Some(codec),
+            Source::Delta { codec, .. } | Source::Whole { codec, .. } => Some(codec),
             _ => None,
         })
         .collect();
-    for codec in [Codec::Words, Codec::Predicted] {
+    for codec in [Codec::Words, Codec::Predicted, Codec::Samples] {
         assert!(used.contains(&codec), "{codec:?}");
     }
     let mut codec = DeltaCodec::new();

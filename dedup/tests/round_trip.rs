@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{KEY, any_page, any_pair, base, changed, finished, heap_page, noise_page};
+use common::{KEY, any_page, any_pair, base, changed, finished, heap_page, noise_page, photo_page};
 use medes_dedup::delta::{CODED_BYTES_MAX, DeltaCodec, Level};
 use medes_dedup::encode::{EncodeRules, EncodedRun, Encoder, PageClass, PreferWhole};
 use medes_dedup::image::{BASES_MAX, BuildImageError, ImageBuilder};
@@ -289,6 +289,7 @@ fn raw_pages_are_told_from_compressed_ones() {
     let mut encoder = Encoder::new(&KEY, EncodeRules::default());
     builder.push(&encoder.encode_page(&noise_page(1), &[])).unwrap();
     builder.push(&encoder.encode_page(&heap_page(1), &[])).unwrap();
+    builder.push(&encoder.encode_page(&photo_page(1), &[])).unwrap();
     let image = finished(builder);
     let codecs: Vec<Codec> = image
         .recipes()
@@ -297,5 +298,5 @@ fn raw_pages_are_told_from_compressed_ones() {
             _ => None,
         })
         .collect();
-    assert_eq!(codecs, [Codec::Raw, Codec::Zstd]);
+    assert_eq!(codecs, [Codec::Raw, Codec::Zstd, Codec::Samples]);
 }

@@ -117,11 +117,8 @@ impl Encoder {
             }
         }
         // A page by itself is rarely shorter than good corrections.
-        if limit > WHOLE_TRIED_FROM
-            && let Some(coded) = self.codec.encode_alone(page, limit - 1, base.rules.other_level)
-        {
-            self.best[..coded.len()].copy_from_slice(coded);
-            form = Some(Form::Whole { codec: Codec::Zstd, bytes: coded.len() });
+        if limit > WHOLE_TRIED_FROM {
+            form = self.by_itself(page, limit - 1, base.rules.other_level).or(form);
         }
         form.unwrap_or_else(|| self.raw(page))
     }

@@ -18,7 +18,7 @@ use crate::recipe::RECIPE_BYTES_MAX;
 
 pub(super) const HEADER_BYTES: usize = 64;
 pub(super) const MAGIC: [u8; 8] = *b"MedesImg";
-pub(super) const VERSION: u16 = 4;
+pub(super) const VERSION: u16 = 5;
 /// No pointer tables.
 const LEVEL_PAGES: u8 = 0;
 /// With a pointer table for each base.

@@ -10,7 +10,7 @@
 //!  │ 1    │ 0 or 1 │ 0 to 5   │ 0, 1  │ 0 to 2 │ 0 or 8 for each    │
 //!  └──────┴────────┴──────────┴───────┴────────┴────────────────────┘
 //!   head      bits 0-2: 0 zero, 1 same, 2 delta by zstd, 3 delta of words, 4 delta on predicted words,
-//!                       5 whole by zstd, 6 whole as it is
+//!                       5 whole by zstd, 6 whole as it is, 7 whole as samples
 //!             bits 3-5: base, distance, run follow; bits 6 and 7 are zero
 //!   base      position of the base snapshot in the image's table, if it is not that of the entry before
 //!   distance  how far the base page is from the expected one, if it is: zigzag varint
@@ -42,7 +42,7 @@ pub const RECIPE_BYTES_MAX: usize = 1 + 1 + 5 + 2 + HASH_BYTES;
 
 const HASH_BYTES: usize = size_of::<PageHash>();
 
-/// Numbers of the kinds in an entry's head. 7 is free.
+/// Numbers of the kinds in an entry's head. None is free.
 mod number {
     pub(super) const ZERO: u8 = 0;
     pub(super) const SAME: u8 = 1;
@@ -51,6 +51,7 @@ mod number {
     pub(super) const DELTA_PREDICTED: u8 = 4;
     pub(super) const WHOLE_ZSTD: u8 = 5;
     pub(super) const WHOLE_RAW: u8 = 6;
+    pub(super) const WHOLE_SAMPLES: u8 = 7;
 }
 
 /// The bits of a head that are the kind's number.
@@ -68,12 +69,6 @@ pub enum ParseRecipeError {
     /// They end before the last page.
     #[error("the recipes end too early")]
     Short,
-    /// Not a kind of page.
-    #[error("page kind {kind} is unknown")]
-    Kind {
-        /// The number found.
-        kind: u8,
-    },
     /// A head says that something follows which this kind does not have.
     #[error("a page of kind {kind} cannot have flags {flags:#04x}")]
     Flags {
@@ -175,6 +170,7 @@ impl Kind {
             Self::Delta { codec: Codec::Predicted, .. } => number::DELTA_PREDICTED,
             Self::Delta { .. } => number::DELTA_ZSTD,
             Self::Whole { codec: Codec::Raw, .. } => number::WHOLE_RAW,
+            Self::Whole { codec: Codec::Samples, .. } => number::WHOLE_SAMPLES,
             Self::Whole { .. } => number::WHOLE_ZSTD,
         }
     }
@@ -226,7 +222,7 @@ pub(crate) fn write_group(group: &[Record], out: &mut Vec<u8>) {
             out[head] |= RUN;
             out.push(run as u8);
         }
-        if let Kind::Delta { bytes, .. } | Kind::Whole { codec: Codec::Zstd, bytes } = kind {
+        if let Kind::Delta { bytes, .. } | Kind::Whole { codec: Codec::Zstd | Codec::Samples, bytes } = kind {
             varint::write(out, bytes.into());
         }
         if kind != Kind::Zero {
@@ -287,6 +283,7 @@ impl<'t> Records<'t> {
             number::DELTA_WORDS => Kind::Delta { base, page, codec: Codec::Words, bytes },
             number::DELTA_PREDICTED => Kind::Delta { base, page, codec: Codec::Predicted, bytes },
             number::WHOLE_ZSTD => Kind::Whole { codec: Codec::Zstd, bytes },
+            number::WHOLE_SAMPLES => Kind::Whole { codec: Codec::Samples, bytes },
             _ => Kind::Whole { codec: Codec::Raw, bytes },
         };
         let hash = if number == number::ZERO { self.zero } else { PageHash(self.take()?) };
@@ -310,8 +307,8 @@ impl<'t> Records<'t> {
             number::ZERO => RUN,
             number::SAME => RUN | BASE | DISTANCE,
             number::DELTA_ZSTD | number::DELTA_WORDS | number::DELTA_PREDICTED => BASE | DISTANCE,
-            number::WHOLE_ZSTD | number::WHOLE_RAW => 0,
-            kind => return Err(ParseRecipeError::Kind { kind }),
+            // Whole pages: a head has no other numbers.
+            _ => 0,
         };
         if flags & !possible != 0 {
             return Err(ParseRecipeError::Flags { kind: number, flags });
@@ -475,7 +472,8 @@ mod tests {
                 codec,
                 bytes
             }),
-            coded.prop_map(|bytes| Kind::Whole { codec: Codec::Zstd, bytes }),
+            coded.clone().prop_map(|bytes| Kind::Whole { codec: Codec::Zstd, bytes }),
+            coded.prop_map(|bytes| Kind::Whole { codec: Codec::Samples, bytes }),
             Just(Kind::Whole { codec: Codec::Raw, bytes: PAGE_BYTES as u16 }),
         ]
     }
@@ -597,7 +595,8 @@ mod tests {
         for table in [&[][..], &[0], &[1, 9], &[0x09], &[0x11], &[0x11, 0x80], &[0x21], &[5], &[2, 0x80]] {
             assert_eq!(short(table), ParseRecipeError::Short);
         }
-        assert_eq!(error(&[7], 1), ParseRecipeError::Kind { kind: 7 });
+        assert_eq!(error(&[7], 1), ParseRecipeError::Length { kind: 7, bytes: 0 });
+        assert_eq!(error(&[0x0f, 1], 1), ParseRecipeError::Flags { kind: 7, flags: 0x08 });
         assert_eq!(error(&[0x40], 1), ParseRecipeError::Flags { kind: 0, flags: 0x40 });
         assert_eq!(error(&[0x81], 1), ParseRecipeError::Flags { kind: 1, flags: 0x80 });
         assert_eq!(error(&[0x08, 1], 1), ParseRecipeError::Flags { kind: 0, flags: 0x08 });

@@ -324,7 +324,7 @@ mod tests {
     use crate::words::context::ALL as CONTEXTS;
     use crate::words::entropy::{Counts, Model, PlainBytes};
     use crate::words::pieces::{CHANGE, NAMED, ZEROS};
-    use crate::words::wrong::{RECENT, SHIFT, VALUE, ZERO};
+    use crate::words::wrong::{NEAR, SHIFT, ZERO};
 
     /// A relation whose coder knows nothing: every symbol is escaped, so that any bytes lead somewhere.
     fn unlearned() -> Relation {
@@ -354,7 +354,7 @@ mod tests {
         #[test]
         fn any_bytes_decode_or_fail(
             raw in proptest::collection::vec(any::<u8>(), 0..200),
-            symbols in proptest::collection::vec(prop_oneof![0u16..6, 0u16..70, 250u16..275], 0..60),
+            symbols in proptest::collection::vec(prop_oneof![0u16..6, 0u16..70, 250u16..300], 0..60),
             as_symbols: bool,
             named in prop_oneof![0u32..4, any::<u32>()],
         ) {
@@ -406,7 +406,18 @@ mod tests {
         #[test]
         fn corrections_come_back(
             words in proptest::collection::vec(
-                (0usize..PAGE_WORDS, prop_oneof![Just(0u64), any::<u64>(), 0u64..300, (0u64..4).prop_map(|x| 0x7f00 + x * 0x1_0000_0000)]),
+                (
+                    0usize..PAGE_WORDS,
+                    prop_oneof![
+                        Just(0u64),
+                        any::<u64>(),
+                        0u64..300,
+                        (0u64..4).prop_map(|x| 0x7f00 + x * 0x1_0000_0000),
+                        // Pointers near each other.
+                        (0u64..3, any::<u16>()).prop_map(|(far, near)| 0x7f12_0000_0000 + (far << 20) + u64::from(near)),
+                        any::<[u8; 8]>().prop_map(|text| u64::from_le_bytes(text.map(|byte| b' ' + byte % 90))),
+                    ],
+                ),
                 0..200,
             ),
         ) {
@@ -442,7 +453,8 @@ mod tests {
         assert_eq!(decode(&[NAMED, 0, 5, ZERO, 1, SHIFT, END]), Ok(()));
         assert_eq!(decode(&[NAMED, 0, 5, ZERO, 1, SHIFT, END, 5]), Err(DecodeWordsError::Code));
         assert_eq!(decode(&[NAMED, 0, 5]), Err(DecodeWordsError::Code));
-        assert_eq!(decode(&[NAMED, 0, 5, VALUE + RECENT as u16, END]), Err(DecodeWordsError::Code));
+        assert_eq!(decode(&[NAMED, 0, 5, NEAR, 7, 9, END]), Ok(()));
+        assert_eq!(decode(&[NAMED, 0, 5, NEAR, 7]), Err(DecodeWordsError::Code));
         let far = [[NAMED, 0].as_slice(), &[GAP_MAX; 9], &[0, ZERO, END]].concat();
         assert_eq!(decode(&far), Err(DecodeWordsError::Corrections));
         let mut longer = coded(&symbols(&[NAMED, 0, 5, ZERO, END]));

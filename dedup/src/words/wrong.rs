@@ -4,11 +4,12 @@
 //! for each wrong word:
 //!     gap: right words before it (63: so many, and another gap follows), or the end
 //!     how: a mask of the bytes that differ, and these bytes; 0 a small number is added;
-//!         or zero; or as far off as one of the last few wrong words; or the same as one of these
+//!         or zero; or as far off as one of the last few wrong words; or the same as one of these; or near one of these, and
+//!         its two lowest bytes
 //! ```
 
 use super::context;
-use super::entropy::{Coded, Decoder};
+use super::entropy::{Coded, Decoder, SYMBOLS_MAX};
 
 /// The longest gap in one symbol, and the symbol behind all gaps.
 pub(super) const GAP_MAX: u16 = 63;
@@ -18,18 +19,32 @@ pub(super) const END: u16 = 64;
 pub(super) const SMALL: u16 = 0;
 pub(super) const ZERO: u16 = 256;
 pub(super) const SHIFT: u16 = 257;
-pub(super) const VALUE: u16 = SHIFT + RECENT as u16;
+const VALUE: u16 = SHIFT + RECENT as u16;
 
-const VALUES_END: u16 = VALUE + RECENT as u16;
+pub(super) const NEAR: u16 = VALUE + RECENT as u16;
+
+const NEAR_END: u16 = NEAR + NEAR_RECENT as u16;
 
 /// Wrong words that are remembered.
-pub(super) const RECENT: usize = 16;
+const RECENT: usize = 16;
+
+/// Of these, those that a word can be near: as many as there are symbols for.
+const NEAR_RECENT: usize = 11;
+
+/// Bytes in which a word differs from one that it is near.
+const NEAR_BYTES: usize = 2;
+
+const FAR: u64 = !0xffff;
+
+const _: () = assert!(NEAR_END <= SYMBOLS_MAX);
 
 /// What the wrong words so far say about the next one.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Corrections {
     pub(super) gap: u16,
     how: u8,
+    /// Highest byte of the last wrong word: text goes on from word to word.
+    last: u8,
     shifts: Recent,
     values: Recent,
 }
@@ -45,6 +60,11 @@ impl Recent {
     /// How many numbers ago this one was pushed.
     fn ago(&self, number: u64) -> Option<usize> {
         (0..RECENT).find(|ago| self.get(*ago) == number)
+    }
+
+    /// How many numbers ago one was pushed that differs in the lowest bytes only.
+    fn near(&self, number: u64) -> Option<usize> {
+        (0..NEAR_RECENT).find(|ago| (self.get(*ago) ^ number) & FAR == 0)
     }
 
     const fn get(&self, ago: usize) -> u64 {
@@ -80,11 +100,12 @@ impl Corrections {
     }
 
     /// Remembers how a word was put right.
-    const fn was(&mut self, how: u16) {
+    const fn was(&mut self, how: u16, word: u64) {
+        self.last = (word >> 56) as u8;
         self.how = match how {
             SMALL => 0,
             1..ZERO if (how as u8).count_ones() <= 4 => 1,
-            1..ZERO => 2,
+            1..ZERO | NEAR.. => 2,
             _ => 3,
         };
     }
@@ -94,8 +115,8 @@ impl Corrections {
         match how {
             SMALL | ZERO => {}
             SHIFT..VALUE => self.values.push(word),
-            VALUE.. => self.shifts.push(word.wrapping_sub(predicted)),
-            1..ZERO => {
+            VALUE..NEAR => self.shifts.push(word.wrapping_sub(predicted)),
+            1..ZERO | NEAR.. => {
                 self.shifts.push(word.wrapping_sub(predicted));
                 self.values.push(word);
             }
@@ -115,7 +136,10 @@ impl Corrections {
             SMALL
         } else {
             let differing = (word ^ predicted).to_le_bytes();
-            differing.iter().rev().fold(0, |mask, byte| mask << 1 | u16::from(*byte != 0))
+            let mask = differing.iter().rev().fold(0, |mask, byte| mask << 1 | u16::from(*byte != 0));
+            // Pointers that go wrong go to the same places.
+            let near = (mask.count_ones() > NEAR_BYTES as u32).then(|| self.values.near(word)).flatten();
+            near.map_or(mask, |at| NEAR + at as u16)
         };
         out.push(Coded { context: how_context, symbol: how });
         match how {
@@ -124,16 +148,25 @@ impl Corrections {
                 let mut mask = how as u8;
                 let class = byte_context(mask);
                 let bytes = word.to_le_bytes();
+                let mut before = self.last;
                 while mask != 0 {
                     let at = mask.trailing_zeros() as u8;
-                    out.push(Coded { context: class + at, symbol: u16::from(bytes[usize::from(at)]) });
+                    let byte = bytes[usize::from(at)];
+                    out.push(Coded { context: behind(before, class) + at, symbol: byte.into() });
+                    before = byte;
                     mask &= mask - 1;
                 }
+            }
+            NEAR.. => {
+                let bytes = (0..).zip(word.to_le_bytes()).take(NEAR_BYTES);
+                out.extend(
+                    bytes.map(|(at, byte)| Coded { context: context::NEAR + at, symbol: byte.into() }),
+                );
             }
             _ => {}
         }
         self.remember(how, word, predicted);
-        self.was(how);
+        self.was(how, word);
     }
 
     /// The word, by what [`Corrections::write`] wrote.
@@ -146,32 +179,48 @@ impl Corrections {
                 let mut mask = how as u8;
                 let class = byte_context(mask);
                 let mut bytes = predicted.to_le_bytes();
+                let mut before = self.last;
                 while mask != 0 {
                     let at = mask.trailing_zeros() as u8;
-                    bytes[usize::from(at)] = from.next(class + at)? as u8;
+                    before = from.next(behind(before, class) + at)? as u8;
+                    bytes[usize::from(at)] = before;
                     mask &= mask - 1;
                 }
                 u64::from_le_bytes(bytes)
             }
             ZERO => 0,
             SHIFT..VALUE => predicted.wrapping_add(self.shifts.get(usize::from(how - SHIFT))),
-            VALUE..VALUES_END => self.values.get(usize::from(how - VALUE)),
+            VALUE..NEAR => self.values.get(usize::from(how - VALUE)),
+            NEAR..NEAR_END => {
+                let mut bytes = self.values.get(usize::from(how - NEAR)).to_le_bytes();
+                for (at, byte) in (0..).zip(bytes.iter_mut().take(NEAR_BYTES)) {
+                    *byte = from.next(context::NEAR + at)? as u8;
+                }
+                u64::from_le_bytes(bytes)
+            }
             _ => return None,
         };
         self.remember(how, word, predicted);
-        self.was(how);
+        self.was(how, word);
         Some(word)
     }
 }
 
+/// The class of words of which next to nothing is right.
+const NEW: u8 = context::BYTE + 24;
+
 /// The context of byte 0 of a word with this mask.
 const fn byte_context(mask: u8) -> u8 {
-    context::BYTE
-        + match (mask, mask.count_ones()) {
-            (_, ..=2) => 0,
-            (_, 3..=4) => 8,
-            // A pointer where none was expected.
-            (0x3f, _) => 16,
-            _ => 24,
-        }
+    match (mask, mask.count_ones()) {
+        (_, ..=2) => context::BYTE,
+        (_, 3..=4) => context::BYTE + 8,
+        // A pointer where none was expected.
+        (0x3f, _) => context::BYTE + 16,
+        _ => NEW,
+    }
+}
+
+/// The same behind this byte: what follows a letter in new words is a letter.
+const fn behind(before: u8, class: u8) -> u8 {
+    if class == NEW && matches!(before, b' '..=b'~') { context::TEXT } else { class }
 }

@@ -54,6 +54,18 @@ pub(crate) fn noise_page(seed: u64) -> Page {
     page
 }
 
+/// A page of a photograph: soft shapes with the same grain in red, green and blue, and a fourth byte that says nothing.
+pub(crate) fn photo_page(seed: u64) -> Page {
+    let mut numbers = Numbers(seed);
+    let mut page = ZERO_PAGE;
+    for (at, pixel) in page.as_chunks_mut::<4>().0.iter_mut().enumerate() {
+        let grain = numbers.below(24) as u8;
+        let [red, green, blue] = [60, 90, 130].map(|shade: u8| shade + (at / 32) as u8 + grain);
+        *pixel = [red, green, blue, 255];
+    }
+    page
+}
+
 /// The page with some of its words replaced, as a second start of the same program would have it.
 pub(crate) fn changed(page: &Page, seed: u64, words: usize) -> Page {
     let mut numbers = Numbers(seed);
@@ -76,6 +88,7 @@ pub(crate) fn any_page() -> impl Strategy<Value = Page> {
         any::<u64>().prop_map(noise_page),
         any::<u8>().prop_map(|byte| [byte; PAGE_BYTES]),
         any::<u64>().prop_map(heap_page),
+        any::<u64>().prop_map(photo_page),
         (any::<u64>(), 0usize..20).prop_map(|(seed, words)| changed(&ZERO_PAGE, seed, words)),
     ]
 }
