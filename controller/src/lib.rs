@@ -11,6 +11,7 @@
 //! it. Wire types end in `fleet`, `control`, `registry_service`, `token_service` and `agents`.
 #![forbid(unsafe_code)]
 
+mod accounting;
 pub mod agents;
 pub mod config;
 mod control;
