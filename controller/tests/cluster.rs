@@ -435,6 +435,7 @@ async fn ports_that_are_taken_are_named() {
         state_dir: folder.path().into(),
         control: address,
         gateway: "127.0.0.1:0".parse().unwrap(),
+        page: None,
         spans: None,
         security: medes_identity::security::Security::Plaintext,
     };
@@ -632,7 +633,8 @@ async fn with_tokens_a_caller_shows_one_that_is_for_its_function() {
     let tokens = TokensClient::new(channel.unwrap().connect().await.unwrap());
     let create = async |name: &str, functions: &[&str]| {
         let functions = functions.iter().map(|&name| name.into()).collect();
-        let reply = tokens.clone().create(wire::CreateTokenRequest { name: name.into(), functions }).await;
+        let request = wire::CreateTokenRequest { name: name.into(), functions, operator: false };
+        let reply = tokens.clone().create(request).await;
         reply.map(|reply| reply.into_inner().token).map_err(|status| status.code())
     };
     let [all, only_g] = [create("all", &[]).await.unwrap(), create("only-g", &["g"]).await.unwrap()];
