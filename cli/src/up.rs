@@ -223,7 +223,9 @@ async fn start_controller(
     command.arg("--state-dir").arg(state.folder("controller")?);
     command.arg("--control").arg(listen_at(args.control.as_ref(), CONTROL_PORT));
     command.arg("--gateway").arg(listen_at(args.gateway.as_ref(), GATEWAY_PORT));
-    command.arg("--page").arg(listen_at(args.page.as_ref(), PAGE_PORT));
+    // Who asks for another port than the usual one may not be alone on this machine.
+    let usual = if args.gateway.is_none() { PAGE_PORT } else { 0 };
+    command.arg("--page").arg(listen_at(args.page.as_ref(), usual));
     command.arg("--config").arg(config);
     let stdout = family.start_talking("controller", command, &state.log("controller"))?;
     let first_line = first_line(stdout, family.log(CONTROLLER).into());
