@@ -1,7 +1,7 @@
 //! Compiles the `.proto` files with a compiler written in Rust, so that a fresh machine needs no `protoc`.
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let files = ["common", "heat", "fleet", "registry", "node", "trace", "control", "tokens"]
+    let files = ["common", "account", "heat", "fleet", "registry", "node", "trace", "control", "tokens"]
         .map(|name| format!("proto/medes/v1/{name}.proto"));
     println!("cargo:rerun-if-changed=proto");
     let descriptors = protox::compile(&files, ["proto"])?;

@@ -211,6 +211,15 @@ impl Bases {
         self.local.bytes().saturating_add(self.replicas.bytes()).saturating_add(self.cache.bytes())
     }
 
+    /// Of the agent's own memory, what is kept for each snapshot: indexes, and single pages of those that are elsewhere.
+    pub fn table_bytes(&self) -> BTreeMap<SnapshotId, u64> {
+        let mut bytes = self.cache.bytes_by_snapshot();
+        for (snapshot, index) in self.indexes.bytes_by_snapshot() {
+            *bytes.entry(snapshot).or_default() += index;
+        }
+        bytes
+    }
+
     /// Reads pages; `wanted` is sorted and without repeats, `places` tells where each snapshot is.
     ///
     /// Cancel-safe: dropping it reads no further and leaves nothing behind.

@@ -17,7 +17,7 @@
 mod apply;
 mod moving;
 mod report;
-pub use report::Measures;
+pub use report::{Holder, Measures};
 #[cfg(test)]
 mod tests;
 

@@ -4,6 +4,7 @@
 //! stay, is [`park`]. [`driver`] decides, [`node`]
 //! does, [`link`] talks to the controller, [`service`] to everybody else.
 
+pub mod account;
 pub mod base;
 pub mod bases;
 pub mod clone;

@@ -3,6 +3,7 @@
 //! One loop owns the driver and the sandboxes themselves ([`Body`]). Long work takes a sandbox out of the loop's
 //! hands, runs as a task, and comes back as an input. Nothing here decides anything.
 
+mod books;
 mod door;
 mod ends;
 mod finished;

@@ -11,9 +11,9 @@ use medes_proto::{
     moving::OfferedSandbox,
     node::{Invoke, PageAccess, reply_to_wire},
     wire::{
-        self, GiveUpReply, HeatReply, HeatRequest, ImagePart, InvokeReply, InvokeRequest, LogsReply,
-        LogsRequest, PageAccessReply, PageAccessRequest, ReadLayoutRequest, SnapshotLayout,
-        node_server::Node,
+        self, AccountRequest, GiveUpReply, HeatReply, HeatRequest, ImagePart, InvokeReply, InvokeRequest,
+        LogsReply, LogsRequest, NodeAccount, PageAccessReply, PageAccessRequest, ReadLayoutRequest,
+        SnapshotLayout, node_server::Node,
     },
 };
 use tonic::{Request, Response, Status};
@@ -114,6 +114,14 @@ impl Node for NodeService {
             Ok(map) => Ok(Response::new(map.into())),
             Err(why) if why.kind == FailureKind::Busy => Err(Status::failed_precondition(why.message)),
             Err(why) => Err(Status::internal(why.message)),
+        }
+    }
+
+    async fn account(&self, _request: Request<AccountRequest>) -> Result<Response<NodeAccount>, Status> {
+        match self.node.account().await {
+            Ok(account) => Ok(Response::new(account.into())),
+            Err(why) if why.kind == FailureKind::Unsupported => Err(Status::failed_precondition(why.message)),
+            Err(why) => Err(Status::unavailable(why.message)),
         }
     }
 }

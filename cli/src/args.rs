@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 
 use crate::{
+    accounting::AccountingArgs,
     cert::CertArgs,
     client::Address,
     completions::CompletionsArgs,
@@ -77,6 +78,8 @@ pub(crate) enum Verb {
     Ps(PsArgs),
     /// List nodes and their memory
     Nodes,
+    /// Say for whom the memory of all nodes is held
+    Accounting(AccountingArgs),
     /// Keep work away from a node, or let it come again
     #[command(subcommand)]
     Node(NodeVerb),

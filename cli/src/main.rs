@@ -3,6 +3,7 @@
 //! Every verb but `up`, `cert`, `doctor`, `support-bundle` and `completions` is one call to the controller's Control service.
 //! A verb prints a table or a sentence, or with `--json` one JSON value; it never prints half an answer.
 
+mod accounting;
 mod args;
 mod cert;
 mod client;
@@ -88,6 +89,7 @@ async fn run(cli: Cli, output: &Output) -> Result<Ended, CliError> {
         Verb::Load(args) => return Box::pin(load::run(args, &connect().await?, output)).await,
         Verb::Ps(args) => ps::run(args, &connect().await?, output).await?,
         Verb::Nodes => nodes::run(&connect().await?, output).await?,
+        Verb::Accounting(args) => accounting::run(args, &connect().await?, output).await?,
         Verb::Node(verb) => node::run(verb, &connect().await?, output).await?,
         Verb::Policy(verb) => policy::run(verb, &connect().await?, output).await?,
         Verb::Start(args) => operate::start(args, &connect().await?, output).await?,

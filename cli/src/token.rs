@@ -26,6 +26,9 @@ pub(crate) enum TokenVerb {
         /// A function it is for [default: all]
         #[arg(long = "function", value_name = "FUNCTION")]
         functions: Vec<FunctionName>,
+        /// It is for looking at the controller's page, and for no function
+        #[arg(long, conflicts_with = "functions")]
+        operator: bool,
     },
     /// List tokens, without what they are
     List,
@@ -50,6 +53,8 @@ struct TokenView {
     name: String,
     /// None: all.
     functions: Vec<String>,
+    /// For the page, and for no function.
+    operator: bool,
     created: u64,
 }
 
@@ -62,9 +67,9 @@ struct RevokedView {
 pub(crate) async fn run(verb: TokenVerb, client: &Client, output: &Output) -> Result<(), CliError> {
     let mut tokens = client.tokens();
     match verb {
-        TokenVerb::Create { name, functions } => {
+        TokenVerb::Create { name, functions, operator } => {
             let functions = functions.into_iter().map(Into::into).collect();
-            let request = wire::CreateTokenRequest { name: name.clone().into(), functions };
+            let request = wire::CreateTokenRequest { name: name.clone().into(), functions, operator };
             let doing = format!("create token {name}");
             let token = client.call(&doing, QUICK, async |_| tokens.create(request).await).await?.token;
             output.answer(&CreatedView { name: name.into(), token: token.clone() }, || token + "\n")
@@ -87,14 +92,18 @@ pub(crate) async fn run(verb: TokenVerb, client: &Client, output: &Output) -> Re
 fn list(rows: Vec<wire::TokenRow>, output: &Output) -> Result<(), CliError> {
     let now = SystemTime::now();
     let views = rows.into_iter().map(|row| {
-        let wire::TokenRow { name, functions, created_s } = row;
-        TokenView { name, functions, created: created_s }
+        let wire::TokenRow { name, functions, created_s, operator } = row;
+        TokenView { name, functions, operator, created: created_s }
     });
     let views: Vec<_> = views.collect();
     output.answer(&views, || {
         let mut sheet = Sheet::new(&["TOKEN", "FUNCTIONS", ">AGE"]);
         for view in &views {
-            let functions = if view.functions.is_empty() { "all".into() } else { view.functions.join(" ") };
+            let functions = match &*view.functions {
+                [] if view.operator => "none: the page".into(),
+                [] => "all".into(),
+                some => some.join(" "),
+            };
             let created = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(view.created));
             let age = created.and_then(|created| now.duration_since(created).ok()).unwrap_or_default();
             sheet.row(vec![view.name.clone(), functions, human::age(age)]);

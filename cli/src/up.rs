@@ -40,6 +40,7 @@ use state::StateDir;
 
 const CONTROL_PORT: u16 = 7070;
 const GATEWAY_PORT: u16 = 7080;
+const PAGE_PORT: u16 = 7090;
 /// Bytes of the one line a controller prints.
 const LISTENING_BYTES_MAX: u64 = 16 << 10;
 /// How often attached agents are counted while starting.
@@ -63,6 +64,9 @@ pub(crate) struct UpArgs {
     /// Where the controller listens for HTTP requests [default: 127.0.0.1:7080, or a free port]
     #[arg(long, value_name = "HOST:PORT")]
     gateway: Option<Address>,
+    /// Where the controller serves a page for people [default: 127.0.0.1:7090, or a free port]
+    #[arg(long, value_name = "HOST:PORT")]
+    page: Option<Address>,
     /// Memory each node may use, like 4GiB [default: the agent's]
     #[arg(long, value_name = "SIZE")]
     memory_cap: Option<ByteSize>,
@@ -118,6 +122,7 @@ impl Programs {
 struct Listening {
     control: String,
     gateway: String,
+    page: Option<String>,
 }
 
 /// The line `medes up --json` prints when everything is ready.
@@ -125,6 +130,7 @@ struct Listening {
 struct ReadyView<'a> {
     control: &'a str,
     gateway: &'a str,
+    page: Option<&'a str>,
     state_dir: &'a Path,
 }
 
@@ -171,6 +177,7 @@ async fn live(
     let Some(lacks) = all_attached(args, &listening, family, signals, deadline).await? else {
         return Ok(Ended::Well);
     };
+    let page = listening.page;
     let active = Active {
         control: listening.control,
         gateway: listening.gateway,
@@ -179,7 +186,7 @@ async fn live(
     };
     let announced = place::runtime_dir().and_then(|dir| place::announce(&dir, &active).map(|()| dir));
     let dir = announced.map_err(|source| UpError::Announce { source })?;
-    let said = say_ready(&active, state, args.nodes, &lacks, output);
+    let said = say_ready((&active, page.as_deref()), state, args.nodes, &lacks, output);
     let watched = match said {
         Ok(()) => Ok(watch(family, signals).await),
         Err(error) => Err(error),
@@ -216,6 +223,9 @@ async fn start_controller(
     command.arg("--state-dir").arg(state.folder("controller")?);
     command.arg("--control").arg(listen_at(args.control.as_ref(), CONTROL_PORT));
     command.arg("--gateway").arg(listen_at(args.gateway.as_ref(), GATEWAY_PORT));
+    // Who asks for another port than the usual one may not be alone on this machine.
+    let usual = if args.gateway.is_none() { PAGE_PORT } else { 0 };
+    command.arg("--page").arg(listen_at(args.page.as_ref(), usual));
     command.arg("--config").arg(config);
     let stdout = family.start_talking("controller", command, &state.log("controller"))?;
     let first_line = first_line(stdout, family.log(CONTROLLER).into());
@@ -311,19 +321,21 @@ async fn all_attached(
 }
 
 fn say_ready(
-    active: &Active,
+    (active, page): (&Active, Option<&str>),
     state: &StateDir,
     nodes: u32,
     lacks: &[String],
     output: &Output,
 ) -> Result<(), CliError> {
-    let view = ReadyView { control: &active.control, gateway: &active.gateway, state_dir: state.path() };
+    let view =
+        ReadyView { control: &active.control, gateway: &active.gateway, page, state_dir: state.path() };
     output.answer(&view, || {
         let last = if nodes > 1 { format!(" to {}", node_name(nodes - 1)) } else { String::new() };
         let mut text = format!(
-            "control  {}\ngateway  http://{}\nnodes    {}{last}\nstate    {}\nlogs     {}\n",
+            "control  {}\ngateway  http://{}\n{}nodes    {}{last}\nstate    {}\nlogs     {}\n",
             active.control,
             active.gateway,
+            page.map(|page| format!("page     http://{page}\n")).unwrap_or_default(),
             node_name(0),
             state.path().display(),
             state.log("*").display(),

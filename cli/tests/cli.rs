@@ -68,6 +68,19 @@ fn nodes_are_listed_with_memory_and_what_they_lack() {
 }
 
 #[test]
+fn memory_is_divided_among_tenants() {
+    let controller = FakeController::start();
+    let table = stdout(&controller.medes(&["accounting"]));
+    let line = |begin: &str| table.lines().find(|line| line.starts_with(begin)).unwrap_or_default();
+    assert!(line("acme").contains("82.0 MiB") && line("acme").contains("92.0 %"), "{table}");
+    assert!(line("(kernel)").contains("100 MiB"), "{table}");
+    let value = json(&controller.medes(&["accounting", "--by", "function", "--json"]));
+    assert_eq!(value["rows"][1]["function"], "html");
+    assert_eq!(value["rows"][1]["unique_bytes"], 41 << 20);
+    assert_eq!(value["nodes"][0]["nobody_bytes"], 1 << 20);
+}
+
+#[test]
 fn a_drain_waits_until_the_node_is_empty() {
     let controller = FakeController::start();
     let drained = json(&controller.medes(&["node", "drain", "node-0", "--json"]));

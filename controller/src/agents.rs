@@ -10,6 +10,7 @@ use std::{
 use medes_identity::{access::Service, security::Security};
 use medes_proto::{
     WireError,
+    account::NodeAccount,
     failure::Failure,
     ids::{NodeId, SandboxId},
     limits,
@@ -151,6 +152,19 @@ impl Agents {
         reply
             .map(tonic::Response::into_inner)
             .map_err(|status| InvokeError::Lost { address: agent.1.to_owned(), source: Box::new(status) })
+    }
+
+    /// Whom a node's memory is held for.
+    pub async fn account(&self, agent: Agent<'_>) -> Result<NodeAccount, InvokeError> {
+        let channel = self.channel(agent).await?;
+        let mut message = tonic::Request::new(wire::AccountRequest {});
+        message.set_timeout(SLACK);
+        let reply = Self::client(channel).account(message).await.map_err(|status| {
+            self.forget(agent);
+            InvokeError::Lost { address: agent.1.to_owned(), source: Box::new(status) }
+        })?;
+        let nonsense = |source| InvokeError::Nonsense { address: agent.1.to_owned(), source };
+        reply.into_inner().try_into().map_err(nonsense)
     }
 
     /// A sandbox's output.

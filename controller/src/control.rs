@@ -4,6 +4,7 @@ use std::{pin::Pin, sync::Arc, time::Duration};
 
 use futures::{Stream, StreamExt, stream};
 use medes_proto::{
+    account::{Accounting, NodeSum},
     failure::{Failure, FailureKind},
     fleet::Success,
     function::FunctionSpec,
@@ -19,8 +20,9 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
 use crate::{
+    accounting,
     agents::{Agents, InvokeError},
-    driver::{Event, Operation, Refusal},
+    driver::{Event, NodeRow, Operation, Refusal},
     invoke::{Answered, Call, Invoker},
     registry::Registry,
     shell::Handle,
@@ -92,6 +94,36 @@ impl ControlService {
             Err(failure) => wire::operation_reply::Result::Failure(failure.into()),
         };
         Ok(Response::new(wire::OperationReply { result: Some(result) }))
+    }
+}
+
+/// Nodes that are asked for their accounts at the same time.
+const ACCOUNTS_MAX: usize = 32;
+
+impl ControlService {
+    /// What all nodes hold, divided. One that does not answer is named, with why.
+    async fn account(&self) -> Result<Accounting, Status> {
+        let nodes = self.driver.look(|driver, now| driver.node_rows(now)).await?;
+        let ask = |row: NodeRow| async move {
+            let account = self.agents.account((&row.name, &row.address)).await;
+            (row.name, account)
+        };
+        let mut asked: Vec<_> = stream::iter(nodes).map(ask).buffer_unordered(ACCOUNTS_MAX).collect().await;
+        asked.sort_by(|(one, _), (other, _)| one.cmp(other));
+        let mut told = Vec::new();
+        let mut silent = Vec::new();
+        for (node, account) in asked {
+            match account {
+                Ok(account) => told.push((node, account)),
+                Err(error) => {
+                    let why = Failure::from_error(FailureKind::Internal, &error).message;
+                    silent.push(NodeSum::unknown(node, why));
+                }
+            }
+        }
+        let mut accounting = accounting::divide(&told);
+        accounting.nodes.extend(silent);
+        Ok(accounting)
     }
 }
 
@@ -317,6 +349,13 @@ impl Control for ControlService {
         }
         let explanation = Explanation { now, ..told.unwrap_or_default() };
         Ok(Response::new(explanation.into()))
+    }
+
+    async fn accounting(
+        &self,
+        _request: Request<wire::AccountingRequest>,
+    ) -> Result<Response<wire::AccountingReply>, Status> {
+        Ok(Response::new(self.account().await?.into()))
     }
 
     async fn set_standing(

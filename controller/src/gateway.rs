@@ -113,7 +113,7 @@ async fn invoke(
 fn deny(why: Denied) -> Response {
     let (status, kind) = match why {
         Denied::Missing | Denied::Unknown => (StatusCode::UNAUTHORIZED, "unauthenticated"),
-        Denied::OtherFunction => (StatusCode::FORBIDDEN, "permission_denied"),
+        Denied::OtherFunction | Denied::NotOperator => (StatusCode::FORBIDDEN, "permission_denied"),
     };
     metrics::counter!("medes_requests_total", "outcome" => "denied").increment(1);
     let mut response = error(status, kind, &why.to_string());

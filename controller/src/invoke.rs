@@ -16,6 +16,7 @@ use crate::{
     agents::{Agents, InvokeError},
     config::RequestSettings,
     driver::{Event, Refusal, RequestEnd, Target},
+    latencies::Latencies,
     shell::{Handle, OpenRequest, Stopped, ToRequest},
 };
 
@@ -46,6 +47,7 @@ pub(crate) struct Invoker {
     driver: Handle,
     agents: Arc<Agents>,
     settings: RequestSettings,
+    latencies: Arc<Latencies>,
     /// Requests that may be open, each with its body in memory.
     open: Arc<Semaphore>,
     tracker: TaskTracker,
@@ -59,11 +61,16 @@ impl Invoker {
         tracker: TaskTracker,
     ) -> Self {
         let open = Arc::new(Semaphore::new(settings.open_max));
-        Self { driver, agents, settings, open, tracker }
+        Self { driver, agents, settings, latencies: Arc::default(), open, tracker }
     }
 
     pub(crate) const fn settings(&self) -> &RequestSettings {
         &self.settings
+    }
+
+    /// How long answers took.
+    pub(crate) fn latencies(&self) -> &Arc<Latencies> {
+        &self.latencies
     }
 
     /// Nodes that are connected and take work.
@@ -92,6 +99,7 @@ impl Invoker {
         counter!("medes_requests_total", "outcome" => outcome).increment(1);
         if let Ok(answered) = &result {
             let total: Duration = answered.phases.iter().map(|phase| phase.took).sum();
+            self.latencies.keep(answered.start, total);
             histogram!("medes_request_seconds", "start" => outcome).record(total.as_secs_f64());
         }
         result

@@ -11,6 +11,7 @@
 //! it. Wire types end in `fleet`, `control`, `registry_service`, `token_service` and `agents`.
 #![forbid(unsafe_code)]
 
+mod accounting;
 pub mod agents;
 pub mod config;
 mod control;
@@ -18,7 +19,9 @@ pub mod driver;
 mod fleet;
 mod gateway;
 mod invoke;
+mod latencies;
 pub mod now;
+mod page;
 pub mod places;
 pub mod policy;
 pub mod registry;

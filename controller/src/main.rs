@@ -36,6 +36,9 @@ struct Arguments {
     /// Where callers connect (HTTP). Not used where a socket named `gateway` is inherited.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:0")]
     gateway: SocketAddr,
+    /// Serve a page for people who operate the cluster here, over HTTP; default: nowhere.
+    #[arg(long, value_name = "ADDRESS")]
+    page: Option<SocketAddr>,
     /// Configuration file; see --print-config.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -102,17 +105,19 @@ async fn run(arguments: Arguments, sockets: Sockets) -> anyhow::Result<bool> {
         }
         None => None,
     };
-    let (control, gateway, spans) = (arguments.control, arguments.gateway, arguments.spans);
-    let here = sockets.addresses(control, gateway);
+    let (control, gateway, page, spans) =
+        (arguments.control, arguments.gateway, arguments.page, arguments.spans);
+    let here: Vec<_> = sockets.addresses(control, gateway).into_iter().chain(page).collect();
     let security =
         Security::choose(arguments.identity.as_deref(), arguments.plaintext, &here, SystemTime::now())?;
     security.must_be(Role::Controller, None)?;
-    let place = Place { state_dir, control, gateway, spans, security };
+    let place = Place { state_dir, control, gateway, page, spans, security };
     let controller = Controller::start_at(place, config, sockets).await?;
     health.answered_by(controller.lacks());
     let line = serde_json::json!({
         "control": controller.control.to_string(),
         "gateway": controller.gateway.to_string(),
+        "page": controller.page.map(|address| address.to_string()),
         "metrics": metrics.map(|address| address.to_string()),
     });
     say_ready(arguments.ready_fd, &format!("{line}\n"))?;

@@ -25,6 +25,7 @@ use crate::{
     gateway::{self, Gateway},
     invoke::Invoker,
     now::Now,
+    page::{Page, Sources},
     places::Places,
     registry::{Registry, Table},
     registry_service::RegistryService,
@@ -46,6 +47,8 @@ pub struct Place {
     pub control: SocketAddr,
     /// For callers (HTTP). Port 0: any.
     pub gateway: SocketAddr,
+    /// For people who operate the cluster (HTTP), if there is to be a page.
+    pub page: Option<SocketAddr>,
     /// Collector of spans (OTLP over gRPC), if there is one.
     pub spans: Option<String>,
     /// How it speaks with agents and tools.
@@ -92,6 +95,11 @@ pub enum StartError {
         /// Why not.
         source: std::io::Error,
     },
+    /// The page, which speaks HTTP without TLS.
+    #[error(
+        "the page can be at an address of this machine alone where certificates are used, not at {0}: put what speaks TLS before it"
+    )]
+    PageInTheOpen(SocketAddr),
     /// The export of spans.
     #[error(transparent)]
     Spans(#[from] StartSpansError),
@@ -104,6 +112,8 @@ pub struct Controller {
     pub control: SocketAddr,
     /// Where callers find it.
     pub gateway: SocketAddr,
+    /// Where people find the page, if there is one.
+    pub page: Option<SocketAddr>,
     driver: Handle,
     tuner: Tuner,
     grace: Duration,
@@ -137,13 +147,9 @@ impl Controller {
     /// The same, with sockets that somebody else has opened where there are some.
     pub async fn start_at(place: Place, config: Config, sockets: Sockets) -> Result<Self, StartError> {
         let opened = Store::open(&place.state_dir)?;
-        let control_listener = listen(place.control, sockets.control).await?;
-        let gateway_listener = listen(place.gateway, sockets.gateway).await?;
-        let address = |listener: &TcpListener, asked| {
-            listener.local_addr().map_err(|source| StartError::Listen { address: asked, source })
-        };
-        let control = address(&control_listener, place.control)?;
-        let gateway = address(&gateway_listener, place.gateway)?;
+        let (control_listener, control) = listen(place.control, sockets.control).await?;
+        let (gateway_listener, gateway) = listen(place.gateway, sockets.gateway).await?;
+        let people = listen_for_people(place.page, &place.security).await?;
 
         let [tracker, shell_tracker] = std::array::from_fn(|_| TaskTracker::new());
         let [close, end, door, callers] = std::array::from_fn(|_| CancellationToken::new());
@@ -185,6 +191,8 @@ impl Controller {
             hub,
             close: close.clone(),
         };
+        let sources = Sources::of(&service, &tokens, &place.security);
+        let page = people.map(|people| serve_people(people, sources, &tracker, &close));
         let services =
             (fleet, RegistryService::new(registry, places, driver.clone()), service, token_service);
         serve_grpc((control_listener, place.security), services, &tracker, close.clone());
@@ -194,6 +202,7 @@ impl Controller {
         Ok(Self {
             control,
             gateway,
+            page,
             driver,
             tuner,
             grace: config.stop_grace,
@@ -273,15 +282,49 @@ fn greeting(incarnation: u32, domain_key: DomainKey, config: &Config) -> Greetin
     }
 }
 
+/// A listener, and where it listens.
+type Listening = (TcpListener, SocketAddr);
+
 async fn listen(
     address: SocketAddr,
     inherited: Option<std::net::TcpListener>,
-) -> Result<TcpListener, StartError> {
+) -> Result<Listening, StartError> {
     let listener = match inherited {
         Some(socket) => socket.set_nonblocking(true).and_then(|()| TcpListener::from_std(socket)),
         None => TcpListener::bind(address).await,
     };
-    listener.map_err(|source| StartError::Listen { address, source })
+    let listening = listener.and_then(|listener| listener.local_addr().map(|bound| (listener, bound)));
+    listening.map_err(|source| StartError::Listen { address, source })
+}
+
+/// Where the page is, if there is one. With certificates it is for this machine alone: an operator's token would go over the network
+/// in the clear.
+async fn listen_for_people(
+    asked: Option<SocketAddr>,
+    security: &Security,
+) -> Result<Option<Listening>, StartError> {
+    let Some(asked) = asked else { return Ok(None) };
+    if matches!(security, Security::Mutual(_)) && !asked.ip().is_loopback() {
+        return Err(StartError::PageInTheOpen(asked));
+    }
+    listen(asked, None).await.map(Some)
+}
+
+fn serve_people(
+    (listener, address): Listening,
+    sources: Sources,
+    tracker: &TaskTracker,
+    close: &CancellationToken,
+) -> SocketAddr {
+    let page = Page::new(sources);
+    tracker.spawn(page.clone().watch(close.clone()));
+    let server = axum::serve(listener, page.router()).with_graceful_shutdown(close.clone().cancelled_owned());
+    tracker.spawn(async move {
+        if let Err(error) = server.await {
+            tracing::error!(%error, "the page is no longer served");
+        }
+    });
+    address
 }
 
 /// A listener that lets nobody in any more once it is closed. The socket stays as it is: who comes waits.

@@ -28,6 +28,8 @@ const REMOVED: TableDefinition<'_, &str, u64> = TableDefinition::new("removed");
 const STANDINGS: TableDefinition<'_, &str, &str> = TableDefinition::new("standings");
 /// Token to the hash of its secret, the functions it is for, separated by spaces (none: all), and when it was made.
 const TOKENS: TableDefinition<'_, &str, (&[u8; 32], &str, u64)> = TableDefinition::new("tokens");
+/// Operators' tokens, apart, so that a controller that does not know of them lets nobody in by them: hash of the secret, when it was made.
+const OPERATORS: TableDefinition<'_, &str, (&[u8; 32], u64)> = TableDefinition::new("operators");
 const NUMBERS: TableDefinition<'_, &str, u64> = TableDefinition::new("numbers");
 const SECRETS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("secrets");
 
@@ -178,6 +180,7 @@ impl Store {
             write.open_table(REMOVED).map_err(StoreError::from)?;
             write.open_table(STANDINGS).map_err(StoreError::from)?;
             write.open_table(TOKENS).map_err(StoreError::from)?;
+            write.open_table(OPERATORS).map_err(StoreError::from)?;
             (starts, key)
         };
         // Durable before any number of this incarnation is given out.
@@ -228,8 +231,18 @@ impl Store {
             let token = Token {
                 hash: blake3::Hash::from_bytes(*hash),
                 functions: Some(functions).filter(|functions| !functions.is_empty()),
+                operator: false,
                 created: SystemTime::UNIX_EPOCH + Duration::from_secs(created),
             };
+            tokens.push((name.value().parse().ok().ok_or_else(damaged)?, token));
+        }
+        let table = read.open_table(OPERATORS).map_err(StoreError::from)?;
+        for row in table.iter().map_err(StoreError::from)? {
+            let (name, kept) = row.map_err(StoreError::from)?;
+            let (hash, created) = kept.value();
+            let (hash, functions) = (blake3::Hash::from_bytes(*hash), None);
+            let created = SystemTime::UNIX_EPOCH + Duration::from_secs(created);
+            let token = Token { hash, functions, operator: true, created };
             tokens.push((name.value().parse().ok().ok_or_else(damaged)?, token));
         }
         Ok(tokens)
@@ -240,8 +253,12 @@ impl Store {
         let functions: Vec<&str> = token.functions.iter().flatten().map(FunctionName::as_str).collect();
         let created = token.created.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
         let write = self.database.begin_write()?;
-        let kept = (token.hash.as_bytes(), &*functions.join(" "), created);
-        write.open_table(TOKENS)?.insert(name.as_str(), kept)?;
+        if token.operator {
+            write.open_table(OPERATORS)?.insert(name.as_str(), (token.hash.as_bytes(), created))?;
+        } else {
+            let kept = (token.hash.as_bytes(), &*functions.join(" "), created);
+            write.open_table(TOKENS)?.insert(name.as_str(), kept)?;
+        }
         write.commit()?;
         Ok(())
     }
@@ -249,7 +266,8 @@ impl Store {
     /// Forgets a token. `false` if it was not there.
     pub fn revoke_token(&self, name: &TokenName) -> Result<bool, StoreError> {
         let write = self.database.begin_write()?;
-        let found = write.open_table(TOKENS)?.remove(name.as_str())?.is_some();
+        let mut found = write.open_table(TOKENS)?.remove(name.as_str())?.is_some();
+        found |= write.open_table(OPERATORS)?.remove(name.as_str())?.is_some();
         write.commit()?;
         Ok(found)
     }
@@ -375,18 +393,21 @@ mod tests {
         let first = Store::open(folder.path()).unwrap();
         assert!(first.tokens.is_empty());
         let created = SystemTime::UNIX_EPOCH + Duration::from_secs(5);
-        let made = ["all", "some", "gone"].map(|name| {
+        let made = ["all", "some", "gone", "z-anna"].map(|name| {
             let name: TokenName = name.parse().unwrap();
             let (text, hash) = crate::tokens::make(&name).unwrap();
             let functions = (name.as_str() == "some").then(|| ["f", "g"].map(|f| f.parse().unwrap()).into());
-            let token = Token { hash, functions, created };
+            let token = Token { hash, functions, operator: name.as_str() == "z-anna", created };
             first.store.add_token(&name, &token).unwrap();
             (name, token, text)
         });
         assert!(first.store.revoke_token(&made[2].0).unwrap());
         assert!(!first.store.revoke_token(&made[2].0).unwrap());
         drop(first);
-        let kept = made.iter().take(2).map(|(name, token, _)| (name.clone(), token.clone()));
+        let kept = made
+            .iter()
+            .filter(|(name, ..)| name.as_str() != "gone")
+            .map(|(name, token, _)| (name.clone(), token.clone()));
         assert_eq!(Store::open(folder.path()).unwrap().tokens, kept.collect::<Vec<_>>());
         let file = std::fs::read(folder.path().join("controller.redb")).unwrap();
         let secret = made[0].2.rsplit_once('_').unwrap().1;

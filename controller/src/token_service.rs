@@ -53,9 +53,12 @@ impl TokensRpc for TokenService {
         &self,
         request: Request<wire::CreateTokenRequest>,
     ) -> Result<Response<wire::CreateTokenReply>, Status> {
-        let wire::CreateTokenRequest { name, functions } = request.into_inner();
+        let wire::CreateTokenRequest { name, functions, operator } = request.into_inner();
         if functions.len() > TOKEN_FUNCTIONS_MAX {
             return Err(Status::invalid_argument(format!("more than {TOKEN_FUNCTIONS_MAX} functions")));
+        }
+        if operator && !functions.is_empty() {
+            return Err(Status::invalid_argument("an operator's token is for no function"));
         }
         let name = name.parse::<TokenName>().map_err(|error| invalid(&error))?;
         let functions: BTreeSet<FunctionName> = functions
@@ -70,10 +73,10 @@ impl TokensRpc for TokenService {
             AddTokenError::Full => Status::resource_exhausted(error.to_string()),
         })?;
         let (text, hash) = tokens::make(&name).map_err(|error| Status::internal(error.to_string()))?;
-        let token = Token { hash, functions, created: SystemTime::now() };
+        let token = Token { hash, functions, operator, created: SystemTime::now() };
         let (store, key, kept) = (Arc::clone(&self.store), name.clone(), token.clone());
         on_disk(move || store.add_token(&key, &kept)).await?;
-        tracing::info!(token = %name, "token created");
+        tracing::info!(token = %name, operator, "token created");
         self.tokens.add(name, token);
         drop(turn);
         Ok(Response::new(wire::CreateTokenReply { token: text }))
@@ -86,6 +89,7 @@ impl TokensRpc for TokenService {
         let rows = self.tokens.list().into_iter().map(|(name, token)| wire::TokenRow {
             name: name.into(),
             functions: token.functions.into_iter().flatten().map(Into::into).collect(),
+            operator: token.operator,
             created_s: token.created.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs(),
         });
         Ok(Response::new(wire::ListTokensReply { tokens: rows.collect() }))

@@ -1,4 +1,4 @@
-//! Bearer tokens for callers of the HTTP gateway: who may invoke which functions.
+//! Bearer tokens for callers of the HTTP gateway: who may invoke which functions; and for operators, who look at the page and invoke nothing.
 //!
 //! A token is `medes_NAME_SECRET`. Of the secret only a hash is kept; it has 256 random bits, so nobody finds it by
 //! trying. As soon as there is a token every caller needs one; while there is none, only where others than this machine
@@ -27,6 +27,8 @@ pub struct Token {
     pub hash: blake3::Hash,
     /// What its holder may invoke; `None`: everything.
     pub functions: Option<BTreeSet<FunctionName>>,
+    /// Its holder may look at the page, and may invoke nothing.
+    pub operator: bool,
     /// To the second.
     pub created: SystemTime,
 }
@@ -43,6 +45,9 @@ pub enum Denied {
     /// It is for other functions.
     #[error("the token is not for this function")]
     OtherFunction,
+    /// It is for functions, not for people who operate the cluster.
+    #[error("the token is not an operator's")]
+    NotOperator,
 }
 
 /// A token that cannot be kept.
@@ -90,25 +95,24 @@ impl Tokens {
     /// Whether a caller that shows this may invoke a function. `shown`: the value of the header `authorization`.
     pub fn admit(&self, shown: Option<&[u8]>, function: &FunctionName) -> Result<Admitted, Denied> {
         let all = self.all.read().unwrap_or_else(PoisonError::into_inner);
-        if all.is_empty() && self.open {
+        if self.open && all.values().all(|token| token.operator) {
             return Ok(Admitted::Unasked);
         }
-        let shown = std::str::from_utf8(shown.ok_or(Denied::Missing)?).ok().ok_or(Denied::Unknown)?;
-        let (scheme, token) = shown.split_once(' ').ok_or(Denied::Missing)?;
-        if !scheme.eq_ignore_ascii_case("bearer") {
-            return Err(Denied::Missing);
-        }
-        let parts = token.trim().strip_prefix(PREFIX).and_then(|rest| rest.split_once('_'));
-        let (name, secret) = parts.ok_or(Denied::Unknown)?;
-        let name = name.parse::<TokenName>().ok().ok_or(Denied::Unknown)?;
-        let known = all.get(&name).ok_or(Denied::Unknown)?;
-        if known.hash != blake3::hash(secret.as_bytes()) {
-            return Err(Denied::Unknown);
-        }
+        let known = shown_one(&all, shown)?;
         match &known.functions {
+            _ if known.operator => Err(Denied::OtherFunction),
             Some(functions) if !functions.contains(function) => Err(Denied::OtherFunction),
             _ => Ok(Admitted::ByToken),
         }
+    }
+
+    /// Whether somebody who shows this may look at the page. `open`: while there is no operator's token nobody is asked.
+    pub fn look(&self, shown: Option<&[u8]>, open: bool) -> Result<Admitted, Denied> {
+        let all = self.all.read().unwrap_or_else(PoisonError::into_inner);
+        if open && !all.values().any(|token| token.operator) {
+            return Ok(Admitted::Unasked);
+        }
+        if shown_one(&all, shown)?.operator { Ok(Admitted::ByToken) } else { Err(Denied::NotOperator) }
     }
 
     /// Whether a token of this name may be added.
@@ -138,6 +142,20 @@ impl Tokens {
     }
 }
 
+/// The token that is shown. `shown`: the value of the header `authorization`.
+fn shown_one<'t>(all: &'t BTreeMap<TokenName, Token>, shown: Option<&[u8]>) -> Result<&'t Token, Denied> {
+    let shown = std::str::from_utf8(shown.ok_or(Denied::Missing)?).ok().ok_or(Denied::Unknown)?;
+    let (scheme, token) = shown.split_once(' ').ok_or(Denied::Missing)?;
+    if !scheme.eq_ignore_ascii_case("bearer") {
+        return Err(Denied::Missing);
+    }
+    let parts = token.trim().strip_prefix(PREFIX).and_then(|rest| rest.split_once('_'));
+    let (name, secret) = parts.ok_or(Denied::Unknown)?;
+    let name = name.parse::<TokenName>().ok().ok_or(Denied::Unknown)?;
+    let known = all.get(&name).ok_or(Denied::Unknown)?;
+    if known.hash == blake3::hash(secret.as_bytes()) { Ok(known) } else { Err(Denied::Unknown) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -149,7 +167,8 @@ mod tests {
             let (text, hash) = make(&name).unwrap();
             let functions = functions.map(|all| all.iter().map(|name| name.parse().unwrap()).collect());
             tokens.may_add(&name).unwrap();
-            tokens.add(name, Token { hash, functions, created: SystemTime::UNIX_EPOCH });
+            let created = SystemTime::UNIX_EPOCH;
+            tokens.add(name, Token { hash, functions, operator: false, created });
             format!("Bearer {text}")
         });
         let shown = shown.collect();
@@ -209,6 +228,34 @@ mod tests {
         }
         assert!(tokens.admit(Some(&[0xff; 80]), &"f".parse().unwrap()).is_err());
         assert!(admit(&tokens, &good.replace("Bearer", "bearer"), "f").is_ok());
+    }
+
+    #[test]
+    fn an_operator_looks_and_invokes_nothing_and_nobody_else_looks() {
+        let f = "f".parse().unwrap();
+        let (tokens, shown) = tokens(true, &[]);
+        assert!(shown.is_empty());
+        assert_eq!(tokens.look(None, true), Ok(Admitted::Unasked));
+        assert_eq!(tokens.look(None, false), Err(Denied::Missing));
+        let make_one = |name: &str, operator| {
+            let name: TokenName = name.parse().unwrap();
+            let (text, hash) = make(&name).unwrap();
+            tokens.add(name, Token { hash, functions: None, operator, created: SystemTime::UNIX_EPOCH });
+            format!("Bearer {text}").into_bytes()
+        };
+        let operator = make_one("anna", true);
+        // As soon as there is an operator's token operators need one; callers do not for that.
+        for open in [true, false] {
+            assert_eq!(tokens.look(None, open), Err(Denied::Missing));
+            assert_eq!(tokens.look(Some(&operator), open), Ok(Admitted::ByToken));
+        }
+        assert_eq!(tokens.admit(None, &f), Ok(Admitted::Unasked));
+        let caller = make_one("shop", false);
+        assert_eq!(tokens.look(Some(&caller), true), Err(Denied::NotOperator));
+        assert_eq!(tokens.admit(Some(&operator), &f), Err(Denied::OtherFunction));
+        assert_eq!(tokens.admit(Some(&caller), &f), Ok(Admitted::ByToken));
+        tokens.revoke(&"anna".parse().unwrap());
+        assert_eq!(tokens.look(Some(&operator), false), Err(Denied::Unknown));
     }
 
     #[test]

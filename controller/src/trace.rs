@@ -89,6 +89,11 @@ impl Hub {
         Ok(Subscription { hub: Arc::clone(self), number, subscriber })
     }
 
+    /// The last events that are newer than this one, at most so many; the oldest first.
+    pub(crate) fn recent(&self, after: u64, most: usize) -> Vec<Event> {
+        self.lock().history.recent(after, most)
+    }
+
     /// What is remembered about a sandbox; `now` is left to the caller. `None`: nothing.
     pub(crate) fn explain(&self, id: SandboxId) -> Option<Explanation> {
         self.lock().history.explain(id)

@@ -68,6 +68,25 @@ async fn the_first_call_is_cold_the_second_warm_and_the_function_sees_what_was_s
 }
 
 #[tokio::test]
+async fn memory_is_divided_and_who_does_not_answer_is_named() {
+    let (_folder, mut cluster, agent) = one_node(&[]).await;
+    cluster.call("/invoke/f").await;
+    let ask = || wire::AccountingRequest {};
+    let told = cluster.control.accounting(ask()).await.unwrap().into_inner();
+    let [row] = &told.rows[..] else { panic!("{told:?}") };
+    assert_eq!((&*row.tenant, &*row.function, row.warm, row.process_bytes), ("default", "f", 1, 1_000));
+    let [node] = &told.nodes[..] else { panic!("{told:?}") };
+    assert_eq!((node.counted_bytes, node.held_bytes, node.nobody_bytes), (1_010, 1_000, 10));
+    drop(agent);
+    let told = until("its node is silent", async || {
+        let told = cluster.control.clone().accounting(ask()).await.unwrap().into_inner();
+        told.nodes.first().is_none_or(|node| !node.failure.is_empty()).then_some(told)
+    })
+    .await;
+    assert_eq!(told.rows, []);
+}
+
+#[tokio::test]
 async fn the_same_over_grpc() {
     let (_folder, mut cluster, _agent) = one_node(&[]).await;
     let request = wire::InvokeFunctionRequest {
@@ -416,6 +435,7 @@ async fn ports_that_are_taken_are_named() {
         state_dir: folder.path().into(),
         control: address,
         gateway: "127.0.0.1:0".parse().unwrap(),
+        page: None,
         spans: None,
         security: medes_identity::security::Security::Plaintext,
     };
@@ -613,7 +633,8 @@ async fn with_tokens_a_caller_shows_one_that_is_for_its_function() {
     let tokens = TokensClient::new(channel.unwrap().connect().await.unwrap());
     let create = async |name: &str, functions: &[&str]| {
         let functions = functions.iter().map(|&name| name.into()).collect();
-        let reply = tokens.clone().create(wire::CreateTokenRequest { name: name.into(), functions }).await;
+        let request = wire::CreateTokenRequest { name: name.into(), functions, operator: false };
+        let reply = tokens.clone().create(request).await;
         reply.map(|reply| reply.into_inner().token).map_err(|status| status.code())
     };
     let [all, only_g] = [create("all", &[]).await.unwrap(), create("only-g", &["g"]).await.unwrap()];

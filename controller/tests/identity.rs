@@ -11,7 +11,7 @@ use std::{
 use medes_controller::{
     agents::{Agents, InvokeError},
     config::Config,
-    server::{Controller, Place},
+    server::{Controller, Place, StartError},
 };
 use medes_identity::{
     access::Service, authority::LIFETIME, credentials::Look, folder::Folder, identity::Role,
@@ -45,6 +45,7 @@ impl Stage {
             state_dir: dir.path().join("state"),
             control: any,
             gateway: any,
+            page: Some(any),
             spans: None,
             security: security.clone(),
         };
@@ -96,6 +97,38 @@ fn hello(node: &str) -> Hello {
         inventory: Inventory { memory: NodeMemory::default(), sandboxes: vec![], snapshots: vec![] },
         lacks: vec![],
     }
+}
+
+/// The status of the answer to a GET of the page.
+async fn look(stage: &Stage, path: &str) -> u16 {
+    let stream = tokio::net::TcpStream::connect(stage.controller.page.unwrap()).await.unwrap();
+    let io = hyper_util::rt::TokioIo::new(stream);
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await.unwrap();
+    let request = hyper::Request::get(path).header("host", "127.0.0.1").header("connection", "close");
+    let request = request.body(http_body_util::Empty::<bytes::Bytes>::new()).unwrap();
+    let (answer, _closed) =
+        tokio::join!(sender.send_request(request), tokio::time::timeout(Duration::from_secs(1), connection));
+    answer.unwrap().status().as_u16()
+}
+
+#[tokio::test]
+async fn with_certificates_the_page_asks_for_a_token_and_is_for_its_own_machine() {
+    let stage = Stage::start().await;
+    // Whoever may ask at the control port shows a certificate there: here nobody comes in without a token, even on the same machine.
+    for (path, status) in [("/", 200), ("/data/cluster", 401), ("/data/sandbox/sb-1-1", 401)] {
+        assert_eq!(look(&stage, path).await, status, "{path}");
+    }
+    let any = "127.0.0.1:0".parse().unwrap();
+    let place = Place {
+        state_dir: stage.dir.path().join("other"),
+        control: any,
+        gateway: any,
+        page: Some("0.0.0.0:0".parse().unwrap()),
+        spans: None,
+        security: stage.security.clone(),
+    };
+    let refused = Controller::start(place, Config::read("", &[]).unwrap()).await.unwrap_err();
+    assert!(matches!(refused, StartError::PageInTheOpen(_)), "{refused}");
 }
 
 /// Attaches as a node; the code of the refusal, if there is one. The stream is given back open.

@@ -94,6 +94,7 @@ struct RawController {
     #[serde(default = "default_gateway")]
     gateway_port: u16,
     metrics: Option<SocketAddr>,
+    page: Option<SocketAddr>,
     config: Option<PathBuf>,
     #[serde(default)]
     set: Vec<String>,
@@ -156,6 +157,8 @@ pub struct Controller {
     pub gateway: SocketAddr,
     /// For Prometheus.
     pub metrics: Option<SocketAddr>,
+    /// For people: the page.
+    pub page: Option<SocketAddr>,
     /// Its configuration file's text.
     pub config: Option<String>,
     /// Changes of single lines of it.
@@ -225,6 +228,7 @@ impl Raw {
             control: SocketAddr::new(address, raw.control_port),
             gateway: raw.gateway.unwrap_or(SocketAddr::new(address, raw.gateway_port)),
             metrics: raw.metrics,
+            page: raw.page,
             config: raw.config.as_deref().map(read).transpose()?,
             set: raw.set,
             host,

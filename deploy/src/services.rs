@@ -68,6 +68,9 @@ fn controller(cluster: &Cluster) -> Service {
     if let Some(address) = controller.metrics {
         args.extend(["--metrics".into(), address.to_string()]);
     }
+    if let Some(address) = controller.page {
+        args.extend(["--page".into(), address.to_string()]);
+    }
     // Requests that wait when it is told to stop are seen to their end, not cut off: others wait at the door.
     let grace = ["stop.grace=30s".to_owned()];
     args.extend(grace.iter().chain(&controller.set).flat_map(|line| ["--set".to_owned(), line.clone()]));

@@ -47,6 +47,7 @@ const INVOKERS: &[Role] = &[Role::Operator, Role::Invoker];
 
 /// Paths of all methods, and who may call them.
 const METHODS: &[(&str, &[Role])] = &[
+    ("/medes.v1.Control/Accounting", OPERATORS),
     ("/medes.v1.Control/ApplyFunction", OPERATORS),
     ("/medes.v1.Control/DedupSandbox", OPERATORS),
     ("/medes.v1.Control/Explain", OPERATORS),
@@ -67,6 +68,7 @@ const METHODS: &[(&str, &[Role])] = &[
     ("/medes.v1.Control/StartSandbox", OPERATORS),
     ("/medes.v1.Control/Trace", OPERATORS),
     ("/medes.v1.Fleet/Attach", AGENTS),
+    ("/medes.v1.Node/Account", CONTROLLER),
     ("/medes.v1.Node/GiveUp", AGENTS),
     ("/medes.v1.Node/Heat", CONTROLLER),
     ("/medes.v1.Node/Invoke", CONTROLLER),

@@ -5,6 +5,7 @@
 //! one of these types makes sense by construction. Checks happen on receipt only.
 #![forbid(unsafe_code)]
 
+pub mod account;
 pub mod failure;
 pub mod fleet;
 pub mod function;

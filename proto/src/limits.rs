@@ -58,3 +58,5 @@ pub const HEAT_MAPPINGS_MAX: usize = 16_384;
 pub const HEAT_RANGES_MAX: usize = 262_144;
 /// Bytes of a mapping's name.
 pub const HEAT_NAME_BYTES_MAX: usize = 256;
+/// Base snapshots in one node's account: those that it reports, and others of which single pages are here.
+pub const ACCOUNT_SNAPSHOTS_MAX: usize = 4 * SNAPSHOTS_MAX;

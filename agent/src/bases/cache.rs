@@ -4,7 +4,7 @@
 //! the hand last passed stays (the clock algorithm).
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
@@ -88,6 +88,15 @@ impl PageCache {
         slots.retain(|slot| slot.place.snapshot != snapshot);
         *hand = 0;
         *at = slots.iter().enumerate().map(|(at, slot)| (slot.place, at)).collect();
+    }
+
+    /// Pages that are kept, by snapshot, as bytes.
+    pub fn bytes_by_snapshot(&self) -> BTreeMap<SnapshotId, u64> {
+        let mut bytes = BTreeMap::new();
+        for slot in &self.lock().slots {
+            *bytes.entry(slot.place.snapshot).or_default() += (PAGE_BYTES + SLOT_BYTES) as u64;
+        }
+        bytes
     }
 
     /// Bytes in use.

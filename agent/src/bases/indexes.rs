@@ -72,6 +72,11 @@ impl Indexes {
         drop(unused);
     }
 
+    /// Bytes of each that is kept.
+    pub fn bytes_by_snapshot(&self) -> Vec<(SnapshotId, u64)> {
+        self.lock().iter().map(|slot| (slot.snapshot, slot.bytes() as u64)).collect()
+    }
+
     /// Bytes of all that are kept.
     pub fn bytes(&self) -> usize {
         self.lock().iter().map(Slot::bytes).sum()

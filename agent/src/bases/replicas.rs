@@ -130,6 +130,11 @@ impl Replicas {
         Some(snapshot)
     }
 
+    /// All of them.
+    pub fn all(&self) -> Vec<Arc<Snapshot>> {
+        self.lock().clone()
+    }
+
     /// Bytes of all of them.
     pub fn bytes(&self) -> u64 {
         self.lock().iter().map(|snapshot| snapshot.len_bytes()).sum()

@@ -5,8 +5,9 @@ use std::time::Instant;
 use super::{Driver, Entry};
 use medes_proto::{
     fleet::SnapshotReport,
-    ids::SandboxId,
-    sandbox::{Activity, SandboxReport, WriteHeat},
+    function::FunctionSpec,
+    ids::{SandboxId, SnapshotId},
+    sandbox::{Activity, SandboxReport, SandboxState, WriteHeat},
 };
 
 /// What the driver does not know of a sandbox, because it takes a look.
@@ -18,6 +19,21 @@ pub struct Measures {
     pub heat: WriteHeat,
     /// What was seen of its tasks.
     pub activity: Option<Activity>,
+}
+
+/// A sandbox as the accounts know it.
+#[derive(Debug, Clone, Copy)]
+pub struct Holder<'d> {
+    /// Which.
+    pub id: SandboxId,
+    /// What it runs, and whose it is.
+    pub spec: &'d FunctionSpec,
+    /// Where it is in its life.
+    pub state: SandboxState,
+    /// All bytes kept for it, as of when it was put away.
+    pub stored_bytes: u64,
+    /// Base snapshots that these refer to.
+    pub bases: &'d [SnapshotId],
 }
 
 impl Measures {
@@ -38,6 +54,17 @@ impl Driver {
         };
         // Of one that is on its way here its old node tells, as long as that has it.
         self.sandboxes.iter().filter(|(_, entry)| !entry.arriving).map(measured).collect()
+    }
+
+    /// All sandboxes, those on their way here included: what there is of them takes memory here.
+    pub fn holders(&self) -> impl Iterator<Item = Holder<'_>> {
+        self.sandboxes.iter().map(|(&id, entry)| Holder {
+            id,
+            spec: &entry.spec,
+            state: entry.state,
+            stored_bytes: entry.stored_bytes,
+            bases: &entry.bases,
+        })
     }
 
     /// All base snapshots.

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use hyper::{HeaderMap, Method, header::HeaderName, header::HeaderValue};
 use medes_metrics::health::Health;
 use medes_proto::{
+    account::NodeAccount,
     failure::{Failure, FailureKind},
     heat::HeatMap,
     ids::SandboxId,
@@ -18,6 +19,7 @@ use tokio_util::task::TaskTracker;
 
 use super::{Body, Input, Node, work::Worked};
 use crate::{
+    account::Books,
     driver::{Event, Ticket},
     moving::send::Parcel,
     roads::blocking,
@@ -41,6 +43,8 @@ pub(crate) enum Asked {
     GiveUp { offered: OfferedSandbox, answer: oneshot::Sender<Result<(), Failure>> },
     /// Its first process, if it has processes now, and what is known of its writes.
     Root { sandbox: SandboxId, answer: oneshot::Sender<Option<Root>> },
+    /// What is known for the accounts.
+    Books { answer: oneshot::Sender<Books> },
     /// What the node lacks to do its work.
     Lacks { answer: oneshot::Sender<Vec<String>> },
 }
@@ -58,6 +62,7 @@ impl Asked {
             Self::GiveUp { answer, .. } => drop(answer.send(Err(why))),
             Self::Log { answer, .. } => drop(answer.send(None)),
             Self::Root { answer, .. } => drop(answer.send(None)),
+            Self::Books { answer } => drop(answer),
             Self::Lacks { answer } => drop(answer.send(vec![why.message])),
         }
     }
@@ -95,6 +100,7 @@ impl Node {
                     tracing::debug!(%sandbox, "who wanted to look at its memory has gone");
                 }
             }
+            Asked::Books { answer } => drop(answer.send(self.books())),
             Asked::Lacks { answer } => drop(answer.send(self.lacks())),
         }
     }
@@ -136,7 +142,8 @@ impl Node {
                 tracing::info!(sandbox = %offered.sandbox, to = %offered.to, "given up: it is another node's now");
                 drop(answer.send(Ok(())));
             }
-            Some(Asked::Log { .. } | Asked::Root { .. } | Asked::Lacks { .. }) | None => {}
+            Some(Asked::Log { .. } | Asked::Root { .. } | Asked::Books { .. } | Asked::Lacks { .. })
+            | None => {}
         }
     }
 
@@ -298,6 +305,21 @@ impl NodeHandle {
         };
         let look = blocking(move || crate::heat::look(sandbox, root, known)).await;
         look.map_err(|error| Failure::from_error(FailureKind::Internal, &error))
+    }
+}
+
+impl NodeHandle {
+    /// Whom the node's memory is held for.
+    pub async fn account(&self) -> Result<NodeAccount, Failure> {
+        let (answer, told) = oneshot::channel();
+        let stops = || Failure::new(FailureKind::ShuttingDown, "the node is shutting down");
+        self.inbox.send(Input::Asked(Asked::Books { answer })).await.map_err(|_closed| stops())?;
+        let books = told.await.map_err(|_closed| stops())?;
+        if !books.host.cgroup().limits_memory() {
+            let why = "the kernel counts no memory of this node: it has no memory controller";
+            return Err(Failure::new(FailureKind::Unsupported, why));
+        }
+        Ok(blocking(move || books.look()).await)
     }
 }
 

@@ -14,6 +14,7 @@ use super::recipes::{Recipes, Saved, StorePagesError};
 use super::space::{Counts, Hands, Space};
 use super::stopped::{ParkError, Stopped, Zapped};
 use super::store::{ParkedImage, Store};
+use crate::account::Images;
 use crate::faults::Step;
 use crate::roads::{Stopwatch, blocking};
 use crate::sandbox::cgroup::{CgroupError, SandboxCgroup};
@@ -247,6 +248,20 @@ impl Paged {
         stored.bases.sort_unstable();
         stored.bases.dedup();
         stored
+    }
+
+    /// What is kept for it, file by file.
+    pub fn images(&self) -> Images {
+        let mut images = Images::default();
+        for space in &self.spaces {
+            let state = space.lock();
+            images.add_table(state.store().table().memory_bytes() as u64);
+            if let Some(image) = state.store().image() {
+                images.add(image.image());
+                image.held().iter().for_each(|base| images.hold(base));
+            }
+        }
+        images
     }
 
     /// Bytes kept for it now.

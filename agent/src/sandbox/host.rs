@@ -167,6 +167,18 @@ impl Host {
         self.shared.cgroup.usage()
     }
 
+    /// Bytes of the private files of a sandbox of this name, whoever works on it.
+    pub fn private_bytes_of(&self, name: &str) -> u64 {
+        use std::os::unix::fs::MetadataExt as _;
+        let folder = self.shared.sandboxes.join(name).join(super::mounts::TMPFS);
+        let device = |path: &Path| std::fs::metadata(path).ok().map(|found| found.dev());
+        // Not mounted yet, or no more: then these are the node's files.
+        match device(&folder) {
+            Some(own) if device(&self.shared.sandboxes) != Some(own) => super::intake::used_bytes(&folder),
+            _ => 0,
+        }
+    }
+
     /// The agent's reaper, for others who start processes.
     pub fn reaper(&self) -> &Reaper {
         &self.shared.reaper

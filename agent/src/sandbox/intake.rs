@@ -6,6 +6,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 
 use crate::criu::{Inherited, Output, Seat};
 
@@ -56,9 +57,14 @@ impl Housing {
 
     /// Bytes of the sandbox's private files, which stay when its processes go.
     pub fn private_bytes(&self) -> u64 {
-        let Ok(fs) = nix::sys::statvfs::statvfs(self.private_dir()) else { return 0 };
-        fs.blocks().saturating_sub(fs.blocks_free()) * fs.fragment_size()
+        used_bytes(self.private_dir())
     }
+}
+
+/// Bytes in use of the file system that a folder is in.
+pub(super) fn used_bytes(folder: &Path) -> u64 {
+    let Ok(fs) = nix::sys::statvfs::statvfs(folder) else { return 0 };
+    fs.blocks().saturating_sub(fs.blocks_free()) * fs.fragment_size()
 }
 
 /// A way into a sandbox for one request after the other. Holds its log and its end in view.

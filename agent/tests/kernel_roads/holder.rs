@@ -16,8 +16,9 @@ use medes_proto::{
     node::PageAccess,
     registry::SnapshotPlace,
     wire::{
-        GiveUpReply, HeatReply, HeatRequest, ImagePart, InvokeReply, InvokeRequest, LogsReply, LogsRequest,
-        OfferedSandbox, PageAccessReply, PageAccessRequest, ReadLayoutRequest, SnapshotLayout,
+        AccountRequest, GiveUpReply, HeatReply, HeatRequest, ImagePart, InvokeReply, InvokeRequest,
+        LogsReply, LogsRequest, NodeAccount, OfferedSandbox, PageAccessReply, PageAccessRequest,
+        ReadLayoutRequest, SnapshotLayout,
         node_server::{Node, NodeServer},
     },
 };
@@ -156,6 +157,10 @@ impl Node for Holder {
     }
 
     async fn heat(&self, _: Request<HeatRequest>) -> Result<Response<HeatReply>, Status> {
+        Err(Status::unavailable("this node only holds pages"))
+    }
+
+    async fn account(&self, _: Request<AccountRequest>) -> Result<Response<NodeAccount>, Status> {
         Err(Status::unavailable("this node only holds pages"))
     }
 

@@ -19,8 +19,9 @@ use medes_proto::{
     ids::{NodeId, SandboxId},
     moving::OfferedSandbox as Offered,
     wire::{
-        GiveUpReply, HeatReply, HeatRequest, ImagePart, InvokeReply, InvokeRequest, LogsReply, LogsRequest,
-        OfferedSandbox, PageAccessReply, PageAccessRequest, ReadLayoutRequest, SnapshotLayout,
+        AccountRequest, GiveUpReply, HeatReply, HeatRequest, ImagePart, InvokeReply, InvokeRequest,
+        LogsReply, LogsRequest, NodeAccount, OfferedSandbox, PageAccessReply, PageAccessRequest,
+        ReadLayoutRequest, SnapshotLayout,
         node_server::{Node, NodeServer},
     },
 };
@@ -131,6 +132,10 @@ impl Node for Sender {
     }
 
     async fn heat(&self, _: Request<HeatRequest>) -> Result<Response<HeatReply>, Status> {
+        Err(Status::unimplemented("not this one"))
+    }
+
+    async fn account(&self, _: Request<AccountRequest>) -> Result<Response<NodeAccount>, Status> {
         Err(Status::unimplemented("not this one"))
     }
 

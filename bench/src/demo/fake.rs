@@ -266,6 +266,10 @@ impl control_server::Control for Fake {
         Err(Status::unimplemented("the demo does not ask this"))
     }
 
+    async fn accounting(&self, _: Request<wire::AccountingRequest>) -> Reply<wire::AccountingReply> {
+        Err(Status::unimplemented("the demo does not ask this"))
+    }
+
     async fn sandbox_logs(&self, _: Request<SandboxRequest>) -> Reply<wire::LogsReply> {
         Err(Status::unimplemented("the demo does not ask this"))
     }

@@ -317,6 +317,28 @@ impl Control for Fake {
         Ok(Response::new(wire::ListNodesReply { nodes, registry_entries: 1280, registry_bytes: 30_720 }))
     }
 
+    async fn accounting(&self, _request: Request<wire::AccountingRequest>) -> Reply<wire::AccountingReply> {
+        let rows = ["html", "auth"].map(|function| wire::AccountRow {
+            tenant: "acme".into(),
+            function: function.into(),
+            warm: 1,
+            dedup: 1,
+            process_bytes: 40 << 20,
+            stored_bytes: 1 << 20,
+            shared_bytes: 5 << 20,
+            ..Default::default()
+        });
+        let node = wire::NodeSum {
+            node: "node-0".into(),
+            counted_bytes: 100 << 20,
+            held_bytes: 92 << 20,
+            agent_bytes: 7 << 20,
+            nobody_bytes: 1 << 20,
+            failure: String::new(),
+        };
+        Ok(Response::new(wire::AccountingReply { rows: rows.into(), nodes: vec![node] }))
+    }
+
     async fn set_standing(
         &self,
         request: Request<wire::SetStandingRequest>,

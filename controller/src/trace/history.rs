@@ -71,6 +71,14 @@ impl History {
         }
     }
 
+    /// The last events with a greater number than this, at most so many.
+    pub(super) fn recent(&self, after: u64, most: usize) -> Vec<Event> {
+        let new = self.recent.iter().rev().take_while(|event| event.id.get() > after).take(most);
+        let mut events: Vec<_> = new.map(|event| Event::clone(event)).collect();
+        events.reverse();
+        events
+    }
+
     pub(super) fn explain(&self, id: SandboxId) -> Option<Explanation> {
         let story = self.sandboxes.get(&id)?;
         let copy = |event: &Option<Arc<Event>>| event.as_deref().cloned();
@@ -139,6 +147,16 @@ mod tests {
         history.keep(&changed(9_999, 7, 1));
         assert_eq!(history.explain(SandboxId::of(1, 7).unwrap()).unwrap().decision.unwrap().id.get(), 1);
         assert!(history.explain(SandboxId::of(1, 8).unwrap()).is_none());
+    }
+
+    #[test]
+    fn who_has_seen_some_is_told_what_is_new() {
+        let mut history = History::default();
+        (1..=10).for_each(|number| history.keep(&asked(number, 1)));
+        let numbers = |after, most| {
+            history.recent(after, most).into_iter().map(|event| event.id.get()).collect::<Vec<_>>()
+        };
+        assert_eq!((numbers(7, 100), numbers(0, 2), numbers(10, 5)), (vec![8, 9, 10], vec![9, 10], vec![]));
     }
 
     #[test]

@@ -27,6 +27,7 @@ use medes_proto::{
         AgentMessage, Command, ControllerMessage, Hello, Inventory, NodeMemory, SnapshotReport, Success,
         Welcome,
     },
+    heat::PageClass,
     ids::{FunctionName, SandboxId, SnapshotId},
     node::{Answer, Invoke, reply_to_wire},
     sandbox::{SandboxReport, SandboxState},
@@ -89,7 +90,8 @@ impl Cluster {
         let config = Config::read("", &changes).unwrap();
         let gateway = "127.0.0.1:0".parse().unwrap();
         let security = Security::Plaintext;
-        let place = Place { state_dir: folder.into(), control, gateway, spans, security };
+        let place =
+            Place { state_dir: folder.into(), control, gateway, page: Some(gateway), spans, security };
         let controller = Controller::start(place, config).await.unwrap();
         let channel = Channel::from_shared(format!("http://{}", controller.control)).unwrap();
         Self { control: ControlClient::new(channel.connect().await.unwrap()), controller }
@@ -314,7 +316,8 @@ async fn attach(agent: &Arc<Inner>, control: SocketAddr) -> Result<(), Status> {
         version: "fake".into(),
         address: agent.address.clone(),
         inventory: agent.inventory(),
-        lacks: vec!["everything: it is a fake".into()],
+        // What comes from a node is text, whatever it looks like.
+        lacks: vec!["everything: it is a fake <img src=x onerror=\"window.pwned = 1\">".into()],
     });
     sender.send(hello.into()).await.unwrap();
     let mut commands = FleetClient::new(channel).attach(ReceiverStream::new(messages)).await?.into_inner();
@@ -490,7 +493,42 @@ impl Node for Inner {
 
     async fn heat(&self, request: Request<wire::HeatRequest>) -> Result<Response<wire::HeatReply>, Status> {
         let sandbox = request.into_inner().sandbox;
-        Ok(Response::new(wire::HeatReply { sandbox, source: "procfs".into(), ..Default::default() }))
+        let range = |first, pages, class: PageClass| wire::HeatRange { first, pages, class: class.into() };
+        let mapping = |start, name: &str, ranges| wire::HeatMapping {
+            pid: 7,
+            start,
+            pages: 100,
+            name: name.into(),
+            ranges,
+        };
+        let heap =
+            vec![range(0, 40, PageClass::Cold), range(40, 5, PageClass::Hot), range(60, 40, PageClass::Read)];
+        let library = vec![range(3, 90, PageClass::File), range(93, 3, PageClass::Private)];
+        let mappings = vec![
+            mapping(0x1000, "[heap]", heap),
+            mapping(0x9_0000, "/lib/<script>window.pwned = 1</script>.so", library),
+        ];
+        Ok(Response::new(wire::HeatReply { sandbox, source: "procfs".into(), mappings, truncated: false }))
+    }
+
+    /// Of each sandbox a thousand bytes, of each snapshot its bytes, and what its kernel counts is ten bytes more.
+    async fn account(&self, _: Request<wire::AccountRequest>) -> Result<Response<wire::NodeAccount>, Status> {
+        let held = self.held.lock().unwrap();
+        let sandboxes: Vec<_> = held
+            .sandboxes
+            .values()
+            .map(|report| wire::SandboxHolding {
+                sandbox: report.id.get(),
+                tenant: "default".into(),
+                function: report.function.to_string(),
+                state: report.state.into(),
+                anon_bytes: 1_000,
+                ..Default::default()
+            })
+            .collect();
+        let kernel =
+            wire::KernelCount { anon_bytes: 1_000 * sandboxes.len() as u64 + 10, ..Default::default() };
+        Ok(Response::new(wire::NodeAccount { kernel: Some(kernel), sandboxes, snapshots: Vec::new() }))
     }
 
     async fn logs(&self, request: Request<wire::LogsRequest>) -> Result<Response<wire::LogsReply>, Status> {

@@ -58,8 +58,13 @@ pub struct SandboxCgroup {
 }
 
 impl SandboxCgroup {
+    /// The group as it is, or would be: nothing is made.
+    pub(crate) fn at(node: &[Branch], name: &str) -> Self {
+        Self { branches: node.iter().map(|branch| branch.child(name)).collect() }
+    }
+
     pub(crate) fn create(node: &[Branch], name: &str, limits: Limits) -> Result<Self, CgroupError> {
-        let group = Self { branches: node.iter().map(|branch| branch.child(name)).collect() };
+        let group = Self::at(node, name);
         for branch in &group.branches {
             make_dir(&branch.dir).map_err(CgroupError::io("create cgroup", &branch.dir))?;
         }

@@ -71,6 +71,11 @@ impl NodeCgroup {
         SandboxCgroup::create(&self.branches, &format!("sandbox-{id}"), limits)
     }
 
+    /// The group of a sandbox of this name, whoever works on it. What is not there uses nothing.
+    pub fn group_of(&self, name: &str) -> SandboxCgroup {
+        SandboxCgroup::at(&self.branches, &format!("sandbox-{name}"))
+    }
+
     /// What the node uses: agent, CRIU workers and all sandboxes together.
     pub fn usage(&self) -> Usage {
         usage(&self.branches)
@@ -79,6 +84,21 @@ impl NodeCgroup {
     /// What the agent and its helpers use, without the sandboxes.
     pub fn agent_usage(&self) -> Usage {
         usage(&self.branches.iter().map(|branch| branch.child(AGENT)).collect::<Vec<_>>())
+    }
+
+    /// What agent, helpers and keeper use together.
+    pub fn own_usage(&self) -> Usage {
+        let mut sum = Usage::default();
+        for group in [AGENT, KEEPER] {
+            let used = usage(&self.branches.iter().map(|branch| branch.child(group)).collect::<Vec<_>>());
+            sum.total_bytes += used.total_bytes;
+            sum.anon_bytes += used.anon_bytes;
+            sum.shmem_bytes += used.shmem_bytes;
+            sum.file_bytes += used.file_bytes;
+            sum.kernel_bytes += used.kernel_bytes;
+            sum.pids += used.pids;
+        }
+        sum
     }
 }
 
