@@ -206,6 +206,8 @@ impl Cell {
             Fault::Kill(Victim::Other) | Fault::Stop(..) | Fault::Cut(Place::A, Place::B, 2..) => {
                 self.kind == Kind::Bare && self.act == Act::Restore
             }
+            // B keeps no whole base of another node: what was stored with one on A does not come back there.
+            Fault::Delay => self.kind == Kind::Bare && self.act == Act::Move,
             Fault::FullScratch | Fault::Flip | Fault::Throttle => self.act == Act::Restore,
             _ => false,
         };
@@ -219,7 +221,9 @@ impl Cell {
             Fault::Stop(Place::Controller, _) => &[],
             Fault::Cut(Place::Client, ..) => &["no connection", "deadline", "hung"],
             Fault::Kill(Victim::Agent | Victim::Other | Victim::Pager) | Fault::Starve => &["node_lost"],
-            Fault::Cut(Place::Controller, ..) | Fault::Stop(..) | Fault::Throttle => &["node_lost"],
+            // Its base comes slower than the caller wants to wait.
+            Fault::Throttle => &["node_lost", "deadline"],
+            Fault::Cut(Place::Controller, ..) | Fault::Stop(..) => &["node_lost"],
             // It stops in order: what was in a sandbox ends with it.
             Fault::Kill(Victim::Keeper) => &["node_lost", "shutting_down", "crashed"],
             Fault::Kill(Victim::Function) => &["crashed"],
@@ -230,7 +234,10 @@ impl Cell {
         // Thawed at once, an unparked sandbox may have seen the request; a sandbox that serves has.
         let has_seen = matches!(self.act, Act::Unpark | Act::Serve);
         Expected {
-            answered: self.act.is_request() && (!has_seen || excuses.is_empty()) && !self.is_callers_own(),
+            answered: self.act.is_request()
+                && (!has_seen || excuses.is_empty())
+                && !self.is_callers_own()
+                && self.fault != Fault::Throttle,
             kept: has_subject && !touches_function && !between && !self.home_is_lost(),
             excuses,
         }

@@ -24,6 +24,8 @@ pub(crate) const CROWD: &str = "crowd";
 /// How long things go on undisturbed before something happens.
 const CALM: Duration = Duration::from_millis(300);
 const AGAIN: Duration = Duration::from_millis(200);
+/// Who has just changed its node is known again by the next report but one.
+const GONE: Duration = Duration::from_secs(2);
 /// A connection that was cut off may try again only so much later, relative to how long it was.
 const CATCH_UP: u32 = 2;
 
@@ -188,7 +190,7 @@ fn recover(cluster: &mut Cluster, cell: &Cell, subject: &Subject, moments: Momen
 fn kept(cluster: &Cluster, subject: &Subject, own: &mut Vec<Asked>) -> Result<bool> {
     let Some(before) = &subject.before else { return Ok(false) };
     let path = format!("{}/count", subject.function);
-    let begun = Instant::now();
+    let (begun, mut gone_since) = (Instant::now(), None);
     loop {
         let asked = cluster.desk.post(&path, Some(&before.sandbox));
         own.push(asked.clone());
@@ -196,7 +198,9 @@ fn kept(cluster: &Cluster, subject: &Subject, own: &mut Vec<Asked>) -> Result<bo
         if let Some(answer) = answered.filter(|answer| answer.sandbox == before.sandbox) {
             return Ok(answer.life == before.life && answer.count > before.count);
         }
-        if answered.is_some() && (late || cluster.desk.state(&before.sandbox) == "gone") {
+        let gone = answered.is_some() && cluster.desk.state(&before.sandbox) == "gone";
+        gone_since = gone.then(|| gone_since.unwrap_or_else(Instant::now));
+        if answered.is_some() && (late || gone_since.is_some_and(|since| since.elapsed() > GONE)) {
             return Ok(false);
         }
         ensure!(!late, "nobody answers any more");
