@@ -20,6 +20,7 @@ use medes_proto::{
 use crate::{
     bases::{local::Snapshot, replicas::FetchError},
     earlier::Origin,
+    faults::{Injected, Step},
     init::{self, HookError},
     restore::{self, RestoreError},
     roads::{NotWelcomed, Roads, Stopwatch, Stored, Warm, blocking},
@@ -32,6 +33,9 @@ pub enum CloneError {
     /// No key and no settings yet.
     #[error(transparent)]
     NotWelcomed(#[from] NotWelcomed),
+    /// A test wanted this.
+    #[error(transparent)]
+    Injected(#[from] Injected),
     /// The snapshot is not to be had.
     #[error("fetch the init snapshot")]
     Fetch(#[from] FetchError),
@@ -146,6 +150,7 @@ struct Source {
 }
 
 async fn source(roads: &Roads, spec: &FunctionSpec, place: &SnapshotPlace) -> Result<Source, CloneError> {
+    roads.faults.pass(Step::Clone)?;
     let key = roads.engine()?.key(&spec.tenant);
     let snapshot = roads.bases.whole(place, &spec.tenant).await?;
     if snapshot.function != spec.name {

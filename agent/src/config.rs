@@ -108,6 +108,9 @@ pub struct Config {
     /// How often it fails
     #[arg(long, hide = true, default_value_t = u32::MAX)]
     pub fault_times: u32,
+    /// Make happen what this file says at the moment, for tests
+    #[arg(long, hide = true)]
+    pub fault_file: Option<PathBuf>,
 }
 
 impl Config {

@@ -34,6 +34,7 @@ use crate::{
     bases::remote::{Holder, ReadRemoteError},
     driver::Taken,
     earlier::Origin,
+    faults::{Injected, Step},
     memory_file::{MappedFile, MemoryFile},
     pager::Learnt,
     private_files,
@@ -50,6 +51,9 @@ pub enum TakeError {
     /// No key and no settings yet.
     #[error(transparent)]
     NotWelcomed(#[from] NotWelcomed),
+    /// A test wanted this.
+    #[error(transparent)]
+    Injected(#[from] Injected),
     /// Its node did not deliver.
     #[error(transparent)]
     Remote(#[from] ReadRemoteError),
@@ -138,7 +142,9 @@ pub async fn take(
         let folder = housing.private_dir().to_owned();
         let unpacked = blocking(move || private_files::unpack(&files, &folder)).await;
         unpacked.and_then(|()| housing.number(sandbox.get())).map_err(TakeError::Files)?;
-        Ok(roads.bases.peers().give_up(from, offered).await?)
+        roads.faults.pass(Step::GiveUp)?;
+        roads.bases.peers().give_up(from, offered).await?;
+        Ok(roads.faults.pass(Step::GivenUp)?)
     };
     if let Err(error) = moved_in.await {
         return Err(Box::new(NotTaken { housing: Some(housing), error }));
@@ -172,6 +178,7 @@ async fn fetch(
     offered: &OfferedSandbox,
     from: Holder<'_>,
 ) -> Result<Arrived, TakeError> {
+    roads.faults.pass(Step::Take)?;
     let parts = roads.bases.peers().read_image(from, offered.clone()).await?;
     let receive = receive(parts, spec.memory_bytes.saturating_add(IMAGE_SLACK_BYTES));
     let deadline = roads.limits.criu;

@@ -105,6 +105,8 @@ pub struct Tools {
     pub tasks: TaskTracker,
     /// Where spans go, if anywhere.
     pub spans: Option<Arc<Exporter>>,
+    /// What tests ask for.
+    pub faults: Arc<crate::faults::Faults>,
 }
 
 /// The loop's state.
@@ -324,10 +326,10 @@ impl Node {
                 self.watching.end(sandbox);
                 self.pace.end(sandbox);
                 let remains = self.bodies.remove(&sandbox).and_then(Body::into_remains);
-                self.work(work::remove(sandbox, remains));
+                self.work(work::remove_as_told(self.tools.clone(), sandbox, remains));
             }
             Action::Take { sandbox, spec, from } => self.take(sandbox, spec, from),
-            Action::Replicate { place } => self.work(work::replicate(self.tools.bases.clone(), place)),
+            Action::Replicate { place } => self.work(work::replicate(self.tools.clone(), place)),
             Action::DropSnapshot { snapshot } => self.tools.bases.remove(snapshot),
             Action::Admit { ticket } => self.admit(ticket),
             Action::Refuse { ticket, why } => {

@@ -164,9 +164,9 @@ impl Roads {
         reaper: Reaper,
         bases: Arc<Bases>,
         registry: Registry,
-        faults: Faults,
+        faults: Arc<Faults>,
     ) -> Self {
-        let (engine, limits, faults) = (RwLock::new(None), Limits::DEFAULT, Arc::new(faults));
+        let (engine, limits) = (RwLock::new(None), Limits::DEFAULT);
         let (hot_pages, earlier) = (HotPages::DEFAULT, Room::new(Room::DEFAULT_BYTES));
         let (late_clones, late_restores) = (None, None);
         Self {

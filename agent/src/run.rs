@@ -77,7 +77,9 @@ pub async fn run(config: Config) -> Result<()> {
     let tracking = tracking(&config, &reaper, &mut lacks)?;
     metrics::sight(watch.sight(), tracking.as_ref().map(|tracking| tracking.way));
     let pager = pager(&host, &reaper).map_err(|error| lacks.push(format!("parking: {error}"))).ok();
-    let roads = roads(&config, (&reaper, pager.as_ref()), &tasks, &stop, &bases, channel.clone()).await;
+    let faults = Arc::new(faults(&config));
+    let (helpers, bases_there) = ((&reaper, pager.as_ref()), (&bases, faults.clone()));
+    let roads = roads(&config, helpers, &tasks, &stop, bases_there, channel.clone()).await;
     let roads = roads.map_err(|error| lacks.push(format!("CRIU: {error:#}"))).ok().map(Arc::new);
     lacks.iter().for_each(|lack| tracing::warn!(lack, "this node cannot do everything"));
     let identity = Identity {
@@ -95,6 +97,7 @@ pub async fn run(config: Config) -> Result<()> {
         bases: bases.clone(),
         tasks: tasks.clone(),
         spans: spans.clone(),
+        faults,
     };
     let (node, handle, inbox) = Node::new(identity, Arc::new(tools), (watch, tracking));
     let (from_link, link_inbox) = mpsc::channel(LINK_MAX);
@@ -104,6 +107,15 @@ pub async fn run(config: Config) -> Result<()> {
     tasks.spawn(until_told(host.as_ref().clone(), stop.clone()));
     tracing::info!(node = %config.node, address, controller = config.controller, "agent is up");
     node.run(inbox, link_inbox, stop).await;
+    wind_up(&tasks, spans).await;
+    reaper_stop.cancel();
+    reaper_tasks.close();
+    reaper_tasks.wait().await;
+    Ok(())
+}
+
+/// Waits for tasks that have been told to end, and then for the spans that they left.
+async fn wind_up(tasks: &TaskTracker, spans: Option<Arc<Exporter>>) {
     tasks.close();
     if tokio::time::timeout(STOP_DEADLINE, tasks.wait()).await.is_err() {
         tracing::warn!(left = tasks.len(), deadline = ?STOP_DEADLINE, "tasks did not end in time");
@@ -111,10 +123,6 @@ pub async fn run(config: Config) -> Result<()> {
     if let Some(spans) = spans {
         spans.shut().await;
     }
-    reaper_stop.cancel();
-    reaper_tasks.close();
-    reaper_tasks.wait().await;
-    Ok(())
 }
 
 /// How this node speaks with others; its certificates are kept fresh until `stop`.
@@ -217,6 +225,14 @@ fn channel(controller: &str, security: &Security) -> Result<Channel> {
     Ok(security.channel_lazy(&endpoint, Service::Control, None))
 }
 
+/// What tests ask for; told loudly, since it must be nobody else.
+fn faults(config: &Config) -> Faults {
+    if config.fault.is_some() || config.fault_file.is_some() {
+        tracing::warn!("started for tests: this node fails when it is told to");
+    }
+    Faults::new(config.fault, config.fault_times).told_by(config.fault_file.clone())
+}
+
 /// Starts what parks sandboxes.
 fn pager(host: &Host, reaper: &Reaper) -> io::Result<Pager> {
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
@@ -230,14 +246,13 @@ async fn roads(
     (reaper, pager): (&Reaper, Option<&Pager>),
     tasks: &TaskTracker,
     stop: &CancellationToken,
-    bases: &Arc<Bases>,
+    (bases, faults): (&Arc<Bases>, Arc<Faults>),
     channel: Channel,
 ) -> Result<Roads> {
     let criu = Criu::find(config.criu.as_deref())?;
     criu.check(reaper, &config.state_dir.join("run")).await?;
     let workers = config.restore_workers.get();
     let pool = Pool::start(criu.clone(), reaper.clone(), workers, tasks, stop.clone(), sandbox::seat);
-    let faults = Faults::new(config.fault, config.fault_times);
     let registry = Registry::new(channel, READ_DEADLINE);
     let mut roads = Roads::new((criu, pool), reaper.clone(), bases.clone(), registry, faults);
     (roads.hot_pages, roads.earlier) = (config.hot_pages, Room::new(config.earlier_memory.0));

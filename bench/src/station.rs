@@ -101,7 +101,7 @@ impl Station {
         let channel = registry::serve(table.clone(), node.clone(), &tasks, stop.clone())?;
         let bases = Arc::new(Bases::new(node, REGISTRY_MAX, Budgets::DEFAULT));
         let registry = Registry::new(channel, REGISTRY_MAX);
-        let roads = Roads::new((criu, pool), reaper, bases, registry, Faults::default());
+        let roads = Roads::new((criu, pool), reaper, bases, registry, Arc::new(Faults::default()));
         roads.set_engine(Engine::new(KEY, EngineSettings::default(), threads()));
         let roads = Arc::new(roads);
         Ok(Self { host, roads, program, table, scratch, cgroups: BTreeMap::new(), next: 1, stop, tasks })

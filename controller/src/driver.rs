@@ -183,6 +183,7 @@ impl Driver {
 
     /// Takes one event; what is to be done is added to `out`, in order.
     pub fn apply(&mut self, now: Now, event: Event, out: &mut Vec<Action>) {
+        self.stood_still(now);
         match event {
             Event::Attached { connection, hello } => self.attached(now, connection, *hello, out),
             Event::Detached { connection } => self.detached(now, connection, out),

@@ -12,9 +12,16 @@ use clap::Args;
 use crate::command::{Call, on_path};
 use crate::repo::Repo;
 
-/// What runs in production, what brings it there, and what shows and measures it.
-const BINARIES: [&str; 6] =
-    ["medes", "medes-agent", "medes-controller", "medes-supervise", "medes-deploy", "medes-bench"];
+/// What runs in production, what brings it there, and what shows, measures and breaks it.
+const BINARIES: [&str; 7] = [
+    "medes",
+    "medes-agent",
+    "medes-controller",
+    "medes-supervise",
+    "medes-deploy",
+    "medes-bench",
+    "medes-faults",
+];
 
 /// How to build.
 #[derive(Args)]

@@ -176,8 +176,11 @@ impl Peers {
         holder: Holder<'_>,
         snapshot: SnapshotId,
     ) -> Result<SnapshotLayout, ReadRemoteError> {
-        let ask = ReadLayoutRequest { snapshot: snapshot.get() };
-        let reply = self.call(holder, |mut client| async move { client.read_layout(ask).await }).await?;
+        let snapshot = snapshot.get();
+        let ask = |mut client: NodeClient<Channel>| async move {
+            client.read_layout(ReadLayoutRequest { snapshot }).await
+        };
+        let reply = self.call(holder, ask).await?;
         SnapshotLayout::try_from(reply)
             .map_err(|source| ReadRemoteError::Answer { address: holder.1.into(), source })
     }
@@ -188,8 +191,12 @@ impl Peers {
         holder: Holder<'_>,
         offered: OfferedSandbox,
     ) -> Result<Streaming<ImagePart>, ReadRemoteError> {
-        let ask = wire::OfferedSandbox::from(offered);
-        self.call(holder, |mut client| async move { client.read_image(ask).await }).await
+        let offered = wire::OfferedSandbox::from(offered);
+        let ask = |mut client: NodeClient<Channel>| {
+            let offered = offered.clone();
+            async move { client.read_image(offered).await }
+        };
+        self.call(holder, ask).await
     }
 
     /// Has a node give a sandbox up that it offers to this one. Asked again if no answer comes: it may have done so.
@@ -202,7 +209,7 @@ impl Peers {
         let mut asked = self.call(holder, ask).await;
         for pause in GIVE_UP_PAUSES {
             match &asked {
-                Err(ReadRemoteError::Call { source, .. }) if source.code() != Code::Unavailable => break,
+                Err(ReadRemoteError::Call { source, .. }) if has_said(source) => break,
                 Err(_no_answer) => tokio::time::sleep(pause).await,
                 Ok(_) => break,
             }
@@ -215,16 +222,15 @@ impl Peers {
     async fn call<T, F>(
         &self,
         holder: Holder<'_>,
-        ask: impl FnOnce(NodeClient<Channel>) -> F,
+        ask: impl Fn(NodeClient<Channel>) -> F,
     ) -> Result<T, ReadRemoteError>
     where
         F: Future<Output = Result<Response<T>, Status>>,
     {
         let address = || holder.1.to_owned();
-        let client = NodeClient::new(self.peer(holder)?.channel.clone());
-        let ask = ask(client.max_decoding_message_size(MESSAGE_BYTES_MAX));
-        match tokio::time::timeout(self.deadline, ask).await {
-            Ok(Ok(reply)) => Ok(reply.into_inner()),
+        let peer = self.peer(holder)?;
+        match tokio::time::timeout(self.deadline, peer.call(ask)).await {
+            Ok(Ok(reply)) => Ok(reply),
             Ok(Err(source)) => Err(ReadRemoteError::Call { address: address(), source: Box::new(source) }),
             Err(_elapsed) => Err(ReadRemoteError::Deadline { address: address(), deadline: self.deadline }),
         }
@@ -283,13 +289,29 @@ impl Peers {
 }
 
 impl Peer {
+    /// Asks it something that does no harm when it is asked twice: if the connection turns out to be broken, it is asked once more on a new one.
+    /// While nothing is said on a connection, nobody notices that.
+    async fn call<T, F>(&self, ask: impl Fn(NodeClient<Channel>) -> F) -> Result<T, Status>
+    where
+        F: Future<Output = Result<Response<T>, Status>>,
+    {
+        let client = || NodeClient::new(self.channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX);
+        let reply = match ask(client()).await {
+            Err(status) if is_broken(&status) => ask(client()).await,
+            reply => reply,
+        };
+        reply.map(Response::into_inner)
+    }
+
     /// Asks how its pages are read.
     async fn access(&self) -> Result<(SocketAddr, PageAccess), ReadRemoteError> {
         let address = || self.address.clone();
-        let reply = NodeClient::new(self.channel.clone()).page_access(PageAccessRequest {}).await;
+        let ask =
+            |mut client: NodeClient<Channel>| async move { client.page_access(PageAccessRequest {}).await };
+        let reply = self.call(ask).await;
         let reply =
             reply.map_err(|source| ReadRemoteError::Call { address: address(), source: Box::new(source) })?;
-        let access = PageAccess::try_from(reply.into_inner());
+        let access = PageAccess::try_from(reply);
         let access = access.map_err(|source| ReadRemoteError::Answer { address: address(), source })?;
         let resolve = |source| ReadRemoteError::Resolve { address: address(), source };
         let mut places = tokio::net::lookup_host(&self.address).await.map_err(resolve)?;
@@ -304,4 +326,22 @@ impl Peer {
             *pages = None;
         }
     }
+}
+
+/// Whether a connection broke while it was open. Whatever code such an error has, its cause is the transport's; where no connection came about at
+/// all the code says so.
+fn is_broken(status: &Status) -> bool {
+    let mut cause = std::error::Error::source(status);
+    while let Some(error) = cause {
+        if error.is::<tonic::transport::Error>() {
+            return status.code() != Code::Unavailable;
+        }
+        cause = error.source();
+    }
+    false
+}
+
+/// Whether this is an answer of the node, and not one that did not come.
+fn has_said(status: &Status) -> bool {
+    status.code() != Code::Unavailable && !is_broken(status)
 }

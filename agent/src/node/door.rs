@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use futures::FutureExt as _;
 use hyper::{HeaderMap, Method, header::HeaderName, header::HeaderValue};
 use medes_metrics::health::Health;
 use medes_proto::{
@@ -211,7 +212,12 @@ impl NodeHandle {
         let Invoke { sandbox, request, deadline } = invoke;
         let (answer, admitted) = oneshot::channel();
         let door = self.ask(sandbox, Asked::Enter { sandbox, answer }, admitted).await?;
-        let result = match to_sandbox(request, deadline) {
+        let entering = match door.ended().now_or_never() {
+            // Nobody knew yet. It has not seen the request, so another one may have it.
+            Some(ended) => Err(never_saw(super::work::ended(sandbox, ended, door.log()))),
+            None => to_sandbox(request, deadline),
+        };
+        let result = match entering {
             Ok(request) => door.request(request).await,
             Err(why) => {
                 self.tell(Worked::Answered { sandbox, answered: false, overdue: None }).await;
@@ -327,11 +333,17 @@ fn closing(sandbox: SandboxId) -> Failure {
     Failure::new(FailureKind::ShuttingDown, format!("invoke {sandbox}: its node is shutting down"))
 }
 
+/// A sandbox that had ended before the request could go in is as good as none: whoever sent it looks for another one.
+fn never_saw(failure: Failure) -> Failure {
+    Failure { kind: FailureKind::NotFound, ..failure }
+}
+
 /// Why there is no answer. A broken connection often means that the process is just ending: wait for its status.
 async fn explain(sandbox: SandboxId, door: &Entrance, error: &RequestError) -> Failure {
     let broken = matches!(error, RequestError::Closed { .. } | RequestError::Connect { .. });
     if broken && let Ok(ended) = tokio::time::timeout(LAST_WORDS, door.ended()).await {
-        return super::work::ended(sandbox, ended, door.log());
+        let failure = super::work::ended(sandbox, ended, door.log());
+        return if matches!(error, RequestError::Connect { .. }) { never_saw(failure) } else { failure };
     }
     let kind = match error {
         RequestError::Busy { .. } => FailureKind::Busy,

@@ -20,15 +20,14 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Tools, finished::Finished};
 use crate::{
-    base,
-    bases::Bases,
-    clone,
+    base, clone,
     dedupe::{
         self,
         shrink::{self, Shrunk},
     },
     driver::{DedupOrder, Deduped, Restored, Taken},
     earlier::Origin,
+    faults::{Injected, Step},
     launch_spec::launch_spec,
     memory_file::MappedFile,
     metrics, moving,
@@ -163,6 +162,15 @@ impl Worked {
     }
 }
 
+/// Why a cold start did not even begin.
+#[derive(Debug, thiserror::Error)]
+enum NotHoused {
+    #[error(transparent)]
+    Create(#[from] CreateError),
+    #[error(transparent)]
+    Injected(#[from] Injected),
+}
+
 /// A cold start, until the function says it is ready.
 pub(super) async fn launch(
     tools: Arc<Tools>,
@@ -174,11 +182,13 @@ pub(super) async fn launch(
     let doing =
         |failure: Failure| Failure { message: format!("start {sandbox}: {}", failure.message), ..failure };
     let created = async {
+        tools.faults.pass(Step::Launch)?;
         let id = sandbox::SandboxId::new(sandbox.to_string()).map_err(CreateError::Spec)?;
         let housing = Housing::create(&tools.host, &id, &launch_spec(&spec, sandbox, &node)).await?;
         let numbered = housing.number(sandbox.get());
-        numbered.map_err(|source| CreateError::Folder { path: housing.private_dir().to_owned(), source })?;
-        Ok::<_, CreateError>(housing)
+        let folder = |source| CreateError::Folder { path: housing.private_dir().to_owned(), source };
+        numbered.map_err(folder)?;
+        Ok::<_, NotHoused>(housing)
     };
     let housing = match created.await {
         Ok(housing) => housing,
@@ -348,17 +358,23 @@ pub(super) async fn make_base(
 }
 
 /// Copies a base that another node holds.
-pub(super) async fn replicate(bases: Arc<Bases>, place: SnapshotPlace) -> Worked {
+pub(super) async fn replicate(tools: Arc<Tools>, place: SnapshotPlace) -> Worked {
     let snapshot = place.snapshot;
-    let result = match bases.replicate(&place).await {
+    let copied = async {
+        let told = |told: Injected| Failure::from_error(FailureKind::Internal, &told);
+        tools.faults.pass(Step::Replicate).map_err(told)?;
+        let held = tools.bases.replicate(&place).await;
+        let held = held.map_err(|error| Failure::from_error(error.kind(), &error))?;
         // What is known about its bytes is found out now: the first sandbox to come back would wait for it.
-        Ok(held) => Ok(blocking(move || {
+        let report = blocking(move || {
             held.facts();
             base::report(&held)
-        })
-        .await),
-        Err(error) => Err(Failure::from_error(error.kind(), &error)),
+        });
+        let report = report.await;
+        tools.faults.pass(Step::Replicated).map_err(told)?;
+        Ok(report)
     };
+    let result = copied.await;
     metrics::operation("replicate", result.is_ok().then_some(&[]));
     Worked::Replicated { snapshot, result }
 }
@@ -390,6 +406,17 @@ pub(super) async fn take(
         Err(not) => Err((not.housing.map(Box::new), not.error.failure(sandbox))),
     };
     Worked::Taken { sandbox, result }
+}
+
+/// The same as [`remove`], when a controller wants it.
+pub(super) async fn remove_as_told(
+    tools: Arc<Tools>,
+    sandbox: SandboxId,
+    remains: Option<Box<Housing>>,
+) -> Worked {
+    // It can only be made to wait.
+    let _never_fails = tools.faults.pass(Step::Remove);
+    remove(sandbox, remains).await
 }
 
 /// Ends what runs and frees all that is left.

@@ -69,7 +69,7 @@ impl Station {
         let pool = Pool::start(criu.clone(), reaper.clone(), 1, &tasks, stop, sandbox::seat);
         let bases = Arc::new(Bases::new(name, Duration::from_secs(20), Budgets::DEFAULT));
         let registry = Registry::new(channel, Duration::from_secs(20));
-        let roads = Roads::new((criu, pool), reaper, bases, registry, Faults::default());
+        let roads = Roads::new((criu, pool), reaper, bases, registry, Arc::new(Faults::default()));
         let station = Self { host, roads, registry: test_registry, next: 1 };
         station.set(EngineSettings::default());
         station

@@ -20,6 +20,8 @@ use crate::now::Now;
 /// Reports in a row that must contradict what the driver thinks before it believes them: one may have crossed the
 /// answer to a command on its way.
 const CONTRADICTIONS: u8 = 2;
+/// A controller that is late by such a part of a node's silence has stood still.
+const STOOD_STILL: u32 = 3;
 
 impl Sandbox {
     pub(super) fn new(
@@ -311,6 +313,18 @@ impl Driver {
         }
         self.tell_failed(id, "sandbox", why, None, out);
         self.remove_sandbox(id, Cause::Ended, Some(why), out);
+    }
+
+    /// Who comes this late has stood still itself (a stopped process, a paused machine), and could hear nobody meanwhile: what nodes have said is
+    /// still to be read. So their silence counts from now.
+    pub(super) fn stood_still(&mut self, now: Now) {
+        let late = self.wake_at().map(|at| now.since(at)).unwrap_or_default();
+        if late >= self.settings.silent_max / STOOD_STILL {
+            self.nodes
+                .values_mut()
+                .filter(|node| node.connection.is_some())
+                .for_each(|node| node.heard = now);
+        }
     }
 
     /// Gives up silent nodes; lets avoided ones and the settle time end.

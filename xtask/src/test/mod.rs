@@ -5,6 +5,7 @@
 //! the end-to-end tests start are the same build. A release build would double the time on two
 //! cores and only the demo and the measurements need it.
 
+mod faults;
 mod runner;
 mod tally;
 
@@ -29,6 +30,12 @@ pub(crate) struct Options {
     /// Take the machine as it is
     #[arg(long)]
     no_setup: bool,
+    /// How long the soak takes
+    #[arg(long, default_value_t = 10)]
+    minutes: u32,
+    /// For `faults` and `soak`: passed on to `medes-faults`
+    #[arg(last = true)]
+    rest: Vec<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -43,12 +50,19 @@ enum Level {
     E2e,
     /// RDMA, in a virtual machine
     Lab,
-    /// All of these
+    /// Everything that can break, at every step of everything: a table. Not part of `all`; `-- --long`, `-- --only WORDS`
+    Faults,
+    /// Mixed load for `--minutes`: nothing grows, no answer is wrong. Not part of `all`
+    Soak,
+    /// All of these but faults and soak
     All,
 }
 
 pub(crate) fn run(repo: &Repo, options: &Options) -> Result<ExitCode> {
     let wanted = |level| options.level == Level::All || options.level == level;
+    if matches!(options.level, Level::Faults | Level::Soak) {
+        return faults::run(repo, options);
+    }
     if !options.no_setup && (wanted(Level::Kernel) || wanted(Level::E2e) || wanted(Level::Lab)) {
         setup::ensure(repo)?;
     }
@@ -71,7 +85,7 @@ pub(crate) fn run(repo: &Repo, options: &Options) -> Result<ExitCode> {
             Level::Pure => runner.pure()?,
             Level::Kernel => runner.kernel()?,
             Level::Lab => in_the_lab(repo)?,
-            Level::E2e | Level::All => end_to_end(repo, &runner)?,
+            Level::E2e | Level::Faults | Level::Soak | Level::All => end_to_end(repo, &runner)?,
         };
         println!("== {name}: {tally} ({} s)", start.elapsed().as_secs());
         levels.push((name, tally));

@@ -54,6 +54,20 @@ fn a_silent_node_is_lost_and_its_requests_are_answered() {
 }
 
 #[test]
+fn a_controller_that_stood_still_blames_no_node() {
+    let (mut bench, node) = Bench::with_node(Settings::default());
+    bench.warm(node);
+    bench.request(1);
+    bench.clear();
+    // Its own timers were due long ago: it was stopped, and what the node said meanwhile is not read yet.
+    bench.wait(10 * SECOND);
+    assert!(bench.refused().is_empty() && bench.driver.is_reachable(&"n1".parse().unwrap()));
+    // Who says nothing from then on is given up as ever.
+    bench.wait(3 * SECOND);
+    assert_eq!(bench.refused(), [(RequestId(1), &Refusal::NodeLost("n1".parse().unwrap()))]);
+}
+
+#[test]
 fn a_broken_stream_leaves_the_node_time_to_come_back() {
     let (mut bench, node) = Bench::with_node(Settings::default());
     let sandbox = bench.warm(node);
