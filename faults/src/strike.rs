@@ -130,7 +130,7 @@ pub(crate) fn mend(cluster: &mut Cluster, cell: &Cell) -> Result<()> {
         }
         // Without its keeper an agent ends in order, without a thread at once.
         Fault::Kill(Victim::Keeper | Victim::Pager) => {
-            cluster.program(cell.at)?.wait(Duration::from_secs(30))?
+            cluster.program(cell.at)?.wait(Duration::from_secs(30))?;
         }
         _ => {}
     }
