@@ -237,7 +237,8 @@ impl Space {
             return Ok(count);
         }
         let address = |page: u64| page * PAGE_BYTES as u64;
-        let marks = self.marks(&[address(first)..address(first + count as u64)])?;
+        let place = address(first)..address(first + count as u64);
+        let marks = self.marks(std::slice::from_ref(&place))?;
         let unclear = marks.into_iter().flatten().find(|page| !state.given_up.contains(page));
         Ok(unclear.and_then(|page| usize::try_from(page - first).ok()).unwrap_or(count))
     }

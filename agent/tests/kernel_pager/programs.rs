@@ -131,9 +131,9 @@ async fn over_and_over(
     answers
 }
 
-fn run(spec: LaunchSpec, cycles: usize, kinds: usize) {
+fn run(spec: &LaunchSpec, cycles: usize, kinds: usize) {
     at_desk(async |mut desk| {
-        let mut guest = desk.start("s1", &spec).await;
+        let mut guest = desk.start("s1", spec).await;
         let answers = over_and_over(&mut desk, &mut guest, cycles).await;
         println!(
             "{:?}, {:?}",
@@ -147,18 +147,18 @@ fn run(spec: LaunchSpec, cycles: usize, kinds: usize) {
 
 fn a_server_of_many_processes_answers_as_before() {
     // Which worker takes a request is the kernel's choice: all of them have had one after so many.
-    run(python(PREFORK), 60, 3);
+    run(&python(PREFORK), 60, 3);
 }
 
 fn an_in_memory_store_keeps_its_data() {
     if has("redis-server") {
-        run(python(STORE), 100, 4);
+        run(&python(STORE), 100, 4);
     }
 }
 
 fn a_program_that_compiles_answers_as_before() {
     if has("node") {
         let command = ["node", "-e", COMPILED].map(str::to_owned).to_vec();
-        run(LaunchSpec { ready_timeout: LIMIT, ..LaunchSpec::new("compiled", command, 8080) }, 60, 3);
+        run(&LaunchSpec { ready_timeout: LIMIT, ..LaunchSpec::new("compiled", command, 8080) }, 60, 3);
     }
 }
