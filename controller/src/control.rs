@@ -341,8 +341,8 @@ impl Control for ControlService {
         request: Request<wire::ExplainRequest>,
     ) -> Result<Response<wire::ExplainReply>, Status> {
         let id = sandbox_id(request.into_inner().sandbox)?;
-        let rows = self.driver.look(|driver, now| driver.sandbox_rows(now)).await?;
-        let now = rows.into_iter().find(|row| row.report.id == id).map(|row| (row.report, row.node));
+        let row = self.driver.look(move |driver, now| driver.sandbox_row(now, id)).await?;
+        let now = row.map(|row| (row.report, row.node));
         let told = self.hub.explain(id);
         if now.is_none() && told.is_none() {
             return Err(Status::not_found(format!("nothing is known about {id}")));

@@ -255,10 +255,7 @@ async fn sandbox(State(page): State<Page>, Path(name): Path<String>) -> Response
     let Ok(id) = name.parse::<SandboxId>() else {
         return refuse(StatusCode::BAD_REQUEST, "that does not name a sandbox (they look like sb-1-17)");
     };
-    let look = page.sources.driver.look(move |driver, now| {
-        let row = driver.sandbox_rows(now).into_iter().find(|row| row.report.id == id);
-        (row, driver.home_of(id))
-    });
+    let look = page.sources.driver.look(move |driver, now| (driver.sandbox_row(now, id), driver.home_of(id)));
     let (row, home) = match look.await {
         Ok(found) => found,
         Err(stopped) => return stops(&stopped),

@@ -184,6 +184,11 @@ mod tests {
             let mut written = Vec::new();
             shape.write(silent, &mut written);
             prop_assert_eq!(Shape::read(&written), Some((shape, silent, &[][..])));
+            written.extend_from_slice(&page[..shape.channels()]);
+            shape.with(Encode { page: &page, silent, bits: BitWriter::new(&mut written) });
+            let mut back = [1; PAGE_BYTES];
+            prop_assert_eq!(decode(&written, &mut back), Ok(()));
+            prop_assert!(back == page);
         }
 
         /// Any bytes are some page, or none.

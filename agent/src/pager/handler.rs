@@ -135,8 +135,8 @@ impl Pager {
     /// Begins to serve a process. Its userfaultfd is held by the guard from now on.
     pub(super) fn begin(&self, uffd: Uffd, pid: Pid, lost: Arc<Lost>) -> io::Result<Arc<Space>> {
         let number = self.shared.next.fetch_add(1, Ordering::Relaxed) << FORK_BITS;
-        self.shared.guard.hold(number, uffd.try_clone()?)?;
         let pagemap = File::open(format!("/proc/{pid}/pagemap"))?;
+        self.shared.guard.hold(number, uffd.try_clone()?)?;
         let space = Arc::new(Space::new(number, uffd, Some((pid, pagemap)), lost));
         let server = self.server(number);
         server.spaces().insert(number, space.clone());

@@ -99,17 +99,23 @@ impl Driver {
 
     /// All sandboxes, by number.
     pub fn sandbox_rows(&self, now: Now) -> Vec<SandboxRow> {
-        let rows = self.sandboxes.values().map(|sandbox| {
-            let mut report = sandbox.report.clone();
-            report.state = sandbox.life.shown(!sandbox.open.is_empty());
-            let running = !sandbox.open.is_empty();
-            let since = if running { sandbox.last_used } else { sandbox.since.max(sandbox.last_used) };
-            report.state_age = now.since(since);
-            let reported = self.nodes.get(&sandbox.node).map_or(now, |node| node.heard);
-            report.age = report.age.saturating_add(now.since(reported)).max(report.state_age);
-            SandboxRow { report, node: sandbox.node.clone() }
-        });
-        rows.collect()
+        self.sandboxes.values().map(|sandbox| self.row_of(now, sandbox)).collect()
+    }
+
+    /// One of them.
+    pub fn sandbox_row(&self, now: Now, id: SandboxId) -> Option<SandboxRow> {
+        Some(self.row_of(now, self.sandboxes.get(&id)?))
+    }
+
+    fn row_of(&self, now: Now, sandbox: &Sandbox) -> SandboxRow {
+        let mut report = sandbox.report.clone();
+        report.state = sandbox.life.shown(!sandbox.open.is_empty());
+        let running = !sandbox.open.is_empty();
+        let since = if running { sandbox.last_used } else { sandbox.since.max(sandbox.last_used) };
+        report.state_age = now.since(since);
+        let reported = self.nodes.get(&sandbox.node).map_or(now, |node| node.heard);
+        report.age = report.age.saturating_add(now.since(reported)).max(report.state_age);
+        SandboxRow { report, node: sandbox.node.clone() }
     }
 
     /// All nodes that are connected, or were until a moment ago.
