@@ -72,6 +72,10 @@ pub const FAULTS_BYTES: u32 = 1 << 20;
 /// A sandbox that a timer woke has not worked until it has used this much CPU time, in nanoseconds.
 pub const TIMER_WORK_NS: u64 = 2_000_000;
 
+/// A task that only ticks found on a CPU has left the sandbox, or its CPU unseen, if none found it for so long: many ticks,
+/// in nanoseconds.
+pub const SEEN_FOR_NS: u64 = 100_000_000;
+
 /// What is wanted of a sandbox's faults, bits of [`wants`]; and how many were seen since that was said.
 pub type WantedWords = [u64; 2];
 
@@ -87,7 +91,7 @@ pub mod wants {
 pub type TaskWords = [u64; 2];
 
 /// What happened to the tasks of one sandbox.
-pub type ActivityWords = [u64; 12];
+pub type ActivityWords = [u64; 13];
 
 /// Which word of [`ActivityWords`] is what.
 pub mod word {
@@ -115,6 +119,9 @@ pub mod word {
     pub const EXITS: usize = 10;
     /// When the last of its tasks that could run ceased to: nanoseconds of `CLOCK_MONOTONIC`.
     pub const IDLE_NS: usize = 11;
+    /// When a timer's interrupt last found one of its tasks on a CPU while none was counted: nanoseconds of
+    /// `CLOCK_MONOTONIC`.
+    pub const SEEN_NS: usize = 12;
 }
 
 /// One fault: sandbox key, address, `CLOCK_MONOTONIC` nanoseconds, and process number with the [`fault`] bits above.

@@ -3,8 +3,10 @@
 //! A task is counted once, by an entry in [`RUNNABLE`]: put in when it wakes or is seen preempted, taken out when it
 //! goes to sleep or ends. So an event that never came, or came twice, does no lasting harm to the count.
 //!
-//! A task that was there before the watch is counted from the first time it is seen running: at a fork, at a timer's
-//! interrupt, or when it leaves the CPU.
+//! A task that was there before the watch is counted from the first time an event names it: a fork, its end, or when it
+//! leaves the CPU. A timer's interrupt does not name a task, so it only notes that one of the sandbox is on this CPU. (That
+//! it is the one whose coming was seen last is not certain: of some tasks no leaving is ever traced, here those of the
+//! process 1 of a micro-VM.)
 
 use core::arch::asm;
 
@@ -12,9 +14,9 @@ use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{HashMap, PerCpuArray};
-use medes_agent_ebpf::{ActivityWords, Lost, RUNNABLE_MAX, TIMER_WORK_NS, word};
+use medes_agent_ebpf::{ActivityWords, Lost, RUNNABLE_MAX, SEEN_FOR_NS, TIMER_WORK_NS, word};
 
-use crate::task::{Running, Task};
+use crate::task::{Running, Task, interrupted};
 use crate::{SANDBOXES, lose};
 
 #[map]
@@ -89,13 +91,51 @@ impl Sandbox {
         // SAFETY: valid and aligned, see `word`.
         unsafe { add(self.word(at), more) }
     }
+
+    /// One of its tasks was found on a CPU, whether counted or not.
+    #[inline(always)]
+    fn seen(&self) {
+        if self.get(word::RUNNABLE) as i64 > 0 {
+            return;
+        }
+        let now_ns = now_ns();
+        if !self.is_seen(now_ns) {
+            self.begins(false);
+        }
+        self.set(word::SEEN_NS, now_ns);
+    }
+
+    /// Whether a task that is not counted has been found on a CPU, and none has left one since.
+    #[inline(always)]
+    fn is_seen(&self, now_ns: u64) -> bool {
+        let seen_ns = self.get(word::SEEN_NS);
+        seen_ns > self.get(word::LAST_RAN_NS) && now_ns.saturating_sub(seen_ns) < SEEN_FOR_NS
+    }
+
+    /// As a whole it becomes runnable.
+    #[inline(always)]
+    fn begins(&self, timer: bool) {
+        self.add(word::WAKES, 1);
+        self.set(word::STRETCH_NS, 0);
+        self.set(word::STRETCH_BY_TIMER, u64::from(timer));
+        if timer {
+            self.add(word::TIMER_WAKES, 1);
+        }
+    }
 }
 
 #[inline(always)]
 pub(crate) fn timer_begins() {
     // The tick, too, is such a timer: no task runs for long unseen.
-    if let Some(task) = Task::running() {
-        let _noticed = notice(task, &Running::ask(Some(task)));
+    let (owner, process) = interrupted();
+    if let Some(task) = Task::running()
+        && task.has_left(owner, process)
+    {
+        task.forget();
+        count_out(task);
+    }
+    if let Some(sandbox) = Sandbox::find(owner) {
+        sandbox.seen();
     }
     if let Some(count) = TIMERS.get_ptr_mut(0) {
         // SAFETY: the map gave this CPU's slot; a timer that interrupts here takes back what it adds.
@@ -116,7 +156,7 @@ fn by_timer() -> bool {
     TIMERS.get(0).is_some_and(|count| *count > 0)
 }
 
-/// Makes the task that runs now known, and counts it in if it was not. Returns its sandbox.
+/// Makes a task known that an event says runs now, and counts it in if it was not. Returns its sandbox.
 #[inline(always)]
 fn notice(task: Task, running: &Running) -> Option<Sandbox> {
     let (key, known) = (running.owner, running.known);
@@ -156,13 +196,8 @@ fn count_in(sandbox: &Sandbox, key: u64, task: Task, timer: bool) {
     }
     // As a signed number: a sandbox that got its first task by other means may stand below zero for a moment.
     let before = sandbox.add(word::RUNNABLE, 1) as i64;
-    if before <= 0 {
-        sandbox.add(word::WAKES, 1);
-        sandbox.set(word::STRETCH_NS, 0);
-        sandbox.set(word::STRETCH_BY_TIMER, u64::from(timer));
-        if timer {
-            sandbox.add(word::TIMER_WAKES, 1);
-        }
+    if before <= 0 && !sandbox.is_seen(now_ns()) {
+        sandbox.begins(timer);
     } else if !timer {
         sandbox.set(word::STRETCH_BY_TIMER, 0);
     }
@@ -202,7 +237,7 @@ pub(crate) enum Leaving {
 pub(crate) fn switches(task: Task, next: Task, leaving: Leaving) {
     let now_ns = now_ns();
     let came_ns = next.comes(now_ns);
-    let running = Running::ask(Some(task));
+    let running = Running::ask(task);
     let Some(sandbox) = notice(task, &running) else { return };
     // Zero: first switch this CPU shows us; how long the task ran is not known.
     let ran_ns = if came_ns == 0 { 0 } else { now_ns.saturating_sub(came_ns) };
@@ -226,7 +261,7 @@ pub(crate) fn switches(task: Task, next: Task, leaving: Leaving) {
 /// The task that runs now begets another, a thread or a process. False when the child could not be remembered.
 #[inline(always)]
 pub(crate) fn begets(parent: Task, child: Task) -> bool {
-    let running = Running::ask(Some(parent));
+    let running = Running::ask(parent);
     let Some(sandbox) = notice(parent, &running) else { return true };
     sandbox.add(word::FORKS, 1);
     let remembered = child.remember(running.owner, 0);
@@ -239,7 +274,7 @@ pub(crate) fn begets(parent: Task, child: Task) -> bool {
 /// The task that runs now ends: its last switch takes it out of the count.
 #[inline(always)]
 pub(crate) fn ends(task: Task) {
-    let running = Running::ask(Some(task));
+    let running = Running::ask(task);
     let Some(sandbox) = notice(task, &running) else { return };
     sandbox.add(word::EXITS, 1);
     if running.first {

@@ -44,7 +44,8 @@ impl Task {
         Self(ctx.arg(n))
     }
 
-    /// The task that runs now; `None` until the first switch of this CPU.
+    /// The task that was seen to come onto this CPU last; `None` until the first switch. It is not the one that runs now
+    /// if a switch went untraced.
     #[inline(always)]
     pub(crate) fn running() -> Option<Self> {
         let &[task, _] = ON_CPU.get(0)?;
@@ -67,11 +68,22 @@ impl Task {
         self.0
     }
 
+    #[inline(always)]
+    fn row(self) -> Option<TaskWords> {
+        // SAFETY: entries are words; one that is replaced meanwhile is read as the old or the new one.
+        unsafe { TASKS.get(self.0) }.copied()
+    }
+
     /// The key of the sandbox it is known to be of; 0 for none.
     #[inline(always)]
     pub(crate) fn owner(self) -> u64 {
-        // SAFETY: entries are words; one that is replaced meanwhile is read as the old or the new one.
-        unsafe { TASKS.get(self.0) }.map_or(0, |&[owner, _]| owner)
+        self.row().map_or(0, |[owner, _]| owner)
+    }
+
+    /// Whether it, a task of a process that runs now, was known as another cgroup's than this process's is now.
+    #[inline(always)]
+    pub(crate) fn has_left(self, owner: u64, process: u32) -> bool {
+        by_cgroup() && self.row().is_some_and(|[known, its]| its == u64::from(process) && known != owner)
     }
 
     /// Remembers whose it is; process 0 when that cannot be told yet. False when there is no room.
@@ -88,20 +100,40 @@ impl Task {
     }
 }
 
+/// The key of the sandbox that the cgroup or the process of the task that runs now tells (0 for none), and its process.
+/// Not told: processes that were begun since the watch, where sandboxes are no cgroups.
+#[inline(always)]
+pub(crate) fn interrupted() -> (u64, u32) {
+    let process = (bpf_get_current_pid_tgid() >> 32) as u32;
+    (told(process), process)
+}
+
+#[inline(always)]
+fn told(process: u32) -> u64 {
+    if by_cgroup() {
+        // SAFETY: the helper takes no argument and touches no memory of ours.
+        unsafe { bpf_get_current_cgroup_id() }
+    } else {
+        // SAFETY: entries are words; one that is replaced meanwhile is read as the old or the new one.
+        unsafe { MEMBERS.get(process) }.copied().unwrap_or(0)
+    }
+}
+
 /// The key of the sandbox the running task may be of (0 for none), and its process. Where sandboxes are cgroups, no table
 /// is looked at.
 #[inline(always)]
 pub(crate) fn current() -> (u64, u32) {
-    if by_cgroup() {
-        // SAFETY: the helper takes no argument and touches no memory of ours.
-        let owner = unsafe { bpf_get_current_cgroup_id() };
-        return (owner, (bpf_get_current_pid_tgid() >> 32) as u32);
+    let (owner, process) = interrupted();
+    if by_cgroup() || owner != 0 {
+        return (owner, process);
     }
-    let Running { process, owner, .. } = Running::ask(Task::running());
+    // A child begun since the watch: only its address is known.
+    let known = Task::running().and_then(Task::row);
+    let owner = known.filter(|&[_, its]| its == 0 || its == u64::from(process)).map_or(0, |[owner, _]| owner);
     (owner, process)
 }
 
-/// What helpers and tables say about the task that runs now.
+/// What helpers and tables say about a task that an event names as the one that runs.
 pub(crate) struct Running {
     /// Its process.
     pub(crate) process: u32,
@@ -114,30 +146,22 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    /// `task` must be the one that runs now, if it is known.
+    /// `task` must be the one that runs now.
     #[inline(always)]
-    pub(crate) fn ask(task: Option<Task>) -> Self {
+    pub(crate) fn ask(task: Task) -> Self {
         let numbers = bpf_get_current_pid_tgid();
         let (process, thread) = ((numbers >> 32) as u32, numbers as u32);
         let (mut known, mut same) = (0, false);
-        if let Some(words) = task.and_then(|task| TASKS.get_ptr_mut(task.0)) {
+        if let Some(words) = TASKS.get_ptr_mut(task.0) {
             // SAFETY: the map gave a row of two words, valid until the program ends. Only events of this task change
-            // it, and a timer that interrupts here writes the same.
+            // it.
             let [owner, its_process] = unsafe { &mut *words };
             known = *owner;
             // Another process: the address has been given to a new task.
             same = *its_process == 0 || *its_process == u64::from(process);
             *its_process = u64::from(process);
         }
-        let owner = if by_cgroup() {
-            // SAFETY: the helper takes no argument and touches no memory of ours.
-            unsafe { bpf_get_current_cgroup_id() }
-        } else if same {
-            known
-        } else {
-            // SAFETY: entries are words; one that is replaced meanwhile is read as the old or the new one.
-            unsafe { MEMBERS.get(process) }.copied().unwrap_or(0)
-        };
+        let owner = if same && !by_cgroup() { known } else { told(process) };
         Self { process, first: process == thread, owner, known }
     }
 

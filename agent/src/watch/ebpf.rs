@@ -221,11 +221,11 @@ impl Programs {
         // Keys are not given twice: what is left of its heat is nobody's, and gives way.
     }
 
-    pub(super) fn activity(&self, key: Key) -> Option<Activity> {
+    pub(super) fn activity(&self, key: Key, now_ns: u64) -> Option<Activity> {
         let words = self.sandboxes.get(&key.get(), 0).ok()?;
         let missed = self.missed.get(&key.get()).copied().unwrap_or(0);
         let faults = self.asked.get(&key.get()).map_or(0, |(_, before)| before + self.faults_now(key));
-        Some(Activity::from_words(&words, missed, faults))
+        Some(Activity::from_words(&words, missed, faults, now_ns))
     }
 
     /// Faults seen since it was last said what is wanted.

@@ -153,7 +153,7 @@ impl Watch {
     /// What a sandbox did; `None` if it is not watched.
     pub fn activity(&mut self, key: Key, now_ns: u64) -> Option<Activity> {
         match &mut self.eyes {
-            Eyes::Kernel(programs) => programs.activity(key),
+            Eyes::Kernel(programs) => programs.activity(key, now_ns),
             Eyes::Procfs(procfs) => procfs.activity(key, now_ns),
         }
     }

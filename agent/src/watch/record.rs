@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use medes_agent_ebpf::{ActivityWords, FaultWords, HEAT_ONE, HeatWords, decayed, fault, word};
+use medes_agent_ebpf::{ActivityWords, FaultWords, HEAT_ONE, HeatWords, SEEN_FOR_NS, decayed, fault, word};
 
 use super::Key;
 
@@ -54,14 +54,17 @@ impl Activity {
     }
 
     /// `missed`: tasks that ended unseen and are still counted as runnable. `faults`: those seen while they were wanted.
-    pub(super) fn from_words(words: &ActivityWords, missed: i64, faults: u64) -> Self {
-        let runnable = words[word::RUNNABLE].cast_signed().saturating_sub(missed) > 0;
+    pub(super) fn from_words(words: &ActivityWords, missed: i64, faults: u64, now_ns: u64) -> Self {
+        let counted = words[word::RUNNABLE].cast_signed().saturating_sub(missed) > 0;
+        let seen_ns = words[word::SEEN_NS];
+        let seen = seen_ns > words[word::LAST_RAN_NS] && now_ns.saturating_sub(seen_ns) < SEEN_FOR_NS;
+        let runnable = counted || seen;
         let idle_since_ns = (!runnable && words[word::IDLE_NS] > 0).then_some(words[word::IDLE_NS]);
         Self {
             runnable,
             ran: Duration::from_nanos(words[word::RUN_NS]),
             last_ran_ns: words[word::LAST_RAN_NS],
-            last_work_ns: words[word::LAST_WORK_NS],
+            last_work_ns: words[word::LAST_WORK_NS].max(seen_ns),
             idle_since_ns,
             counts: Some(Counts {
                 wakes: words[word::WAKES],
@@ -159,17 +162,33 @@ mod tests {
         let mut words = ActivityWords::default();
         words[word::LAST_WORK_NS] = 100;
         words[word::LAST_RAN_NS] = 900;
-        let asleep = Activity::from_words(&words, 0, 0);
+        let asleep = Activity::from_words(&words, 0, 0, 1_000);
         assert_eq!(asleep.idle(1_000), Some(Duration::from_nanos(900)));
         assert_eq!(asleep.idle(50), Some(Duration::ZERO), "a clock read before the event");
         assert_eq!(asleep.idle_since_ns, None, "it was never seen to run");
         words[word::IDLE_NS] = 901;
-        assert_eq!(Activity::from_words(&words, 0, 0).idle_since_ns, Some(901));
+        assert_eq!(Activity::from_words(&words, 0, 0, 1_000).idle_since_ns, Some(901));
         words[word::RUNNABLE] = 1;
-        let running = Activity::from_words(&words, 0, 0);
+        let running = Activity::from_words(&words, 0, 0, 1_000);
         assert_eq!((running.idle(1_000), running.idle_since_ns), (None, None));
-        assert!(Activity::from_words(&words, 1, 0).idle(1_000).is_some(), "the task has ended unseen");
+        assert!(Activity::from_words(&words, 1, 0, 1_000).idle(1_000).is_some(), "the task has ended unseen");
         words[word::RUNNABLE] = u64::MAX;
-        assert!(!Activity::from_words(&words, 0, 0).runnable, "below zero");
+        assert!(!Activity::from_words(&words, 0, 0, 1_000).runnable, "below zero");
+    }
+
+    #[test]
+    fn a_task_that_only_ticks_saw_makes_it_runnable_until_it_leaves_or_is_seen_no_more() {
+        let mut words = ActivityWords::default();
+        words[word::LAST_RAN_NS] = 900;
+        words[word::SEEN_NS] = 950;
+        let seen = Activity::from_words(&words, 0, 0, 1_000);
+        assert_eq!((seen.runnable, seen.last_work_ns), (true, 950));
+        let later = Activity::from_words(&words, 0, 0, 950 + SEEN_FOR_NS);
+        assert_eq!(
+            (later.runnable, later.idle(950 + SEEN_FOR_NS)),
+            (false, Some(Duration::from_millis(100)))
+        );
+        words[word::LAST_RAN_NS] = 960;
+        assert!(!Activity::from_words(&words, 0, 0, 1_000).runnable, "it left its CPU");
     }
 }
