@@ -16,6 +16,9 @@ use super::{
 };
 use crate::now::Now;
 
+/// Of the memory of a node init snapshots take at most so many hundredths: each is for one function alone, and most functions are rarely asked for.
+const INIT_PERCENT: u64 = 12;
+
 impl Driver {
     /// Init snapshots of the function's present text, in whatever life.
     fn init_snapshots(&self, name: &FunctionName) -> impl Iterator<Item = (SnapshotId, &Snapshot)> {
@@ -67,10 +70,19 @@ impl Driver {
     pub(super) fn make_init(&mut self, now: Now, id: SandboxId, out: &mut Vec<Action>) {
         let Some(sandbox) = self.sandboxes.get(&id) else { return };
         let stays = sandbox.uses == 0 && !self.is_unwanted(sandbox) && !self.is_drained(sandbox);
-        let has_room = self.has_much_room(&sandbox.node, sandbox.report.private_bytes);
+        let has_room = self.has_room_for_init(&sandbox.node, sandbox.report.private_bytes);
         if stays && has_room && !self.stopping && self.wants_init(now, &sandbox.function) {
             self.make_base(now, id, true, None, out);
         }
+    }
+
+    /// Whether a node has room for one more init snapshot: as for anything that only helps, and in the part that is theirs. The first one may
+    /// be larger than that.
+    fn has_room_for_init(&self, node: &NodeId, bytes: u64) -> bool {
+        let here = self.on_node(node).filter(|(_, one)| one.report.init.is_some());
+        let held: u64 = here.map(|(_, one)| one.report.bytes).sum();
+        let fits = |cap: u64| held.saturating_add(bytes) <= cap / 100 * INIT_PERCENT;
+        self.has_much_room(node, bytes) && (held == 0 || self.cap(node).is_none_or(fits))
     }
 
     /// It did not come about: not again for a while.

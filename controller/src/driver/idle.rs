@@ -4,6 +4,7 @@ use std::{cell::RefCell, collections::BTreeMap, time::Duration};
 
 use medes_proto::{
     ids::{FunctionName, SandboxId},
+    sandbox::SandboxReport,
     trace::{About, Cause, Choice, What},
 };
 
@@ -117,7 +118,11 @@ impl Driver {
             (review.verdict, review.because) =
                 (Verdict::Dedup, "idle; its base is the init snapshot, if there is one");
         }
-        let room = self.sandboxes.get(&id).is_some_and(|s| self.has_room(&s.node, s.report.private_bytes));
+        let needed = |sandbox: &Sandbox| match view.private_bytes {
+            0 => self.estimate(&sandbox.function),
+            bytes => bytes,
+        };
+        let room = self.sandboxes.get(&id).is_some_and(|s| self.has_room(&s.node, needed(s)));
         // A base costs what the sandbox holds, once more; so does a restore.
         if matches!(review.verdict, Verdict::MakeBase | Verdict::Restore) && !room {
             review.rejected.insert(0, (review.verdict, "its node has no room for that"));
@@ -311,14 +316,20 @@ impl Sandbox {
     /// As a policy sees it by itself, without its rank among others; `None` if it is not in a life in which it can be idle.
     pub(super) fn view(&self, now: Now) -> Option<SandboxView> {
         let blocked = self.dump_blocked_until.map(|until| until.since(now));
+        let SandboxReport { private_bytes, stored_bytes, .. } = self.report;
+        let (private_bytes, stored_bytes) = match self.life {
+            // What is left of its memory is no measure of what it takes when it is wanted.
+            Life::Parked => (self.warm_bytes, stored_bytes.saturating_add(private_bytes)),
+            _ => (private_bytes, stored_bytes),
+        };
         Some(SandboxView {
             id: self.id,
             life: self.idle_life()?,
             idle: now.since(self.last_used),
             in_life: now.since(self.since),
             quiet: self.quiet,
-            private_bytes: self.report.private_bytes,
-            stored_bytes: self.report.stored_bytes,
+            private_bytes,
+            stored_bytes,
             is_base_source: self.report.base_snapshot.is_some(),
             dump_blocked: blocked.filter(|left| !left.is_zero()),
             clock: self.clock,

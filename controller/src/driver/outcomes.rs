@@ -153,6 +153,7 @@ impl Driver {
                 self.enter(now, id, life, Cause::Done, out);
                 let Some(sandbox) = self.sandboxes.get_mut(&id) else { return };
                 let private_bytes = sandbox.report.private_bytes;
+                sandbox.warm_bytes = private_bytes;
                 sandbox.dump_failures = 0;
                 sandbox.dump_blocked_until = None;
                 if let Some(report) = success.sandbox {

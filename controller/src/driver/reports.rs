@@ -59,6 +59,7 @@ impl Sandbox {
             uses: 0,
             clock: 0.0,
             contradicted: 0,
+            warm_bytes: 0,
             report,
         }
     }

@@ -129,6 +129,8 @@ pub(super) struct Sandbox {
     pub(super) clock: f64,
     /// Reports in a row that contradict what is kept here.
     pub(super) contradicted: u8,
+    /// What it held when it was last warm; 0 if that was not seen.
+    pub(super) warm_bytes: u64,
     pub(super) report: SandboxReport,
 }
 

@@ -154,9 +154,9 @@ pub struct SandboxView {
     pub in_life: Duration,
     /// Whether its agent, too, saw no work in it for the idle period.
     pub quiet: bool,
-    /// Its memory when warm.
+    /// Its memory when warm; 0 if that is not known.
     pub private_bytes: u64,
-    /// Its dedup image.
+    /// Its dedup image, and of one that is parked what is left of its memory.
     pub stored_bytes: u64,
     /// Whether a base snapshot was taken from it.
     pub is_base_source: bool,

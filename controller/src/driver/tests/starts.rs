@@ -305,3 +305,23 @@ fn a_second_request_does_not_wait_for_the_sandbox_that_the_first_one_called_back
     let (_, command) = bench.command();
     assert!(matches!(command, Command::Start { .. }), "{command:?}");
 }
+
+#[test]
+fn what_is_left_of_a_parked_sandbox_says_nothing_of_what_it_takes() {
+    let (mut bench, node) = Bench::with_node(Settings {
+        keeping: Keeping { park: true, ..Keeping::default() },
+        ..Settings::default()
+    });
+    let sandbox = bench.warm(node);
+    let warm_bytes = bench.driver.sandboxes[&sandbox].report.private_bytes;
+    assert!(bench.driver.park(bench.now, sandbox, &mut bench.actions));
+    let (park, _) = bench.command();
+    let parked = SandboxReport {
+        private_bytes: MIB / 4,
+        stored_bytes: 2 * MIB,
+        ..report(sandbox, "f", SandboxState::Parked)
+    };
+    bench.done(node, park, Ok(Success { sandbox: Some(parked), ..Success::default() }));
+    let view = bench.driver.sandboxes[&sandbox].view(bench.now).unwrap();
+    assert_eq!((view.private_bytes, view.stored_bytes), (warm_bytes, 2 * MIB + MIB / 4));
+}
