@@ -3,7 +3,6 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use futures::FutureExt as _;
 use hyper::{HeaderMap, Method, header::HeaderName, header::HeaderValue};
 use medes_metrics::health::Health;
 use medes_proto::{
@@ -212,10 +211,11 @@ impl NodeHandle {
         let Invoke { sandbox, request, deadline } = invoke;
         let (answer, admitted) = oneshot::channel();
         let door = self.ask(sandbox, Asked::Enter { sandbox, answer }, admitted).await?;
-        let entering = match door.ended().now_or_never() {
+        let entering = if door.is_ending() {
             // Nobody knew yet. It has not seen the request, so another one may have it.
-            Some(ended) => Err(never_saw(super::work::ended(sandbox, ended, door.log()))),
-            None => to_sandbox(request, deadline),
+            Err(never_saw(last_words(sandbox, &door).await))
+        } else {
+            to_sandbox(request, deadline)
         };
         let result = match entering {
             Ok(request) => door.request(request).await,
@@ -336,6 +336,14 @@ fn closing(sandbox: SandboxId) -> Failure {
 /// A sandbox that had ended before the request could go in is as good as none: whoever sent it looks for another one.
 fn never_saw(failure: Failure) -> Failure {
     Failure { kind: FailureKind::NotFound, ..failure }
+}
+
+/// Why a sandbox ends that is just ending.
+async fn last_words(sandbox: SandboxId, door: &Entrance) -> Failure {
+    match tokio::time::timeout(LAST_WORDS, door.ended()).await {
+        Ok(ended) => super::work::ended(sandbox, ended, door.log()),
+        Err(_still) => Failure::new(FailureKind::Crashed, format!("{sandbox} was killed")),
+    }
 }
 
 /// Why there is no answer. A broken connection often means that the process is just ending: wait for its status.
