@@ -130,13 +130,8 @@ impl Node {
         match self.doors.remove(&ticket) {
             Some(Asked::Enter { sandbox, answer }) => self.let_in(sandbox, answer),
             Some(Asked::Parcel { offered, answer }) => {
-                let sandbox = offered.sandbox;
-                let parcel = match self.bodies.get(&sandbox) {
-                    Some(Body::Stored(stored)) => Ok(Parcel::of(stored, self.driver.record(sandbox))),
-                    _ => Err(Failure::new(FailureKind::Busy, format!("{sandbox} is being worked on"))),
-                };
                 // Who does not wait any more asks again, or not.
-                drop(answer.send(parcel));
+                drop(answer.send(self.parcel(offered.sandbox)));
             }
             Some(Asked::GiveUp { offered, answer }) => {
                 tracing::info!(sandbox = %offered.sandbox, to = %offered.to, "given up: it is another node's now");
@@ -145,6 +140,15 @@ impl Node {
             Some(Asked::Log { .. } | Asked::Root { .. } | Asked::Books { .. } | Asked::Lacks { .. })
             | None => {}
         }
+    }
+
+    /// What goes to another node of a sandbox that is in dedup here.
+    fn parcel(&self, sandbox: SandboxId) -> Result<Parcel, Failure> {
+        let (Some(Body::Stored(stored)), Some(roads)) = (self.bodies.get(&sandbox), &self.tools.roads) else {
+            return Err(Failure::new(FailureKind::Busy, format!("{sandbox} is being worked on")));
+        };
+        let engine = roads.engine().map_err(|error| Failure::from_error(FailureKind::Internal, &error))?;
+        Ok(Parcel::of(stored, self.driver.record(sandbox), engine.key(&stored.spec.tenant)))
     }
 
     fn let_in(&mut self, sandbox: SandboxId, answer: oneshot::Sender<Result<Entrance, Failure>>) {
