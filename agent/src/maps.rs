@@ -1,5 +1,6 @@
 //! Lines of `/proc/PID/maps`: what a process has mapped.
 
+use std::fmt::{self, Write as _};
 use std::fs;
 use std::io;
 use std::ops::Range;
@@ -59,6 +60,26 @@ impl<'m> Area<'m> {
         self.is_private() && self.inode == 0 && !self.is_of_the_kernel()
     }
 
+    /// Private memory of a file, not to be executed.
+    pub(crate) fn is_of_a_file(&self) -> bool {
+        self.is_private() && self.inode != 0 && self.rights[2] != b'x' && !self.is_of_the_kernel()
+    }
+
+    /// What may be done with it, as `mmap` takes it.
+    pub(crate) fn protection(&self) -> libc::c_int {
+        let rights = [(b'r', libc::PROT_READ), (b'w', libc::PROT_WRITE), (b'x', libc::PROT_EXEC)];
+        rights
+            .iter()
+            .filter(|(letter, _)| self.rights.contains(letter))
+            .fold(0, |all, (_, right)| all | right)
+    }
+
+    /// A part of it as a part of its file.
+    pub(crate) fn file_part(&self, range: Range<u64>) -> FilePart {
+        let offset = self.offset.wrapping_add(range.start.wrapping_sub(self.start));
+        FilePart { range, offset, inode: self.inode, name: self.name.into() }
+    }
+
     /// Whether this is the vdso.
     pub(crate) fn is_vdso(&self) -> bool {
         self.name == "[vdso]"
@@ -85,6 +106,62 @@ impl<'m> Area<'m> {
         };
         Some(Mapping { start: self.start, end: self.end, backing })
     }
+}
+
+/// Memory without a file that stands where a part of one was mapped.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct FilePart {
+    /// Where.
+    pub(crate) range: Range<u64>,
+    offset: u64,
+    inode: u64,
+    name: Box<str>,
+}
+
+/// Takes in one more part; others that it covers are gone. They are in order.
+pub(crate) fn add_part(parts: &mut Vec<FilePart>, new: FilePart) {
+    let first = parts.partition_point(|part| part.range.end <= new.range.start);
+    let behind = parts.partition_point(|part| part.range.start < new.range.end);
+    parts.splice(first..behind, [new]);
+}
+
+/// The lines with these parts as what they were mapped from. What the kernel has joined with them is told apart again.
+pub(crate) fn with_parts(maps: &str, parts: &[FilePart]) -> String {
+    let mut lines = String::with_capacity(maps.len());
+    for line in maps.lines() {
+        let plain = Area::parse(line).filter(|area| area.is_anonymous() && area.name.is_empty());
+        match plain {
+            Some(area) => write_apart(&area, parts, &mut lines),
+            None => write_line(&mut lines, format_args!("{line}")),
+        }
+    }
+    lines
+}
+
+/// One mapping as lines of parts and lines of what is between them.
+fn write_apart(area: &Area<'_>, parts: &[FilePart], lines: &mut String) {
+    let rights = str::from_utf8(&area.rights).unwrap_or("----");
+    let mut from = area.start;
+    let first = parts.partition_point(|part| part.range.end <= area.start);
+    for FilePart { range, offset, inode, name } in
+        parts[first..].iter().take_while(|part| part.range.start < area.end)
+    {
+        let (start, end) = (range.start.max(area.start), range.end.min(area.end));
+        if from < start {
+            write_line(lines, format_args!("{from:x}-{start:x} {rights} 00000000 00:00 0"));
+        }
+        let offset = offset + (start - range.start);
+        write_line(lines, format_args!("{start:x}-{end:x} {rights} {offset:x} 00:00 {inode} {name}"));
+        from = end;
+    }
+    if from < area.end {
+        write_line(lines, format_args!("{from:x}-{:x} {rights} 00000000 00:00 0", area.end));
+    }
+}
+
+fn write_line(lines: &mut String, line: fmt::Arguments<'_>) {
+    // Text is written without failing.
+    let _written = writeln!(lines, "{line}");
 }
 
 /// The text that the lines are of.
@@ -196,6 +273,32 @@ ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0    [vsyscall]
 5000-6000 rw-p 00000000 00:00 0 \nVmFlags: lo\n";
         assert_eq!(flagged(smaps, "lo"), [0x1000..0x3000, 0x5000..0x6000]);
         assert_eq!(flagged(smaps, "dp"), [Range { start: 0x3000, end: 0x4000 }]);
+    }
+
+    #[test]
+    fn what_stands_for_a_part_of_a_file_is_told_as_that_part() {
+        let file = areas(MAPS).find(Area::is_of_a_file).unwrap();
+        let mut parts = Vec::new();
+        add_part(&mut parts, file.file_part(0x5581_b000..0x5581_c000));
+        add_part(&mut parts, file.file_part(0x5581_a000..0x5581_b000));
+        let later = areas(MAPS).filter(Area::is_of_a_file).nth(1).unwrap();
+        assert_eq!(later.protection(), libc::PROT_READ | libc::PROT_WRITE);
+        add_part(&mut parts, later.file_part(0x5581_c000..0x5581_d000));
+        let stands = "\
+5581a000-5581b000 r--p 00000000 00:00 0
+5581b000-5581e000 rw-p 00000000 00:00 0
+5581e000-5581f000 rw-p 00000000 00:00 0 [heap]
+";
+        let told = "\
+5581a000-5581b000 r--p 0 00:00 1 /usr/bin/x
+5581b000-5581c000 rw-p 1000 00:00 1 /usr/bin/x
+5581c000-5581d000 rw-p 2000 00:00 1 /usr/bin/x
+5581d000-5581e000 rw-p 00000000 00:00 0
+5581e000-5581f000 rw-p 00000000 00:00 0 [heap]
+";
+        assert_eq!(with_parts(stands, &parts), told, "one line is of two parts, one of a part and more");
+        add_part(&mut parts, file.file_part(0x5581_a000..0x5581_d000));
+        assert_eq!(parts, [file.file_part(0x5581_a000..0x5581_d000)], "the older ones are gone");
     }
 
     #[test]

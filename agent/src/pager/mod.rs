@@ -16,6 +16,7 @@ mod bring;
 mod changes;
 mod deadline;
 mod fault;
+mod file_pages;
 mod handler;
 mod learnt;
 mod park;

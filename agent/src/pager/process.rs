@@ -11,6 +11,7 @@ use medes_dedup::page::{PAGE_BYTES, ZERO_PAGE};
 use nix::unistd::Pid;
 use tokio_util::sync::CancellationToken;
 
+use super::file_pages::{self, Changed};
 use super::ranges::{is_in, joined, without};
 use super::read::read;
 use super::recipes::Saved;
@@ -47,6 +48,8 @@ pub(super) struct Process {
     pub(super) registered: Vec<Range<u64>>,
     /// What of it has pages that are there.
     present: Vec<Range<u64>>,
+    /// Parts of files that it has changed, in order.
+    changed: Vec<Changed>,
     pub(super) saved: Saved,
     /// Pages that stay, in order.
     pub(super) stay: Vec<u64>,
@@ -80,20 +83,44 @@ impl Process {
     pub(super) fn new(pid: Pid, space: Arc<Space>, is_new: bool, files: Files, scratch: u64) -> Self {
         let Files { memory, pagemap } = files;
         let (saved, working_set) = (Saved::default(), WorkingSet::default());
-        let (registered, present, stay) = (Vec::new(), Vec::new(), Vec::new());
-        Self { pid, space, is_new, scratch, memory, pagemap, registered, present, saved, stay, working_set }
+        let (registered, present, changed, stay) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        Self {
+            pid,
+            space,
+            is_new,
+            scratch,
+            memory,
+            pagemap,
+            registered,
+            present,
+            changed,
+            saved,
+            stay,
+            working_set,
+        }
     }
 
     fn failed(&self, source: io::Error) -> ParkError {
         ParkError::Look { pid: self.pid, source }
     }
 
-    /// Registers everything that can be; how many pages cannot.
-    pub(super) fn register(&mut self) -> Result<u64, ParkError> {
+    /// What it has mapped, and what of that is locked.
+    fn mapped(&self) -> Result<(String, Vec<Range<u64>>), ParkError> {
         let maps = maps::read(self.pid).map_err(|error| self.failed(error))?;
         let locked = maps::locked(self.pid).map_err(|error| self.failed(error))?;
         if maps::has_pinned(self.pid).map_err(|error| self.failed(error))? {
             return Err(ParkError::Pinned { pid: self.pid });
+        }
+        Ok((maps, locked))
+    }
+
+    /// Registers everything that can be; how many pages cannot. Notes what is `changed` of files, if that is asked.
+    pub(super) fn register(&mut self, changed: bool) -> Result<u64, ParkError> {
+        let (maps, locked) = self.mapped()?;
+        if changed {
+            let all = self.space.lock().files.is_none();
+            let changed = file_pages::changed((&self.memory, &self.pagemap), &maps, &locked, all);
+            self.changed = changed.map_err(|error| self.failed(error))?;
         }
         let mut left_out = 0;
         for area in maps::areas(&maps).filter(maps::Area::is_anonymous) {
@@ -116,7 +143,10 @@ impl Process {
                 }
             }
         }
-        self.saved.maps = maps;
+        self.saved.maps = match &self.space.lock().files {
+            Some(files) if !files.is_empty() => maps::with_parts(&maps, files),
+            _ => maps,
+        };
         Ok(left_out)
     }
 
@@ -163,6 +193,10 @@ impl Process {
         let most = usize::try_from(all * u64::from(resident_percent.min(100)) / 100).unwrap_or(usize::MAX);
         let stay = self.working_set.stay(most, |page| is_in(&there, page)).to_vec();
         numbers.retain(|page| stay.binary_search(page).is_err());
+        if !self.changed.is_empty() {
+            numbers.extend(self.changed.iter().flat_map(|changed| pages(&changed.range())));
+            numbers.sort_unstable();
+        }
         self.stay.clone_from(&stay);
         // It stands still: what it is stored as does not change until it is stored anew.
         let maps = std::mem::take(&mut self.saved.maps);
@@ -197,10 +231,12 @@ impl Process {
 
     /// Zaps everything that is there. While nothing is registered nobody runs, so no event has to be waited for and
     /// nobody can see the zeros; when the process runs again everything is registered.
-    pub(super) fn give_up(&self, operation: &mut Operation) -> Result<(), ParkError> {
+    pub(super) fn give_up(&mut self, operation: &mut Operation) -> Result<(), ParkError> {
         let uffd = &self.space.uffd;
         let unregistered = self.registered.iter().try_for_each(|range| uffd.unregister(range));
         let zapped = unregistered.map_err(|error| self.failed(error)).and_then(|()| self.zap(operation));
+        self.take_from_files(operation)?;
+        let uffd = &self.space.uffd;
         for range in &self.registered {
             if let Err(error) = uffd.register(range, MISSING | PROTECT) {
                 tracing::warn!(pid = %self.pid, ?range, %error, "not registered again: written back");
@@ -237,6 +273,25 @@ impl Process {
             // Nothing depends on it, unless the messages come in a wrong order: then the sandbox is ended.
             tracing::debug!(pid = %self.pid, %error, "stored pages are not marked");
         }
+    }
+
+    /// Has memory without a file take the place of what it has changed of files.
+    fn take_from_files(&mut self, operation: &mut Operation) -> Result<(), ParkError> {
+        for changed in std::mem::take(&mut self.changed) {
+            let is_taken = changed.take(self.pid, operation)?;
+            let mut state = self.space.lock();
+            if is_taken {
+                self.registered.push(changed.range());
+                self.present.push(changed.range());
+                maps::add_part(state.files.get_or_insert_default(), changed.part);
+            } else {
+                // It has too many mappings. The pages are there, as if they had not been stored.
+                tracing::debug!(pid = %self.pid, ?changed, "stays a part of its file");
+                drop(state.forget(&pages(&changed.range())));
+            }
+        }
+        self.space.lock().files.get_or_insert_default();
+        Ok(())
     }
 
     fn zap(&self, operation: &mut Operation) -> Result<(), ParkError> {

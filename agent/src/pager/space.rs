@@ -20,6 +20,7 @@ use super::learnt::Pupil;
 use super::ranges::is_in;
 use super::store::Store;
 use super::working_set::{Hot, WorkingSet};
+use crate::maps::FilePart;
 use crate::uffd::{self, Message, Uffd};
 
 /// Pages copied at once where nobody waits.
@@ -113,6 +114,8 @@ pub(super) struct State {
     pub(super) changes: Vec<Change>,
     /// Whether everything that was stored was marked in the page table.
     pub(super) is_marked: bool,
+    /// What its memory without a file stands for where it had changed pages of files; `None`: that was never looked at.
+    pub(super) files: Option<Vec<FilePart>>,
     /// To whom it hands on what it knows when it ends.
     pub(super) pupil: Option<Pupil>,
     /// The page behind the last one of zeros it was given, and how many it was given.
@@ -414,7 +417,8 @@ impl State {
         self.missed_seen = 0;
     }
 
-    fn forget(&mut self, pages: &Range<u64>) -> impl Iterator<Item = Range<u64>> + use<> {
+    /// Of these pages nothing is stored any more: the ranges of those of which something was.
+    pub(super) fn forget(&mut self, pages: &Range<u64>) -> impl Iterator<Item = Range<u64>> + use<> {
         self.working_set.forget(pages);
         self.push.retain(|hot| !pages.contains(&hot.page));
         self.store.forget(pages)

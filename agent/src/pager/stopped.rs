@@ -154,7 +154,7 @@ impl Stopped {
         (store, working_set): (Store, WorkingSet),
     ) -> Result<(), ParkError> {
         let mut process = self.process(pid, &[], lost)?;
-        process.register()?;
+        process.register(false)?;
         process.begin(store)?;
         process.space.lock().working_set = working_set;
         self.processes.push(process);
@@ -186,7 +186,7 @@ impl Stopped {
         let process = self.process(pid, known, lost)?;
         self.processes.push(process);
         let Some(process) = self.processes.last_mut() else { return Ok(()) };
-        self.left_out_pages += process.register()?;
+        self.left_out_pages += process.register(true)?;
         process.look(resident_percent)?;
         process.copy(cancelled)
     }

@@ -107,6 +107,9 @@ const CASES: &[Case] = &[
         region.fill_all(11);
         Box::new(move || region.check_all())
     }),
+    ("of a file", of_a_file),
+    ("of a file, not to be written", of_a_file_not_to_be_written),
+    ("of a file, then of another", of_a_file_then_of_another),
     ("huge", huge),
     ("heap", heap),
     ("another program", || {
@@ -176,6 +179,46 @@ fn piped() -> Look {
         writer.write_all(region.as_bytes(2)).unwrap();
         let salt = 0x1000 + 2;
         reader.read_exact(region.as_bytes_mut(5, salt)).unwrap();
+        region.check_all()
+    })
+}
+
+fn changed_file() -> Region {
+    // So many that the changed ones are moved in more than one part, and some between stay the file's.
+    let mut region = Region::of_file(600);
+    [1, 2, 6, 30].into_iter().chain(100..500).for_each(|page| region.fill(page, 61 + page));
+    region
+}
+
+fn of_a_file() -> Look {
+    let mut region = changed_file();
+    Box::new(move || {
+        let wrong = region.check_all();
+        region.fill(2, 5);
+        region.fill(50, 6);
+        wrong.or(region.check_all())
+    })
+}
+
+fn of_a_file_not_to_be_written() -> Look {
+    let mut region = changed_file();
+    region.protect(ProtFlags::PROT_READ);
+    Box::new(move || {
+        let wrong = region.check_all();
+        region.protect(ProtFlags::PROT_READ | ProtFlags::PROT_WRITE);
+        region.fill(1, 5);
+        wrong.or(region.check_all())
+    })
+}
+
+fn of_a_file_then_of_another() -> Look {
+    let mut region = changed_file();
+    Box::new(move || {
+        let mut other = Region::of_file(600);
+        other.fill(3, 7);
+        other.move_over(region);
+        region = other;
+        region.fill(4, 8);
         region.check_all()
     })
 }

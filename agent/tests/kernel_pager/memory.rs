@@ -4,11 +4,13 @@
 use std::num::NonZeroUsize;
 use std::ptr::NonNull;
 
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{
-    MRemapFlags, MapFlags, MmapAdvise, ProtFlags, madvise, mlock, mmap_anonymous, mprotect, mremap, munmap,
+    MRemapFlags, MapFlags, MmapAdvise, ProtFlags, madvise, mlock, mmap, mmap_anonymous, mprotect, mremap,
+    munmap,
 };
 use nix::sys::wait::{WaitStatus, waitpid};
-use nix::unistd::{ForkResult, fork};
+use nix::unistd::{ForkResult, fork, ftruncate};
 
 const WORDS: u64 = 512;
 
@@ -31,6 +33,16 @@ impl Region {
         let rights = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         // SAFETY: new memory at an address of the kernel's choice.
         let start = unsafe { mmap_anonymous(None, bytes(pages), rights, flags) }.unwrap();
+        Self { start: start.cast(), filled: vec![0; usize::try_from(pages).unwrap()] }
+    }
+
+    /// Pages of a file of zeros: who fills one has it for himself.
+    pub(crate) fn of_file(pages: u64) -> Self {
+        let file = memfd_create(c"region", MFdFlags::MFD_CLOEXEC).unwrap();
+        ftruncate(&file, i64::try_from(pages * 4096).unwrap()).unwrap();
+        let rights = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        // SAFETY: new memory at an address of the kernel's choice.
+        let start = unsafe { mmap(None, bytes(pages), rights, MapFlags::MAP_PRIVATE, file, 0) }.unwrap();
         Self { start: start.cast(), filled: vec![0; usize::try_from(pages).unwrap()] }
     }
 
