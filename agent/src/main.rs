@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use medes_agent::{config::Config, heap, inject, keeper, run, sandbox, stage};
+use nix::sys::prctl;
 
 /// The agent of one Medes node: runs sandboxes, takes their memory away while they are idle, gives it back
 #[derive(Parser)]
@@ -36,6 +37,14 @@ enum Helper {
 
 fn main() -> ExitCode {
     let Cli { config, helper } = Cli::parse();
+    // What these have in memory is sandboxes': no core dump may have it, wherever the host sends them. A stage becomes its function, with a limit
+    // of its own.
+    if !matches!(helper, Some(Helper::Stage(_)))
+        && let Err(error) = prctl::set_dumpable(false)
+    {
+        eprintln!("medes-agent: keep memory out of core dumps: {error}");
+        return ExitCode::FAILURE;
+    }
     match (helper, config) {
         // These run before any thread exists, and need no runtime.
         (Some(Helper::Stage(args)), _) => stage::main(&args),

@@ -26,7 +26,7 @@ use nix::{
     fcntl::{FallocateFlags, FcntlArg, SealFlag, fallocate, fcntl},
     sys::{
         memfd::{MFdFlags, memfd_create},
-        mman::{MapFlags, ProtFlags, mmap, munmap},
+        mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, munmap},
     },
 };
 
@@ -108,7 +108,17 @@ impl Mapping {
                 Some(start.cast())
             }
         };
-        Ok(Self { start, bytes })
+        let mapping = Self { start, bytes };
+        mapping.keep_out_of_dumps()?;
+        Ok(mapping)
+    }
+
+    /// It is memory of sandboxes: whoever is sent a core dump of the agent is not to have it.
+    fn keep_out_of_dumps(&self) -> io::Result<()> {
+        let Some(start) = self.start else { return Ok(()) };
+        // SAFETY: a mapping of our own, of this length; the advice changes nothing but what a dump has of it.
+        unsafe { madvise(start.cast(), self.bytes, MmapAdvise::MADV_DONTDUMP) }?;
+        Ok(())
     }
 }
 
@@ -244,6 +254,24 @@ mod tests {
         assert_eq!(refused.raw_os_error(), Some(Errno::EBUSY as i32));
         drop(writable);
         assert!(MemoryFile { file: handle }.seal().is_ok(), "it was only refused, not broken");
+    }
+
+    #[test]
+    fn no_core_dump_has_it() {
+        let sealed = MemoryFile::sealed("undumped", &[1; 8192]).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let new = NewFile::create(&dir.path().join("undumped-too"), 4096).unwrap();
+        let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let flags: Vec<_> = maps
+            .lines()
+            .skip_while(|line| !line.contains("undumped"))
+            .filter(|line| line.starts_with("VmFlags:") || line.contains("undumped"))
+            .collect();
+        for name in ["memfd:undumped", "undumped-too"] {
+            let at = flags.iter().position(|line| line.contains(name)).expect("mapped");
+            assert!(flags[at + 1].split(' ').any(|flag| flag == "dd"), "{name}: {}", flags[at + 1]);
+        }
+        drop((sealed, new));
     }
 
     #[test]

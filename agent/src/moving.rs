@@ -1,12 +1,15 @@
 //! The road of a sandbox in dedup from one node to another: its image and its private files travel, nothing of it runs meanwhile.
 //!
 //! ```text
-//! offered by its node ─► read, its hash compared ─► image opened, end to end ─► a housing with its files ─► given up there ─► here
+//! offered by its node ─► read, part by part decrypted ─► image opened, end to end ─► a housing with its files ─► given up there ─► here
 //! ```
+//!
+//! What travels is encrypted for the node that asks, with a key of its tenant, whatever the connection does (`encryption`).
 //!
 //! It is never on two nodes that could both let it run: this node has it only once the other one has said that it has given it up.
 //! Until then any failure leaves it where it was.
 
+pub mod encryption;
 pub mod send;
 
 use std::{
@@ -18,17 +21,23 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
+use encryption::{DecryptError, Decryptor};
 use futures::{Stream, StreamExt};
-use medes_dedup::image::{DedupImage, OpenImageError};
+use medes_dedup::{
+    image::{DedupImage, OpenImageError},
+    key::DomainKey,
+};
 use medes_proto::{
     WireError,
     failure::{Failure, FailureKind},
     function::FunctionSpec,
     ids::SandboxId,
-    moving::{ImageHead, OfferedSandbox},
-    wire::{self, image_part::Part},
+    moving::{ImageHead, ImagePart, ImageRequest, OfferedSandbox},
+    wire,
 };
 use nix::time::{ClockId, clock_gettime};
+use prost::{DecodeError, Message};
 
 use crate::{
     bases::remote::{Holder, ReadRemoteError},
@@ -66,9 +75,15 @@ pub enum TakeError {
     /// Its node sends more or less than it said, or more than the function can have.
     #[error("its node sends {0}")]
     Length(&'static str),
-    /// It is not what its node sent.
-    #[error("what came does not have its hash")]
-    Hash,
+    /// The kernel gave no random bytes for a question.
+    #[error("draw a challenge")]
+    Challenge,
+    /// It is not what its node sent here just now, or not all of it.
+    #[error("decrypt it")]
+    Decrypt(#[from] DecryptError),
+    /// Its node, which has the key, says what it is in a way that is not understood.
+    #[error("understand its head")]
+    Head(#[source] DecodeError),
     /// Its program would see time go back: the kernel here has no time namespaces.
     #[error("this node's clock is {behind:?} behind that of its node: its program would see time go back")]
     Clock {
@@ -93,7 +108,7 @@ impl TakeError {
     /// As the controller hears of it.
     pub fn failure(&self, sandbox: SandboxId) -> Failure {
         let kind = match self {
-            Self::Hash | Self::Open(_) => FailureKind::Corrupt,
+            Self::Decrypt(_) | Self::Open(_) => FailureKind::Corrupt,
             Self::Clock { .. } => FailureKind::Unsupported,
             Self::Keep(source) | Self::Files(source) if source.kind() == io::ErrorKind::StorageFull => {
                 FailureKind::NoSpace
@@ -179,8 +194,11 @@ async fn fetch(
     from: Holder<'_>,
 ) -> Result<Arrived, TakeError> {
     roads.faults.pass(Step::Take)?;
-    let parts = roads.bases.peers().read_image(from, offered.clone()).await?;
-    let receive = receive(parts, spec.memory_bytes.saturating_add(IMAGE_SLACK_BYTES));
+    let key = roads.engine()?.key(&spec.tenant);
+    let challenge = encryption::challenge().ok_or(TakeError::Challenge)?;
+    let request = ImageRequest { offered: offered.clone(), challenge };
+    let parts = roads.bases.peers().read_image(from, request.clone()).await?;
+    let receive = receive(parts, (&key, spec), &request);
     let deadline = roads.limits.criu;
     tokio::time::timeout(deadline, receive)
         .await
@@ -190,12 +208,17 @@ async fn fetch(
 /// Puts together what comes, and looks whether it is what was promised.
 async fn receive(
     parts: impl Stream<Item = Result<wire::ImagePart, tonic::Status>>,
-    image_bytes_max: u64,
+    (key, spec): (&DomainKey, &FunctionSpec),
+    request: &ImageRequest,
 ) -> Result<Arrived, TakeError> {
     let mut parts = std::pin::pin!(parts);
-    let Some(Part::Head(head)) = next(&mut parts).await? else { return Err(TakeError::Length("no head")) };
-    let head = ImageHead::try_from(head)?;
-    if head.image_bytes > image_bytes_max {
+    let Some(ImagePart::Salt(salt)) = next(&mut parts).await? else {
+        return Err(TakeError::Length("no salt"));
+    };
+    let mut decryptor = Decryptor::new(key, &spec.name, &salt, request)?;
+    let head = decrypted(&mut parts, &mut decryptor).await?;
+    let head = ImageHead::try_from(wire::ImageHead::decode(head).map_err(TakeError::Head)?)?;
+    if head.image_bytes > spec.memory_bytes.saturating_add(IMAGE_SLACK_BYTES) {
         return Err(TakeError::Length("more than such a sandbox can have"));
     }
     if let Some(behind) = behind(head.monotonic, monotonic(), has_time_namespaces()) {
@@ -203,12 +226,9 @@ async fn receive(
     }
     let mut image = MemoryFile::create("medes-image").map_err(TakeError::Keep)?;
     let (mut image_left, mut files_left) = (head.image_bytes, head.file_bytes);
-    let (mut files, mut hasher) = (Vec::new(), blake3::Hasher::new());
+    let mut files = Vec::new();
     while image_left > 0 || files_left > 0 {
-        let Some(Part::Bytes(bytes)) = next(&mut parts).await? else {
-            return Err(TakeError::Length("too little"));
-        };
-        hasher.update(&bytes);
+        let bytes = decrypted(&mut parts, &mut decryptor).await?;
         let of_image = bytes.len().min(usize::try_from(image_left).unwrap_or(usize::MAX));
         let (of_image, of_files) = bytes.split_at(of_image);
         if bytes.is_empty() || of_files.len() as u64 > files_left {
@@ -219,18 +239,31 @@ async fn receive(
         image_left -= of_image.len() as u64;
         files_left -= of_files.len() as u64;
     }
-    if *hasher.finalize().as_bytes() != head.hash {
-        return Err(TakeError::Hash);
-    }
+    decryptor.finish()?;
     let image = blocking(move || image.seal()).await.map_err(TakeError::Keep)?;
     Ok(Arrived { head, image, files })
 }
 
+/// The next piece of what was encrypted. There must be one.
+async fn decrypted(
+    parts: &mut (impl Stream<Item = Result<wire::ImagePart, tonic::Status>> + Unpin),
+    decryptor: &mut Decryptor,
+) -> Result<Bytes, TakeError> {
+    match next(parts).await? {
+        Some(ImagePart::Encrypted(part)) => Ok(decryptor.decrypt(part)?),
+        Some(ImagePart::Salt(_)) => Err(TakeError::Length("two salts")),
+        None => {
+            decryptor.finish()?;
+            Err(TakeError::Length("too little"))
+        }
+    }
+}
+
 async fn next(
     parts: &mut (impl Stream<Item = Result<wire::ImagePart, tonic::Status>> + Unpin),
-) -> Result<Option<Part>, TakeError> {
+) -> Result<Option<ImagePart>, TakeError> {
     match parts.next().await {
-        Some(Ok(wire::ImagePart { part })) => Ok(Some(part.ok_or(WireError::missing("image.part"))?)),
+        Some(Ok(part)) => Ok(Some(part.try_into()?)),
         Some(Err(status)) => Err(TakeError::Broken(Box::new(status))),
         None => Ok(None),
     }

@@ -8,12 +8,12 @@ use medes_proto::{
     WireError,
     failure::{Failure, FailureKind},
     ids::{NodeId, SandboxId, SnapshotId, snapshot_from_wire},
-    moving::OfferedSandbox,
+    moving::{ImageRequest, OfferedSandbox},
     node::{Invoke, PageAccess, reply_to_wire},
     wire::{
         self, AccountRequest, GiveUpReply, HeatReply, HeatRequest, ImagePart, InvokeReply, InvokeRequest,
-        LogsReply, LogsRequest, NodeAccount, PageAccessReply, PageAccessRequest, ReadLayoutRequest,
-        SnapshotLayout, node_server::Node,
+        LogsReply, LogsRequest, NodeAccount, PageAccessReply, PageAccessRequest, ReadImageRequest,
+        ReadLayoutRequest, SnapshotLayout, node_server::Node,
     },
 };
 use tonic::{Request, Response, Status};
@@ -46,10 +46,13 @@ impl NodeService {
 type Parts = Pin<Box<dyn Stream<Item = Result<ImagePart, Status>> + Send>>;
 
 /// What is offered to a node goes to nobody else.
-fn offered(request: Request<wire::OfferedSandbox>) -> Result<OfferedSandbox, Status> {
-    let to: Result<NodeId, _> = request.get_ref().to.parse();
-    speaks_as(&request, &to.map_err(|_name| WireError::invalid("offered.to", "not a node name"))?)?;
-    Ok(request.into_inner().try_into()?)
+fn from_taker<Raw: Clone, Asked: TryFrom<Raw, Error = WireError>>(
+    request: &Request<Raw>,
+    taker: impl FnOnce(&Asked) -> &NodeId,
+) -> Result<Asked, Status> {
+    let asked = Asked::try_from(request.get_ref().clone())?;
+    speaks_as(request, taker(&asked))?;
+    Ok(asked)
 }
 
 fn refused(why: Failure) -> Status {
@@ -81,17 +84,20 @@ impl Node for NodeService {
 
     type ReadImageStream = Parts;
 
-    async fn read_image(&self, request: Request<wire::OfferedSandbox>) -> Result<Response<Parts>, Status> {
-        let offered = offered(request)?;
-        let sandbox = offered.sandbox;
-        let parcel = self.node.parcel(offered).await.map_err(refused)?;
+    async fn read_image(&self, request: Request<ReadImageRequest>) -> Result<Response<Parts>, Status> {
+        let request = from_taker(&request, |asked: &ImageRequest| &asked.offered.to)?;
+        let sandbox = request.offered.sandbox;
+        let parcel = self.node.parcel(request.offered.clone()).await.map_err(refused)?;
         let packed = blocking(move || parcel.pack()).await;
         let packed = packed.map_err(|error| Status::internal(format!("pack {sandbox}: {error}")))?;
-        Ok(Response::new(Box::pin(packed.parts().map(Ok))))
+        let broken = move |error| Status::internal(format!("send {sandbox}: {error}"));
+        let parts = packed.parts(&request).map_err(broken)?;
+        Ok(Response::new(Box::pin(parts.map(move |part| part.map_err(broken)))))
     }
 
     async fn give_up(&self, request: Request<wire::OfferedSandbox>) -> Result<Response<GiveUpReply>, Status> {
-        self.node.give_up(offered(request)?).await.map_err(refused)?;
+        let offered = from_taker(&request, |offered: &OfferedSandbox| &offered.to)?;
+        self.node.give_up(offered).await.map_err(refused)?;
         Ok(Response::new(GiveUpReply {}))
     }
 
@@ -138,7 +144,7 @@ mod tests {
         let ask = |who: &str, to: &str| {
             let mut request = Request::new(wire::OfferedSandbox { sandbox: 7, to: to.into() });
             request.extensions_mut().insert(Peer::Known(Arc::new(who.parse().unwrap())));
-            offered(request).map_err(|status| status.code())
+            from_taker(&request, |offered: &OfferedSandbox| &offered.to).map_err(|status| status.code())
         };
         let own = ask("spiffe://main/agent/n2", "n2").unwrap();
         assert_eq!((own.sandbox.get(), own.to.as_str()), (7, "n2"));

@@ -18,7 +18,16 @@ mod purpose {
     pub(super) const CHUNK_HASH: &str = "medes dedup v2 chunk hash";
     pub(super) const IMAGE_SEAL: &str = "medes dedup v1 image seal";
     pub(super) const KEY_CHECK: &str = "medes dedup v1 key check";
+    pub(super) const TRANSFER: &str = "medes dedup v1 transfer";
 }
+
+/// What the sender of an image draws for one answer: no transfer has the key of another one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Salt(pub [u8; 32]);
+
+/// What the reader of an image draws for one question: nothing that was sent earlier answers it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Challenge(pub [u8; 32]);
 
 /// The secret of one sharing domain. Everything inside it may be matched with everything else inside it.
 #[derive(Clone, PartialEq, Eq)]
@@ -53,6 +62,14 @@ impl DomainKey {
     pub(crate) fn image_seal(&self, checksum: &blake3::Hash) -> [u8; 16] {
         let key = blake3::derive_key(purpose::IMAGE_SEAL, &self.0);
         truncate(blake3::keyed_hash(&key, checksum.as_bytes()).as_bytes())
+    }
+
+    /// What one image is encrypted with on its way from one node to another.
+    pub fn transfer_key(&self, salt: &Salt, challenge: &Challenge) -> [u8; 32] {
+        let mut hasher = blake3::Hasher::new_derive_key(purpose::TRANSFER);
+        // All three have a fixed length.
+        hasher.update(&self.0).update(&salt.0).update(&challenge.0);
+        *hasher.finalize().as_bytes()
     }
 
     /// The secret numbers chunk hashes are made of.
@@ -104,6 +121,18 @@ mod tests {
         assert_ne!(KEY.for_tenant(""), KEY);
         assert_ne!(PageHasher::new(&a).hash(&ZERO_PAGE), PageHasher::new(&b).hash(&ZERO_PAGE));
         assert_ne!(a.check_value(), b.check_value());
+    }
+
+    #[test]
+    fn each_transfer_has_a_key_of_its_own() {
+        let key = |key: &DomainKey, salt: u8, challenge: u8| {
+            key.transfer_key(&Salt([salt; 32]), &Challenge([challenge; 32]))
+        };
+        let all = [key(&KEY, 1, 2), key(&KEY, 2, 1), key(&KEY, 1, 1), key(&KEY.for_tenant("a"), 1, 2)];
+        assert_eq!(key(&KEY, 1, 2), all[0]);
+        for (at, one) in all.iter().enumerate() {
+            assert!(all[at + 1..].iter().all(|other| other != one));
+        }
     }
 
     #[test]

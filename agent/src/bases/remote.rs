@@ -15,7 +15,7 @@ use medes_proto::{
     ids::NodeId,
     layout::SnapshotLayout,
     limits::MESSAGE_BYTES_MAX,
-    moving::OfferedSandbox,
+    moving::{ImageRequest, OfferedSandbox},
     node::PageAccess,
     wire::{self, GiveUpReply, ImagePart, PageAccessRequest, ReadLayoutRequest, node_client::NodeClient},
 };
@@ -189,12 +189,12 @@ impl Peers {
     pub async fn read_image(
         &self,
         holder: Holder<'_>,
-        offered: OfferedSandbox,
+        request: ImageRequest,
     ) -> Result<Streaming<ImagePart>, ReadRemoteError> {
-        let offered = wire::OfferedSandbox::from(offered);
+        let request = wire::ReadImageRequest::from(request);
         let ask = |mut client: NodeClient<Channel>| {
-            let offered = offered.clone();
-            async move { client.read_image(offered).await }
+            let request = request.clone();
+            async move { client.read_image(request).await }
         };
         self.call(holder, ask).await
     }

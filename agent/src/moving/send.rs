@@ -4,14 +4,20 @@ use std::{io, iter, path::PathBuf};
 
 use bytes::Bytes;
 use futures::{Stream, stream};
+use medes_dedup::key::DomainKey;
 use medes_proto::{
+    ids::FunctionName,
     limits::{IMAGE_PART_BYTES_MAX, MOVED_FILES_BYTES_MAX},
-    moving::ImageHead,
+    moving::{ImageHead, ImagePart, ImageRequest},
     sandbox::PageClasses,
-    wire::{ImagePart, image_part::Part},
+    wire,
 };
+use prost::Message;
 
-use super::monotonic;
+use super::{
+    encryption::{EncryptError, Encryptor},
+    monotonic,
+};
 use crate::{earlier::Origin, memory_file::MappedFile, private_files, roads::Stored};
 
 /// What of a sandbox goes to another node.
@@ -22,6 +28,8 @@ pub struct Parcel {
     folder: PathBuf,
     origin: Origin,
     record: Record,
+    function: FunctionName,
+    key: DomainKey,
 }
 
 /// What the driver of its node knows of a sandbox that is in dedup.
@@ -36,30 +44,28 @@ pub struct Record {
 }
 
 impl Parcel {
-    /// Of a sandbox that stays where it is meanwhile.
-    pub fn of(stored: &Stored, record: Record) -> Self {
+    /// Of a sandbox that stays where it is meanwhile. `key`: its tenant's.
+    pub fn of(stored: &Stored, record: Record, key: DomainKey) -> Self {
         let (image, origin) = (stored.image.clone(), stored.origin.clone());
-        Self { image, folder: stored.housing.private_dir().to_owned(), origin, record }
+        let (folder, function) = (stored.housing.private_dir().to_owned(), stored.spec.name.clone());
+        Self { image, folder, origin, record, function, key }
     }
 
-    /// Packs the private files and counts the hash. Blocks.
+    /// Packs the private files. Blocks.
     ///
     /// # Errors
     /// The files cannot be read (the sandbox was removed meanwhile), or are too many.
     pub fn pack(self) -> io::Result<Packed> {
-        let Self { image, folder, origin, record } = self;
+        let Self { image, folder, origin, record, function, key } = self;
         let bytes_max = usize::try_from(MOVED_FILES_BYTES_MAX).unwrap_or(usize::MAX);
         let files = private_files::pack(&folder, bytes_max)?;
         if files.len() > bytes_max {
             return Err(io::ErrorKind::FileTooLarge.into());
         }
-        let mut hasher = blake3::Hasher::new();
-        hasher.update(image.as_ref()).update(&files);
         let Record { pages, requests, starts_from_dedup } = record;
         let head = ImageHead {
             image_bytes: image.as_ref().len() as u64,
             file_bytes: files.len() as u64,
-            hash: *hasher.finalize().as_bytes(),
             places: origin.places.into_values().collect(),
             aligned_with: origin.aligned_with,
             pages,
@@ -67,7 +73,7 @@ impl Parcel {
             starts_from_dedup,
             monotonic: monotonic(),
         };
-        Ok(Packed { head, image, files: files.into() })
+        Ok(Packed { head, image, files: files.into(), function, key })
     }
 }
 
@@ -77,15 +83,28 @@ pub struct Packed {
     pub(super) head: ImageHead,
     pub(super) image: MappedFile,
     pub(super) files: Bytes,
+    pub(super) function: FunctionName,
+    pub(super) key: DomainKey,
 }
 
 impl Packed {
-    /// All of it, part by part. Nothing is copied here: a part is a piece of the mapped image, or of the packed files.
-    pub fn parts(self) -> impl Stream<Item = ImagePart> + Send + 'static {
-        let Self { head, image, files } = self;
-        let bytes = pieces(Bytes::from_owner(image)).chain(pieces(files)).map(Part::Bytes);
-        let parts = iter::once(Part::Head(head.into())).chain(bytes);
-        stream::iter(parts.map(|part| ImagePart { part: Some(part) }))
+    /// All of it, part by part, for whoever asked so. Each part is encrypted when it is wanted.
+    pub fn parts(
+        self,
+        request: &ImageRequest,
+    ) -> Result<impl Stream<Item = Result<wire::ImagePart, EncryptError>> + Send + 'static, EncryptError>
+    {
+        let Self { head, image, files, function, key } = self;
+        let (mut encryptor, salt) = Encryptor::new(&key, &function, request)?;
+        let head = Bytes::from(wire::ImageHead::from(head).encode_to_vec());
+        let mut plain =
+            iter::once(head).chain(pieces(Bytes::from_owner(image))).chain(pieces(files)).peekable();
+        let encrypted = iter::from_fn(move || {
+            let piece = plain.next()?;
+            Some(encryptor.encrypt(&piece, plain.peek().is_none()).map(ImagePart::Encrypted))
+        });
+        let parts = iter::once(Ok(ImagePart::Salt(salt))).chain(encrypted);
+        Ok(stream::iter(parts.map(|part| part.map(Into::into))))
     }
 }
 

@@ -3,7 +3,6 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use futures::FutureExt as _;
 use hyper::{HeaderMap, Method, header::HeaderName, header::HeaderValue};
 use medes_metrics::health::Health;
 use medes_proto::{
@@ -131,13 +130,8 @@ impl Node {
         match self.doors.remove(&ticket) {
             Some(Asked::Enter { sandbox, answer }) => self.let_in(sandbox, answer),
             Some(Asked::Parcel { offered, answer }) => {
-                let sandbox = offered.sandbox;
-                let parcel = match self.bodies.get(&sandbox) {
-                    Some(Body::Stored(stored)) => Ok(Parcel::of(stored, self.driver.record(sandbox))),
-                    _ => Err(Failure::new(FailureKind::Busy, format!("{sandbox} is being worked on"))),
-                };
                 // Who does not wait any more asks again, or not.
-                drop(answer.send(parcel));
+                drop(answer.send(self.parcel(offered.sandbox)));
             }
             Some(Asked::GiveUp { offered, answer }) => {
                 tracing::info!(sandbox = %offered.sandbox, to = %offered.to, "given up: it is another node's now");
@@ -146,6 +140,15 @@ impl Node {
             Some(Asked::Log { .. } | Asked::Root { .. } | Asked::Books { .. } | Asked::Lacks { .. })
             | None => {}
         }
+    }
+
+    /// What goes to another node of a sandbox that is in dedup here.
+    fn parcel(&self, sandbox: SandboxId) -> Result<Parcel, Failure> {
+        let (Some(Body::Stored(stored)), Some(roads)) = (self.bodies.get(&sandbox), &self.tools.roads) else {
+            return Err(Failure::new(FailureKind::Busy, format!("{sandbox} is being worked on")));
+        };
+        let engine = roads.engine().map_err(|error| Failure::from_error(FailureKind::Internal, &error))?;
+        Ok(Parcel::of(stored, self.driver.record(sandbox), engine.key(&stored.spec.tenant)))
     }
 
     fn let_in(&mut self, sandbox: SandboxId, answer: oneshot::Sender<Result<Entrance, Failure>>) {
@@ -212,10 +215,11 @@ impl NodeHandle {
         let Invoke { sandbox, request, deadline } = invoke;
         let (answer, admitted) = oneshot::channel();
         let door = self.ask(sandbox, Asked::Enter { sandbox, answer }, admitted).await?;
-        let entering = match door.ended().now_or_never() {
+        let entering = if door.is_ending() {
             // Nobody knew yet. It has not seen the request, so another one may have it.
-            Some(ended) => Err(never_saw(super::work::ended(sandbox, ended, door.log()))),
-            None => to_sandbox(request, deadline),
+            Err(never_saw(last_words(sandbox, &door).await))
+        } else {
+            to_sandbox(request, deadline)
         };
         let result = match entering {
             Ok(request) => door.request(request).await,
@@ -336,6 +340,14 @@ fn closing(sandbox: SandboxId) -> Failure {
 /// A sandbox that had ended before the request could go in is as good as none: whoever sent it looks for another one.
 fn never_saw(failure: Failure) -> Failure {
     Failure { kind: FailureKind::NotFound, ..failure }
+}
+
+/// Why a sandbox ends that is just ending.
+async fn last_words(sandbox: SandboxId, door: &Entrance) -> Failure {
+    match tokio::time::timeout(LAST_WORDS, door.ended()).await {
+        Ok(ended) => super::work::ended(sandbox, ended, door.log()),
+        Err(_still) => Failure::new(FailureKind::Crashed, format!("{sandbox} was killed")),
+    }
 }
 
 /// Why there is no answer. A broken connection often means that the process is just ending: wait for its status.

@@ -83,6 +83,11 @@ impl Entrance {
         http::exchange(self.door.connect(&self.network, self.port), self.port, request).await
     }
 
+    /// Whether nobody in there can see a request any more; see [`Tree::is_ending`].
+    pub fn is_ending(&self) -> bool {
+        self.tree.is_ending()
+    }
+
     /// Waits until the sandbox's first process has ended. Cancel-safe.
     pub async fn ended(&self) -> Ended {
         self.tree.ended().await

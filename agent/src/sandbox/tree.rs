@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
+use procfs::process::{Process, StatFlags};
 use tokio::io::unix::AsyncFd;
 
 use crate::reaper::{ExitStatus, ExitWatch, Reaper};
@@ -19,6 +20,11 @@ use super::sys;
 const STATUS_WAIT: Duration = Duration::from_secs(1);
 /// How long a killed process may take to go.
 const END_WAIT: Duration = Duration::from_secs(5);
+
+/// SIGKILL among pending signals.
+const KILLED: u64 = 1 << (libc::SIGKILL - 1);
+/// The state of a thread that has ended.
+const ZOMBIE: char = 'Z';
 
 /// How a sandbox ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -135,6 +141,12 @@ impl Tree {
         !matches!(nix::poll::poll(&mut handle, nix::poll::PollTimeout::ZERO), Ok(1..))
     }
 
+    /// Whether the first process runs no more instruction of its own: it has ended, or was killed and is still on its way out. What was not sent
+    /// to it by now it has not seen.
+    pub fn is_ending(&self) -> bool {
+        !self.is_running() || is_ending(self.shared.pid)
+    }
+
     /// Processes the kernel has killed in this sandbox for want of memory since it was started or restored.
     pub fn oom_kills(&self) -> u64 {
         self.shared.cgroup.oom_kills().saturating_sub(self.shared.oom_kills_before)
@@ -151,5 +163,38 @@ impl Tree {
         shared.cgroup.kill().await?;
         let ended = tokio::time::timeout(END_WAIT, self.ended()).await;
         ended.map_err(|_elapsed| KillError::StillRunning { pid: shared.pid })
+    }
+}
+
+/// As the kernel tells of its first thread: a process that is killed has that signal pending, on each of its threads, until it begins to exit. Just
+/// between the two a look can miss it.
+fn is_ending(pid: Pid) -> bool {
+    let Ok(stat) = Process::new(pid.as_raw()).and_then(|process| process.stat()) else { return true };
+    let exits = stat.flags & StatFlags::PF_EXITING.bits() != 0;
+    // A first thread that has ended says nothing: others may go on without it.
+    stat.signal & KILLED != 0 || (exits && stat.state != ZOMBIE)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn who_was_killed_is_ending_before_it_has_ended() {
+        let mut before = 0;
+        for _ in 0..50 {
+            let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+            let pid = Pid::from_raw(child.id().try_into().unwrap());
+            assert!(!is_ending(pid));
+            child.kill().unwrap();
+            // Nobody has asked for its status, so it cannot be gone yet.
+            let stat = Process::new(pid.as_raw()).and_then(|process| process.stat()).unwrap();
+            before += u32::from(stat.state != ZOMBIE && is_ending(pid));
+            child.wait().unwrap();
+            assert!(is_ending(pid), "nobody is there any more");
+        }
+        assert!(before > 0, "it was never seen on its way");
     }
 }

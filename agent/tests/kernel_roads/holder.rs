@@ -18,7 +18,7 @@ use medes_proto::{
     wire::{
         AccountRequest, GiveUpReply, HeatReply, HeatRequest, ImagePart, InvokeReply, InvokeRequest,
         LogsReply, LogsRequest, NodeAccount, OfferedSandbox, PageAccessReply, PageAccessRequest,
-        ReadLayoutRequest, SnapshotLayout,
+        ReadImageRequest, ReadLayoutRequest, SnapshotLayout,
         node_server::{Node, NodeServer},
     },
 };
@@ -143,7 +143,7 @@ impl Node for Holder {
 
     async fn read_image(
         &self,
-        _: Request<OfferedSandbox>,
+        _: Request<ReadImageRequest>,
     ) -> Result<Response<Self::ReadImageStream>, Status> {
         Err(Status::unavailable("this node only holds pages"))
     }

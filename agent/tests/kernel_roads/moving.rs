@@ -13,18 +13,20 @@ use medes_agent::{
     },
     roads::Stored,
 };
+use medes_dedup::key::DomainKey;
 use medes_proto::{
     failure::FailureKind,
     function::FunctionSpec,
     ids::{NodeId, SandboxId},
-    moving::OfferedSandbox as Offered,
+    moving::ImageRequest,
     wire::{
         AccountRequest, GiveUpReply, HeatReply, HeatRequest, ImagePart, InvokeReply, InvokeRequest,
         LogsReply, LogsRequest, NodeAccount, OfferedSandbox, PageAccessReply, PageAccessRequest,
-        ReadLayoutRequest, SnapshotLayout,
+        ReadImageRequest, ReadLayoutRequest, SnapshotLayout,
         node_server::{Node, NodeServer},
     },
 };
+use prost::Message;
 use tokio::{net::TcpListener, sync::Mutex};
 use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status, transport::server::TcpIncoming};
@@ -39,6 +41,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_moved_sandbox_is_what_it_was", a_moved_sandbox_is_what_it_was),
     ("what_does_not_arrive_stays_where_it_was", what_does_not_arrive_stays_where_it_was),
     ("an_answer_that_is_lost_is_asked_for_again", an_answer_that_is_lost_is_asked_for_again),
+    ("nothing_of_it_shows_on_the_way", nothing_of_it_shows_on_the_way),
 ];
 
 const SCRATCH: u64 = 512 << 20;
@@ -62,17 +65,30 @@ struct Sender {
     has: Arc<Mutex<Option<Stored>>>,
     trouble: Trouble,
     asked: AtomicU32,
+    /// Its tenant's.
+    key: DomainKey,
+    /// All that left this node, as it is on the wire.
+    wire: Arc<Mutex<Vec<u8>>>,
 }
 
-/// Serves a sandbox; where, and what is left of it.
-async fn serve(stored: Stored, trouble: Trouble) -> (String, Arc<Mutex<Option<Stored>>>) {
+/// What is left of a sandbox that is served, where, and what was sent of it.
+struct Served {
+    address: String,
+    has: Arc<Mutex<Option<Stored>>>,
+    wire: Arc<Mutex<Vec<u8>>>,
+}
+
+/// Serves a sandbox.
+async fn serve(station: &Station, stored: Stored, trouble: Trouble) -> Served {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("listen");
     let address = listener.local_addr().expect("address").to_string();
-    let has = Arc::new(Mutex::new(Some(stored)));
-    let sender = Sender { has: has.clone(), trouble, asked: AtomicU32::new(0) };
+    let key = station.roads.engine().expect("an engine").key(&stored.spec.tenant);
+    let (has, wire) = (Arc::new(Mutex::new(Some(stored))), Arc::default());
+    let served = Served { address, has: Arc::clone(&has), wire: Arc::clone(&wire) };
+    let sender = Sender { has, trouble, asked: AtomicU32::new(0), key, wire };
     let server = tonic::transport::Server::builder().add_service(NodeServer::new(sender));
     TaskTracker::new().spawn(server.serve_with_incoming(TcpIncoming::from(listener)));
-    (address, has)
+    served
 }
 
 #[tonic::async_trait]
@@ -81,13 +97,16 @@ impl Node for Sender {
 
     async fn read_image(
         &self,
-        offered: Request<OfferedSandbox>,
+        request: Request<ReadImageRequest>,
     ) -> Result<Response<Self::ReadImageStream>, Status> {
-        Offered::try_from(offered.into_inner())?;
+        let request = ImageRequest::try_from(request.into_inner())?;
         let record = Record { requests: 5, starts_from_dedup: 2, ..Record::default() };
         let has = self.has.lock().await;
-        let parcel = Parcel::of(has.as_ref().expect("asked while it is there"), record);
-        let mut parts: Vec<_> = parcel.pack().expect("packed").parts().map(Ok).collect().await;
+        let parcel = Parcel::of(has.as_ref().expect("asked while it is there"), record, self.key.clone());
+        let parts = parcel.pack().expect("packed").parts(&request).expect("a salt");
+        let mut parts: Vec<_> = parts.map(|part| Ok(part.expect("encrypted"))).collect().await;
+        let mut wire = self.wire.lock().await;
+        parts.iter().flatten().for_each(|part| wire.extend(part.encode_to_vec()));
         match self.trouble {
             Trouble::BreaksOff => {
                 parts.truncate(1);
@@ -95,10 +114,12 @@ impl Node for Sender {
             }
             Trouble::FlippedBit => {
                 use medes_proto::wire::image_part::Part;
-                let Ok(ImagePart { part: Some(Part::Bytes(bytes)) }) = &mut parts[1] else { panic!("bytes") };
-                let mut other = bytes.to_vec();
+                let Ok(ImagePart { part: Some(Part::Encrypted(part)) }) = &mut parts[2] else {
+                    panic!("bytes")
+                };
+                let mut other = part.bytes.to_vec();
                 other[100] ^= 4;
-                *bytes = other.into();
+                part.bytes = other.into();
             }
             Trouble::None | Trouble::Keeps | Trouble::FirstAnswerLost => {}
         }
@@ -197,9 +218,9 @@ fn a_moved_sandbox_is_what_it_was() {
     at_station(SCRATCH, async |mut station: Station| {
         let (stored, digest) = put_away(&mut station).await;
         let spec = stored.spec.clone();
-        let (address, has) = serve(stored, Trouble::None).await;
-        let stored = take(&mut station, &address, spec).await.expect("taken");
-        assert!(has.lock().await.is_none(), "it was given up before it was here");
+        let served = serve(&station, stored, Trouble::None).await;
+        let stored = take(&mut station, &served.address, spec).await.expect("taken");
+        assert!(served.has.lock().await.is_none(), "it was given up before it was here");
         is_as_it_was(&station, stored, digest).await;
     });
 }
@@ -213,13 +234,13 @@ fn what_does_not_arrive_stays_where_it_was() {
             (Trouble::Keeps, FailureKind::Internal),
         ] {
             let spec = stored.spec.clone();
-            let (address, has) = serve(stored, trouble).await;
-            let (not, id) = take(&mut station, &address, spec).await.expect_err("not taken");
+            let served = serve(&station, stored, trouble).await;
+            let (not, id) = take(&mut station, &served.address, spec).await.expect_err("not taken");
             assert_eq!(not.error.failure(id).kind, kind, "{trouble:?}: {:?}", not.error);
             if let Some(ruin) = &not.housing {
                 ruin.remove().await.expect("removed");
             }
-            stored = has.lock().await.take().expect("still there");
+            stored = served.has.lock().await.take().expect("still there");
         }
         is_as_it_was(&station, stored, digest).await;
     });
@@ -229,9 +250,43 @@ fn an_answer_that_is_lost_is_asked_for_again() {
     at_station(SCRATCH, async |mut station: Station| {
         let (stored, digest) = put_away(&mut station).await;
         let spec = stored.spec.clone();
-        let (address, has) = serve(stored, Trouble::FirstAnswerLost).await;
-        let stored = take(&mut station, &address, spec).await.expect("taken");
-        assert!(has.lock().await.is_none());
+        let served = serve(&station, stored, Trouble::FirstAnswerLost).await;
+        let stored = take(&mut station, &served.address, spec).await.expect("taken");
+        assert!(served.has.lock().await.is_none());
         is_as_it_was(&station, stored, digest).await;
+    });
+}
+
+/// A canary in memory, of which no compression makes anything smaller, and one in a private file, which is packed as it is.
+const CANARIES: &str = "
+kept.memory = os.urandom(4096 * 16)
+open('/tmp/secret', 'w').write('the canary in the coal mine ' * 200)
+";
+
+fn nothing_of_it_shows_on_the_way() {
+    at_station(SCRATCH, async |mut station: Station| {
+        station.base().await;
+        let (id, warm) = station.start().await;
+        run(&warm, CANARIES).await;
+        let hex = value(&warm, "kept.memory[30000:30032].hex()").await;
+        let in_memory: Vec<u8> = (0..hex.len())
+            .step_by(2)
+            .map(|at| u8::from_str_radix(&hex[at..at + 2], 16).expect("hexadecimal"))
+            .collect();
+        let in_file = b"the canary in the coal mine";
+        let (stored, _) = station.dedup(id, warm).await.expect("deduplicated");
+        let shows = |bytes: &[u8], canary: &[u8]| bytes.windows(canary.len()).any(|at| at == canary);
+        assert!(shows(stored.image.as_ref(), &in_memory), "the image itself has it as it is");
+        let (spec, folder) = (stored.spec.clone(), stored.housing.private_dir().to_owned());
+        assert!(shows(&std::fs::read(folder.join("tmp/secret")).expect("there"), in_file));
+        let served = serve(&station, stored, Trouble::None).await;
+        let stored = take(&mut station, &served.address, spec.clone()).await.expect("taken");
+        let wire = served.wire.lock().await;
+        assert!(wire.len() > stored.image.as_ref().len(), "all of it was sent");
+        for canary in [&in_memory[..], &in_memory[..8], in_file, b"tmp/secret", spec.name.as_str().as_bytes()]
+        {
+            assert!(!shows(&wire, canary), "{canary:?} shows");
+        }
+        stored.housing.remove().await.expect("removed");
     });
 }

@@ -13,7 +13,7 @@ use medes_dedup::page::{BasePage, Page, PageIndex};
 use medes_proto::wire::{
     AccountRequest, GiveUpReply, HeatReply, HeatRequest, HttpAnswer, ImagePart, InvokeReply, InvokeRequest,
     LogsReply, LogsRequest, NodeAccount, OfferedSandbox, PageAccessReply, PageAccessRequest,
-    ReadLayoutRequest, SnapshotLayout, invoke_reply,
+    ReadImageRequest, ReadLayoutRequest, SnapshotLayout, invoke_reply,
     node_client::NodeClient,
     node_server::{Node, NodeServer},
 };
@@ -81,7 +81,7 @@ impl Node for Holder {
 
     async fn read_image(
         &self,
-        _: Request<OfferedSandbox>,
+        _: Request<ReadImageRequest>,
     ) -> Result<Response<Self::ReadImageStream>, Status> {
         Err(Status::unimplemented("only pages"))
     }

@@ -313,6 +313,7 @@ impl Driver {
             return;
         }
         self.tell_failed(id, "sandbox", why, None, out);
+        self.leave_open(id, why);
         self.remove_sandbox(id, Cause::Ended, Some(why), out);
     }
 

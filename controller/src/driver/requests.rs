@@ -71,8 +71,9 @@ impl Driver {
         function.queue.push_back(id);
         let deadline = now.after(deadline);
         let stage = Stage::Queued { waits_for: None, cold: false };
+        let function = name.clone();
         let request =
-            Request { function: name.clone(), arrived: now, deadline, attempts: 0, stage, start: None };
+            Request { function, arrived: now, deadline, attempts: 0, stage, start: None, ended: None };
         self.requests.insert(id, request);
         self.arm(deadline, Timer::Request(id));
         self.waiting.insert(name.clone());
@@ -142,11 +143,11 @@ impl Driver {
                 self.put_back(now, id, failure_not_sent(), out);
             }
             RequestEnd::Lost => {
-                self.requests.remove(&id);
+                let ended = self.requests.remove(&id).and_then(|request| request.ended);
                 let node = self.sandboxes.get(&sandbox).map(|sandbox| sandbox.node.clone());
                 let why = match node {
                     Some(node) => Refusal::NodeLost(node),
-                    None => Refusal::Failed(failure_not_sent()),
+                    None => Refusal::Failed(ended.unwrap_or_else(failure_not_sent)),
                 };
                 out.push(Action::Refuse { request: id, why });
                 // It may still be at work on the request.
@@ -183,11 +184,23 @@ impl Driver {
                 out.push(Action::Refuse { request: id, why: Refusal::Failed(failure) });
             }
             _ => {
-                out.push(Action::Refuse { request: id, why: Refusal::Failed(failure) });
+                // Its end, seen from outside, says more than a broken connection.
+                let ended = self.requests.get_mut(&id).and_then(|request| request.ended.take());
+                out.push(Action::Refuse { request: id, why: Refusal::Failed(ended.unwrap_or(failure)) });
                 self.purge(now, sandbox, PurgeReason::Broken, None, out);
             }
         }
         self.requests.remove(&id);
+    }
+
+    /// A sandbox has ended. What was sent to it stays open: one that it never saw is for another sandbox, and its own answer says so.
+    pub(super) fn leave_open(&mut self, sandbox: SandboxId, why: &Failure) {
+        let Some(sandbox) = self.sandboxes.get_mut(&sandbox) else { return };
+        for id in std::mem::take(&mut sandbox.open) {
+            if let Some(request) = self.requests.get_mut(&id) {
+                request.ended = Some(why.clone());
+            }
+        }
     }
 
     /// A sandbox that should have had room did not, or cannot be reached: not used until a report clears it.
@@ -221,6 +234,7 @@ impl Driver {
             return out.push(Action::Refuse { request: id, why });
         }
         request.stage = Stage::Queued { waits_for: None, cold: false };
+        request.ended = None;
         let name = request.function.clone();
         if let Some(function) = self.functions.get_mut(&name) {
             function.queue.push_front(id);

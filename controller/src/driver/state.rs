@@ -6,6 +6,7 @@ use std::{
 };
 
 use medes_proto::{
+    failure::Failure,
     fleet::{NodeMemory, SnapshotReport},
     function::FunctionSpec,
     ids::{FunctionName, NodeId, SandboxId, SnapshotId},
@@ -324,6 +325,8 @@ pub(super) struct Request {
     pub(super) stage: Stage,
     /// How its sandbox had become ready, once it is sent.
     pub(super) start: Option<StartKind>,
+    /// Why the sandbox that it was sent to has ended. Whether that one had seen it, only its own answer tells.
+    pub(super) ended: Option<Failure>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

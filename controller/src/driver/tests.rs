@@ -272,7 +272,12 @@ impl Driver {
             }
         }
         let open: usize = self.sandboxes.values().map(|sandbox| sandbox.open.len()).sum();
-        assert_eq!(queued + open, self.requests.len(), "every request is in one queue or one sandbox");
+        let left = self.requests.values().filter(|request| request.ended.is_some()).count();
+        assert_eq!(
+            queued + open + left,
+            self.requests.len(),
+            "each is in one queue, or was sent to one sandbox"
+        );
         for node in self.nodes.values() {
             let known = node.connection.is_none_or(|connection| self.connections.contains_key(&connection));
             assert!(known);

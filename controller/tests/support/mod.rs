@@ -454,7 +454,7 @@ impl Node for Inner {
 
     async fn read_image(
         &self,
-        _request: Request<wire::OfferedSandbox>,
+        _request: Request<wire::ReadImageRequest>,
     ) -> Result<Response<Self::ReadImageStream>, Status> {
         Err(Status::unimplemented("a fake has no images"))
     }

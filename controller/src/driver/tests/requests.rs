@@ -111,12 +111,47 @@ fn a_crash_is_the_callers_answer_and_the_end_of_the_sandbox() {
 
 #[test]
 fn a_sandbox_that_is_gone_before_the_answer_answers_with_its_reason_once() {
+    for end in [RequestEnd::Failed(crash(FailureKind::Crashed)), RequestEnd::Lost] {
+        let (mut bench, node) = Bench::with_node(Settings::default());
+        let sandbox = bench.warm(node);
+        bench.request(1);
+        bench.tell(Event::Gone { connection: node, sandbox, why: crash(FailureKind::OutOfMemory) });
+        assert!(bench.refused().is_empty(), "whether it has seen the request is still to be told");
+        bench.end(1, end);
+        assert_eq!(bench.refused(), [(RequestId(1), &Refusal::Failed(crash(FailureKind::OutOfMemory)))]);
+        assert!(bench.driver.sandboxes.is_empty() && bench.driver.requests.is_empty());
+    }
+}
+
+#[test]
+fn a_request_that_its_sandbox_never_saw_goes_elsewhere_though_the_end_is_heard_of_first() {
     let (mut bench, node) = Bench::with_node(Settings::default());
     let sandbox = bench.warm(node);
     bench.request(1);
-    bench.tell(Event::Gone { connection: node, sandbox, why: crash(FailureKind::OutOfMemory) });
-    bench.end(1, RequestEnd::Failed(crash(FailureKind::Crashed)));
+    bench.clear();
+    bench.tell(Event::Gone { connection: node, sandbox, why: crash(FailureKind::Crashed) });
+    bench.end(1, RequestEnd::Failed(crash(FailureKind::NotFound)));
+    let (id, command) = bench.command();
+    assert!(matches!(command, Command::Start { .. }), "{command:?}");
+    bench.succeed(node, id, &command);
+    let (sent, target) = bench.sent()[0];
+    assert_eq!(sent, RequestId(1));
+    assert_ne!(target.sandbox, sandbox);
+    // What became of the first one is forgotten: the second has a reason of its own.
+    bench.end(1, RequestEnd::Failed(crash(FailureKind::OutOfMemory)));
     assert_eq!(bench.refused(), [(RequestId(1), &Refusal::Failed(crash(FailureKind::OutOfMemory)))]);
+}
+
+#[test]
+fn a_request_whose_sandbox_is_gone_waits_no_longer_than_its_deadline() {
+    let (mut bench, node) = Bench::with_node(Settings::default());
+    let sandbox = bench.warm(node);
+    bench.request_with(1, "f", None, 2);
+    bench.tell(Event::Gone { connection: node, sandbox, why: crash(FailureKind::Crashed) });
+    bench.wait(2 * SECOND);
+    bench.beat(node, Inventory::default());
+    bench.wait(2 * SECOND);
+    assert_eq!(bench.refused(), [(RequestId(1), &Refusal::Deadline { sent: true })]);
 }
 
 #[test]

@@ -1,0 +1,56 @@
+//! What the agent holds of sandboxes is in no core dump, whatever the host does with those.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on stops")]
+
+use std::{
+    fs,
+    os::unix::process::ExitStatusExt,
+    path::Path,
+    process::{Command, ExitStatus, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    sys::{
+        resource::{Resource, getrlimit, setrlimit},
+        signal::{Signal, kill},
+    },
+    unistd::Pid,
+};
+
+/// How long a program may take to get ready, on a machine that is busy.
+const START_WAIT: Duration = Duration::from_secs(60);
+
+/// Ends a program by a signal that dumps core, once it waits for what comes on its standard input.
+fn aborted(program: &str, argument: &str, folder: &Path) -> ExitStatus {
+    let mut command = Command::new(program);
+    command.arg(argument).current_dir(folder).stdin(Stdio::piped()).stdout(Stdio::null());
+    let mut child = command.spawn().unwrap();
+    let pid = Pid::from_raw(child.id().try_into().unwrap());
+    let waits = || {
+        let file = |name: &str| fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap_or_default();
+        file("wchan").contains("pipe_read") || file("syscall").starts_with("0 0x0")
+    };
+    let begun = Instant::now();
+    while !waits() {
+        assert!(begun.elapsed() < START_WAIT, "{program} does not get ready");
+        thread::sleep(Duration::from_millis(10));
+    }
+    kill(pid, Signal::SIGABRT).unwrap();
+    child.wait().unwrap()
+}
+
+#[test]
+fn an_agent_that_crashes_leaves_no_memory_behind() {
+    let (_, hard) = getrlimit(Resource::RLIMIT_CORE).unwrap();
+    setrlimit(Resource::RLIMIT_CORE, hard, hard).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    if !aborted("cat", "-", folder.path()).core_dumped() {
+        eprintln!("skipped: this machine dumps no core at all");
+        return;
+    }
+    // One of its helpers; what they have in common comes before anything else.
+    let agent = aborted(env!("CARGO_BIN_EXE_medes-agent"), "inject", folder.path());
+    assert_eq!(agent.signal(), Some(libc::SIGABRT));
+    assert!(!agent.core_dumped(), "its memory was dumped");
+}
