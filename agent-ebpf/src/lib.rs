@@ -76,6 +76,13 @@ pub const TIMER_WORK_NS: u64 = 2_000_000;
 /// in nanoseconds.
 pub const SEEN_FOR_NS: u64 = 100_000_000;
 
+/// Whether a task that is not counted is on a CPU: a tick found one lately, and none has left a CPU since.
+#[inline(always)]
+#[must_use]
+pub const fn is_seen(seen_ns: u64, last_ran_ns: u64, now_ns: u64) -> bool {
+    seen_ns > last_ran_ns && now_ns.saturating_sub(seen_ns) < SEEN_FOR_NS
+}
+
 /// What is wanted of a sandbox's faults, bits of [`wants`]; and how many were seen since that was said.
 pub type WantedWords = [u64; 2];
 

@@ -14,7 +14,7 @@ use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{HashMap, PerCpuArray};
-use medes_agent_ebpf::{ActivityWords, Lost, RUNNABLE_MAX, SEEN_FOR_NS, TIMER_WORK_NS, word};
+use medes_agent_ebpf::{ActivityWords, Lost, RUNNABLE_MAX, TIMER_WORK_NS, is_seen, word};
 
 use crate::task::{Running, Task, interrupted};
 use crate::{SANDBOXES, lose};
@@ -92,7 +92,7 @@ impl Sandbox {
         unsafe { add(self.word(at), more) }
     }
 
-    /// One of its tasks was found on a CPU, whether counted or not.
+    /// One of its tasks was found on a CPU. Matters only while none is counted.
     #[inline(always)]
     fn seen(&self) {
         if self.get(word::RUNNABLE) as i64 > 0 {
@@ -105,11 +105,9 @@ impl Sandbox {
         self.set(word::SEEN_NS, now_ns);
     }
 
-    /// Whether a task that is not counted has been found on a CPU, and none has left one since.
     #[inline(always)]
     fn is_seen(&self, now_ns: u64) -> bool {
-        let seen_ns = self.get(word::SEEN_NS);
-        seen_ns > self.get(word::LAST_RAN_NS) && now_ns.saturating_sub(seen_ns) < SEEN_FOR_NS
+        is_seen(self.get(word::SEEN_NS), self.get(word::LAST_RAN_NS), now_ns)
     }
 
     /// As a whole it becomes runnable.

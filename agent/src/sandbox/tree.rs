@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
-use procfs::process::{Process, StatFlags};
+use procfs::process::{Process, Stat, StatFlags};
 use tokio::io::unix::AsyncFd;
 
 use crate::reaper::{ExitStatus, ExitWatch, Reaper};
@@ -169,7 +169,11 @@ impl Tree {
 /// As the kernel tells of its first thread: a process that is killed has that signal pending, on each of its threads, until it begins to exit. Just
 /// between the two a look can miss it.
 fn is_ending(pid: Pid) -> bool {
-    let Ok(stat) = Process::new(pid.as_raw()).and_then(|process| process.stat()) else { return true };
+    let stat = Process::new(pid.as_raw()).and_then(|process| process.stat());
+    stat.map_or(true, |stat| says_ending(&stat))
+}
+
+fn says_ending(stat: &Stat) -> bool {
     let exits = stat.flags & StatFlags::PF_EXITING.bits() != 0;
     // A first thread that has ended says nothing: others may go on without it.
     stat.signal & KILLED != 0 || (exits && stat.state != ZOMBIE)
@@ -179,23 +183,30 @@ fn is_ending(pid: Pid) -> bool {
 mod tests {
     use std::process::Command;
 
+    use procfs::FromRead;
+
     use super::*;
 
     #[test]
-    fn who_was_killed_is_ending_until_it_has_ended() {
-        let mut seen = 0;
-        for _ in 0..50 {
-            let mut child = Command::new("sleep").arg("60").spawn().unwrap();
-            let pid = Pid::from_raw(child.id().try_into().unwrap());
-            assert!(!is_ending(pid));
-            child.kill().unwrap();
-            // Nobody has asked for its status, so it cannot be gone yet.
-            let stat = Process::new(pid.as_raw()).and_then(|process| process.stat()).unwrap();
-            seen += u32::from(stat.state != ZOMBIE && is_ending(pid));
-            child.wait().unwrap();
-            assert!(is_ending(pid), "nobody is there any more");
-        }
-        // How often it is caught on its way depends on who runs when, so it decides nothing.
-        println!("{seen} of 50 were seen on their way");
+    fn who_was_killed_or_exits_is_ending_and_nobody_else() {
+        let says = |state: char, flags: u32, signal: u64| {
+            let line =
+                format!("7 (x) {state} 1 7 7 0 -1 {flags} {}{signal} {}", "0 ".repeat(21), "0 ".repeat(21));
+            says_ending(&Stat::from_read(line.as_bytes()).unwrap())
+        };
+        let exits = StatFlags::PF_EXITING.bits();
+        assert!(!says('S', 0, 0) && !says('R', 0, 1 << (libc::SIGTERM - 1)));
+        assert!(says('S', 0, KILLED) && says('R', exits, 0) && says('D', exits, 0));
+        assert!(!says(ZOMBIE, exits, 0), "others may go on");
+    }
+
+    #[test]
+    fn who_has_ended_is_ending() {
+        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+        let pid = Pid::from_raw(child.id().try_into().unwrap());
+        assert!(!is_ending(pid));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(is_ending(pid));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use medes_agent_ebpf::{ActivityWords, FaultWords, HEAT_ONE, HeatWords, SEEN_FOR_NS, decayed, fault, word};
+use medes_agent_ebpf::{ActivityWords, FaultWords, HEAT_ONE, HeatWords, decayed, fault, is_seen, word};
 
 use super::Key;
 
@@ -57,8 +57,7 @@ impl Activity {
     pub(super) fn from_words(words: &ActivityWords, missed: i64, faults: u64, now_ns: u64) -> Self {
         let counted = words[word::RUNNABLE].cast_signed().saturating_sub(missed) > 0;
         let seen_ns = words[word::SEEN_NS];
-        let seen = seen_ns > words[word::LAST_RAN_NS] && now_ns.saturating_sub(seen_ns) < SEEN_FOR_NS;
-        let runnable = counted || seen;
+        let runnable = counted || is_seen(seen_ns, words[word::LAST_RAN_NS], now_ns);
         let idle_since_ns = (!runnable && words[word::IDLE_NS] > 0).then_some(words[word::IDLE_NS]);
         Self {
             runnable,
@@ -139,6 +138,8 @@ impl PageHeat {
 
 #[cfg(test)]
 mod tests {
+    use medes_agent_ebpf::SEEN_FOR_NS;
+
     use super::*;
 
     fn bytes(words: FaultWords) -> Vec<u8> {

@@ -252,3 +252,24 @@ fn held_full(sandbox: SandboxId, snapshot: SnapshotId) -> Inventory {
         }],
     }
 }
+
+#[test]
+fn init_snapshots_of_a_node_have_their_part_of_its_memory_and_no_more() {
+    // A sandbox has 64 MiB, and their part of a node of 1,000 MiB is 120.
+    for (held, is_made) in [(56, true), (57, false)] {
+        let (mut bench, node) = Bench::with_node(on());
+        let (sandbox, snapshot) = first(&mut bench, node);
+        bench.answered(1);
+        let memory = NodeMemory { used_bytes: 200 * MIB, cap_bytes: 1000 * MIB, ..NodeMemory::default() };
+        bench.beat(node, Inventory { memory, ..held_full(sandbox, snapshot) });
+        bench.driver.snapshots.get_mut(&snapshot).unwrap().report.bytes = held * MIB;
+        bench.clear();
+        bench.tell(Event::Applied { function: Box::new(function("new")), revision: 1 });
+        bench.wait(SECOND);
+        let (id, start) = bench.command();
+        let warm = report(start.sandbox().unwrap(), "new", SandboxState::Warm);
+        bench.done(node, id, Ok(Success { sandbox: Some(warm), ..Success::default() }));
+        let made = |(_, command): &(_, Command)| matches!(command, Command::MakeBase { init: true, .. });
+        assert_eq!(bench.commands().iter().any(made), is_made, "{held} MiB are held");
+    }
+}
