@@ -56,6 +56,12 @@ pub(crate) fn binaries(repo: &Repo, release: bool, rdma: Rdma) -> Result<()> {
     call(repo, if release { "release" } else { "dev" }, rdma).run()
 }
 
+/// Builds all binaries for tests that start them, along with the tests themselves: what tests depend on changes the features of what both
+/// depend on, so that binaries built alone would have half of it built a second time.
+pub(crate) fn for_tests(repo: &Repo) -> Result<()> {
+    Call::cargo(repo).args(["build", "--workspace", "--bins", "--tests"]).run()
+}
+
 /// The call that builds all binaries of a profile.
 pub(crate) fn call(repo: &Repo, profile: &str, rdma: Rdma) -> Call {
     let mut cargo = Call::cargo(repo).args(["build", "--profile", profile]);

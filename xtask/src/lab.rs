@@ -84,7 +84,7 @@ fn image(repo: &Repo, folder: &Path) -> Result<PathBuf> {
 
 /// What is put into the machine: the test binaries and programs, and what it is to do with them.
 fn payload(repo: &Repo, folder: &Path) -> Result<PathBuf> {
-    build::binaries(repo, false, build::Rdma::No)?;
+    build::for_tests(repo)?;
     let payload = folder.join("payload");
     fs::create_dir_all(&payload).with_context(|| format!("create {}", payload.display()))?;
     // All in one go and as a workspace, so that dependencies are those of every other build.

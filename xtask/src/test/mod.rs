@@ -64,7 +64,9 @@ pub(crate) fn run(repo: &Repo, options: &Options) -> Result<ExitCode> {
         return faults::run(repo, options);
     }
     if !options.no_setup && (wanted(Level::Kernel) || wanted(Level::E2e) || wanted(Level::Lab)) {
+        let start = Instant::now();
         setup::ensure(repo)?;
+        println!("== setup ({} s)", start.elapsed().as_secs());
     }
     let runner = Runner::choose(repo);
     let mut levels = Vec::new();
@@ -87,8 +89,9 @@ pub(crate) fn run(repo: &Repo, options: &Options) -> Result<ExitCode> {
             Level::Lab => in_the_lab(repo)?,
             Level::E2e | Level::Faults | Level::Soak | Level::All => end_to_end(repo, &runner)?,
         };
-        println!("== {name}: {tally} ({} s)", start.elapsed().as_secs());
-        levels.push((name, tally));
+        let seconds = start.elapsed().as_secs();
+        println!("== {name}: {tally} ({seconds} s)");
+        levels.push((name, tally, seconds));
     }
     Ok(summary(&levels))
 }
@@ -129,7 +132,7 @@ fn links_kernel_library(repo: &Repo) -> Result<bool> {
 fn end_to_end(repo: &Repo, runner: &Runner<'_>) -> Result<Tally> {
     // The tests start programs of other packages too; cargo builds only a package's own for them.
     let mut tally = Tally::default();
-    if let Err(error) = build::binaries(repo, false, build::Rdma::No) {
+    if let Err(error) = build::for_tests(repo) {
         println!("{error:#}");
         tally.count("build the binaries", false);
         return Ok(tally);
@@ -155,11 +158,11 @@ fn in_the_lab(repo: &Repo) -> Result<Tally> {
     Ok(tally.finish("the lab", good))
 }
 
-fn summary(levels: &[(&str, Tally)]) -> ExitCode {
+fn summary(levels: &[(&str, Tally, u64)]) -> ExitCode {
     println!("== summary");
     let mut all = Tally::default();
-    for (name, tally) in levels {
-        println!("{name:<7} {tally}");
+    for (name, tally, seconds) in levels {
+        println!("{name:<7} {tally} ({seconds} s)");
         tally.failures().for_each(|failure| println!("    FAILED {failure}"));
         tally.skips().for_each(|skip| println!("    SKIPPED {skip}"));
         all.add(tally.clone());
