@@ -87,6 +87,12 @@ pub struct Config {
     /// When a sandbox has its memory that is cloned or restored: all of it before it runs, or each page when it is touched
     #[arg(long, default_value = "auto")]
     pub restore: HowRestored,
+    /// Take memory of warm sandboxes that they do not touch, some pages at a time between requests
+    #[arg(long)]
+    pub trim: bool,
+    /// Bring back what warm sandboxes have not touched since they came back, while this percentage of the node's memory is free
+    #[arg(long, value_name = "PERCENT", conflicts_with = "trim", value_parser = clap::value_parser!(u32).range(0..=100))]
+    pub fill_above: Option<u32>,
     /// Memory for the images of sandboxes that are warm again: what has not changed is not encoded again
     #[arg(long, default_value_t = ByteSize(Room::DEFAULT_BYTES))]
     pub earlier_memory: ByteSize,

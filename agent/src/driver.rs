@@ -17,11 +17,13 @@
 mod apply;
 mod moving;
 mod report;
+mod trim;
 pub use report::{Holder, Measures};
+pub use trim::Trimmed;
 #[cfg(test)]
 mod tests;
 
-use self::moving::Moving;
+use self::{moving::Moving, trim::Trim};
 use std::{
     collections::BTreeMap,
     time::{Duration, Instant},
@@ -135,6 +137,13 @@ pub enum Event {
         sandbox: SandboxId,
         /// The smaller image, if it took the place of the first one.
         smaller: Option<Smaller>,
+    },
+    /// A step of a trim has ended. After a failure the sandbox is as it was, unless it was lost.
+    Trimmed {
+        /// Which sandbox.
+        sandbox: SandboxId,
+        /// What was taken, or why nothing was.
+        result: Result<Trimmed, DedupFailed>,
     },
     /// Processes, image and housing of a sandbox are gone.
     Removed {
@@ -269,7 +278,14 @@ pub enum Action {
         /// Of a hundred of its pages so many may stay.
         resident_percent: u32,
     },
-    /// Call a park off, if it is still possible; it ends with [`Event::Deduped`] all the same.
+    /// Take some of its memory between two requests; answer with [`Event::Trimmed`].
+    Trim {
+        /// Whose.
+        sandbox: SandboxId,
+        /// At most so many pages.
+        pages_max: usize,
+    },
+    /// Call a park or a trim off, if it is still possible; it ends with [`Event::Deduped`] or [`Event::Trimmed`] all the same.
     CancelPark {
         /// Whose.
         sandbox: SandboxId,
@@ -385,6 +401,7 @@ struct Entry {
     shrinks: bool,
     /// It is another node's until that has given it up.
     arriving: bool,
+    trim: Trim,
 }
 
 /// Owns every sandbox and snapshot of this node.
@@ -398,6 +415,8 @@ pub struct Driver {
     small_after: Duration,
     /// An image is being made smaller: one at a time.
     shrinking: bool,
+    /// Warm sandboxes give away what they do not touch.
+    trims: bool,
     sandboxes_max: usize,
     moving: Moving,
 }
@@ -412,6 +431,7 @@ impl Driver {
             idle_period: Duration::from_secs(60),
             small_after: Duration::ZERO,
             shrinking: false,
+            trims: false,
             sandboxes_max,
             moving: Moving::default(),
         }
@@ -419,6 +439,7 @@ impl Driver {
 
     /// Takes one event in and puts what follows from it into `out`.
     pub fn apply(&mut self, now: Instant, event: Event, out: &mut Vec<Action>) {
+        let Some(event) = self.defer(event, out) else { return };
         match event {
             Event::Command { id, command } => self.command(now, id, command, out),
             Event::Unwanted(sandboxes) => {
@@ -440,12 +461,14 @@ impl Driver {
                 self.offer_asked(now, &offered, (give_up, ticket), out);
             }
             Event::Shrunk { sandbox, smaller } => self.shrunk(sandbox, smaller),
+            Event::Trimmed { sandbox, result } => self.trimmed(now, sandbox, result, out),
             Event::Removed { sandbox } => self.removed(sandbox, out),
             Event::Exited { sandbox, why } => self.exited(sandbox, why, out),
             Event::Quiet { sandbox, idle } => self.quiet(now, sandbox, idle),
             Event::Tick => {
                 self.report_idle(now, out);
                 self.shrink_one(now, out);
+                self.trim_one(now, out);
             }
         }
     }
@@ -480,7 +503,7 @@ impl Driver {
 /// Images that wait are made smaller, one at a time, while the node has nothing else to do.
 impl Driver {
     fn shrink_one(&mut self, now: Instant, out: &mut Vec<Action>) {
-        let busy = || self.sandboxes.values().any(|entry| entry.command.is_some());
+        let busy = || self.sandboxes.values().any(Entry::is_worked_on);
         if self.shrinking || self.small_after.is_zero() || busy() {
             return;
         }

@@ -1,7 +1,7 @@
 //! The agent of one node: runs sandboxes, takes their memory away while they are idle, gives it back.
 //!
 //! The two roads of a page are [`dedupe`] and [`restore`]; both read from top to bottom. The short way, on which the processes
-//! stay, is [`park`]. [`driver`] decides, [`node`]
+//! stay, is [`park`], and [`trim`] is the same for a part of one that stays warm. [`driver`] decides, [`node`]
 //! does, [`link`] talks to the controller, [`service`] to everybody else.
 
 pub mod account;
@@ -36,6 +36,7 @@ pub mod page_work;
 mod pagemap;
 pub mod pager;
 pub mod park;
+mod pressure;
 mod private_files;
 pub mod reaper;
 pub mod registry;
@@ -46,5 +47,6 @@ pub mod sandbox;
 pub mod service;
 pub mod skeleton;
 pub mod stage;
+pub mod trim;
 mod uffd;
 pub mod watch;

@@ -18,6 +18,11 @@ pub(crate) fn operation(operation: &'static str, phases: Option<&[Phase]>) {
     }
 }
 
+/// So many pages were taken of a warm sandbox that goes on.
+pub(crate) fn trimmed(pages: u64) {
+    counter!("medes_trimmed_pages_total").increment(pages);
+}
+
 /// A window of a sandbox has ended in which so many pages were written, and so many touched in any way.
 pub(crate) fn window(written: u64, touched: u64) {
     counter!("medes_watch_windows_total").increment(1);

@@ -6,6 +6,7 @@
 mod books;
 mod door;
 mod ends;
+mod filling;
 mod finished;
 mod measure;
 mod on_roads;
@@ -124,6 +125,7 @@ pub struct Node {
     pace: Pace,
     /// Parks under way, and how to call them off.
     parking: BTreeMap<SandboxId, CancellationToken>,
+    fill_percent: Option<u32>,
     /// The open stream's queue.
     outgoing: Option<mpsc::Sender<AgentMessage>>,
     /// The controller has said on it that it knows this node.
@@ -166,6 +168,7 @@ impl Node {
             watching: Watching::new(watch, tracking.is_some()),
             pace: Pace::new(tracking),
             parking: BTreeMap::new(),
+            fill_percent: None,
             outgoing: None,
             welcomed: false,
             inbox,
@@ -201,6 +204,7 @@ impl Node {
                     if last_heartbeat.elapsed() + TICK / 2 >= self.heartbeat {
                         last_heartbeat = Instant::now();
                         let inventory = self.inventory().await;
+                        self.fill_one();
                         self.send(AgentMessage::Heartbeat(inventory));
                     }
                 }
@@ -319,6 +323,7 @@ impl Node {
                 // A dedup or a base is not called off.
                 self.parking.get(&sandbox).into_iter().for_each(CancellationToken::cancel);
             }
+            Action::Trim { sandbox, pages_max } => self.trim(sandbox, pages_max),
             Action::Shrink { sandbox } => self.shrink(sandbox),
             Action::MakeBase { sandbox, snapshot, init } => self.make_base(sandbox, snapshot, init),
             Action::Restore { sandbox, digest_memory } => self.restore(sandbox, digest_memory),
@@ -437,6 +442,7 @@ impl Node {
                 let lost = self.keep_survivor(sandbox, warm);
                 Event::Deduped { sandbox, result: Err(crate::driver::DedupFailed { failure, lost }) }
             }
+            Worked::Trimmed { sandbox, warm, result } => self.trimmed(sandbox, warm, result),
             Worked::BaseMade { sandbox, warm, result } => {
                 let lost = self.keep_survivor(sandbox, warm);
                 let result = result.map_err(|failure| crate::driver::DedupFailed { failure, lost });
@@ -468,14 +474,6 @@ impl Node {
             }
         };
         self.apply(event);
-    }
-
-    /// Keeps a sandbox that a failed dedup gave back. True when there is none, or its processes are gone.
-    fn keep_survivor(&mut self, sandbox: SandboxId, warm: Option<Box<Warm>>) -> bool {
-        let Some(warm) = warm else { return true };
-        let lost = !warm.tree.is_running();
-        self.keep_warm(sandbox, warm);
-        lost
     }
 }
 

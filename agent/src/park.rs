@@ -89,19 +89,16 @@ pub async fn park(
     mut warm: Warm,
     (order, cancelled): (ParkOrder, &CancellationToken),
 ) -> Result<(Warm, Deduped), Box<NotParked>> {
-    // Fetching a base can take long, and may be given up anywhere.
-    let recipes = tokio::select! {
-        recipes = recipes(roads, sandbox, &warm, order) => recipes,
-        () = cancelled.cancelled() => Err(ParkError::Cancelled.into()),
-    };
-    let recipes = match recipes {
+    let ParkOrder { base, resident_percent } = order;
+    let recipes = match recipes(roads, sandbox, &warm, (base, cancelled)).await {
         Ok(recipes) => recipes,
         Err(error) => return Err(Box::new(NotParked { warm, error })),
     };
     let aligned_with = recipes.base.as_ref().map(|base| base.id);
     let cgroup = warm.housing.cgroup().clone();
     warm.past.end_tracking().await;
-    match pager::park(pager, &cgroup, warm.paged.clone(), recipes, cancelled).await {
+    let how = (recipes, resident_percent);
+    match pager::park(pager, &cgroup, warm.paged.clone(), how, cancelled).await {
         Ok((paged, report)) => {
             warm.paged = Some(paged);
             let deduped = deduped(&report, aligned_with);
@@ -134,11 +131,25 @@ fn deduped(report: &ParkReport, aligned_with: Option<SnapshotId>) -> Deduped {
 }
 
 /// How its pages are to be stored. A base that is to be had as a whole is acquired before anything refers to it.
-async fn recipes(
+///
+/// Fetching a base can take long, and may be given up anywhere.
+pub(crate) async fn recipes(
     roads: &Roads,
     sandbox: SandboxId,
     warm: &Warm,
-    ParkOrder { base: named, resident_percent }: ParkOrder,
+    (named, cancelled): (Option<SnapshotPlace>, &CancellationToken),
+) -> Result<Arc<Recipes>, ParkSandboxError> {
+    tokio::select! {
+        recipes = acquire(roads, sandbox, warm, named) => recipes,
+        () = cancelled.cancelled() => Err(ParkError::Cancelled.into()),
+    }
+}
+
+async fn acquire(
+    roads: &Roads,
+    sandbox: SandboxId,
+    warm: &Warm,
+    named: Option<SnapshotPlace>,
 ) -> Result<Arc<Recipes>, ParkSandboxError> {
     let engine = roads.engine()?;
     let base = base(roads, sandbox, warm, (&engine, named)).await;
@@ -147,7 +158,7 @@ async fn recipes(
     }
     let key = engine.key(&warm.spec.tenant);
     let (bases, faults) = (roads.bases.clone(), roads.faults.clone());
-    Ok(Arc::new(Recipes { key, engine, base, bases, faults, resident_percent }))
+    Ok(Arc::new(Recipes { key, engine, base, bases, faults }))
 }
 
 async fn base(

@@ -100,6 +100,7 @@ pub async fn run(config: Config) -> Result<()> {
         faults,
     };
     let (node, handle, inbox) = Node::new(identity, Arc::new(tools), (watch, tracking));
+    let node = node.with_warm(config.trim, config.fill_above);
     let (from_link, link_inbox) = mpsc::channel(LINK_MAX);
     handle.answer(&health);
     tasks.spawn(link::run(channel, from_link, stop.clone()));

@@ -3,7 +3,9 @@
 //! The node is in this process, made of the agent's own library. Pages come back from real recipes against a base of the same
 //! function. Each answer is checked to be the next one of the same process.
 
+mod at_once;
 mod report;
+mod trimmed;
 
 use std::{process::ExitCode, sync::Arc, time::Instant};
 
@@ -20,7 +22,7 @@ use medes_agent::{
     sandbox::Usage,
 };
 use medes_dedup::page::SnapshotId;
-use medes_proto::{function::FunctionSpec, registry::SnapshotPlace, sandbox::Phase};
+use medes_proto::{function::FunctionSpec, ids::SandboxId, registry::SnapshotPlace, sandbox::Phase};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -40,6 +42,7 @@ const RESIDENT_PERCENT: u32 = 10;
 /// The request whose times are compared, the same for every way.
 const COMPARED: u64 = 1_000_007;
 const QUICK_ROUNDS: u32 = 5;
+const QUICK_AT_ONCE: u32 = 8;
 
 /// What to measure, how often, and where to leave it.
 #[derive(Debug, Args)]
@@ -47,6 +50,9 @@ pub(crate) struct Options {
     /// How often each way is gone
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: u32,
+    /// So many are wanted in the same moment, as far as memory has room for them; none for 0
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(0..=1000))]
+    at_once: u32,
     /// Few rounds, to see that it works
     #[arg(long)]
     quick: bool,
@@ -63,6 +69,14 @@ pub(crate) struct Measured {
     /// While some of what is touched had stayed.
     unpark_resident: Vec<f64>,
     resident_memory: Usage,
+    /// Of a warm one of which everything cold was taken, and while it was being taken.
+    trimmed: Vec<f64>,
+    after_step: Vec<f64>,
+    trimmed_memory: Usage,
+    trimmed_bytes: u64,
+    /// Of many that are wanted in the same moment.
+    unpark_at_once: Vec<f64>,
+    warm_at_once: Vec<f64>,
     pub(crate) restore: Vec<f64>,
     /// Steps of each restore whose memory comes back whole, before its answer.
     pub(crate) restore_phases: Vec<Vec<Phase>>,
@@ -87,10 +101,13 @@ pub(crate) struct Measured {
 
 /// Call it before any thread exists.
 pub(crate) fn main(options: &Options) -> Result<ExitCode> {
-    let rounds = if options.quick { QUICK_ROUNDS } else { options.rounds };
+    let (rounds, many) = match options.quick {
+        true => (QUICK_ROUNDS, options.at_once.min(QUICK_AT_ONCE)),
+        false => (options.rounds, options.at_once),
+    };
     let measure = async |station: &mut Station, candidates, report: &mut Report| {
         let pager = station.pager()?;
-        measure(station, &pager, candidates, rounds, report).await
+        measure(station, &pager, candidates, (rounds, many), report).await
     };
     experiment::run(&options.subjects, &[], Report::new(rounds), measure)
 }
@@ -99,12 +116,11 @@ async fn measure(
     station: &mut Station,
     pager: &Pager,
     candidates: Vec<Candidate>,
-    rounds: u32,
+    often: (u32, u32),
     report: &mut Report,
 ) -> Result<()> {
-    let one = async |station: &mut Station, function: &Function| {
-        measure_one(station, pager, function, rounds).await
-    };
+    let one =
+        async |station: &mut Station, function: &Function| measure_one(station, pager, function, often).await;
     experiment::each(station, candidates, one, |function, became| {
         report.rows.push(match became {
             Became::Measured(done) => Row::measured(function, &done),
@@ -116,12 +132,12 @@ async fn measure(
     .await
 }
 
-/// Everything about one function, each way gone `rounds` times.
+/// Everything about one function, each way gone `rounds` times, and unparks of `many` at once.
 pub(crate) async fn measure_one(
     station: &mut Station,
     pager: &Pager,
     function: &Function,
-    rounds: u32,
+    (rounds, many): (u32, u32),
 ) -> Result<Measured> {
     let spec = Arc::new(FunctionSpec::from_toml(&function.toml).context("read its function file")?);
     let mut measured = Measured::default();
@@ -146,6 +162,10 @@ pub(crate) async fn measure_one(
         let parking = by_parking(station, pager, &spec, (rounds, percent), &mut measured);
         parking.await.with_context(|| format!("park and unpark, {percent} percent stay"))?;
     }
+    let trimming = trimmed::measure(station, pager, &spec, rounds, &mut measured);
+    trimming.await.context("trim")?;
+    let at_once = at_once::measure(station, pager, &spec, (init.id, many), &mut measured);
+    at_once.await.with_context(|| format!("{many} at once"))?;
     Ok(measured)
 }
 
@@ -165,17 +185,8 @@ async fn by_cloning(
     (of, late): (SnapshotId, bool),
     measured: &mut Measured,
 ) -> Result<()> {
-    let (sandbox, _) = station.number()?;
-    let node = station.roads.bases.node().clone();
-    let launch = launch_spec(spec, sandbox, &node);
-    let place = SnapshotPlace { snapshot: of, node, address: String::new() };
     let (began, mut last) = (Instant::now(), None);
-    let cloned =
-        clone::clone(&station.roads, (&station.host, &launch), (sandbox, spec.clone()), &place).await;
-    let (warm, phases) = match cloned {
-        Ok(cloned) => cloned,
-        Err(not) => return Err(not.error).context("clone"),
-    };
+    let (sandbox, warm, phases) = clone_one(station, spec, of).await?;
     let took = timed(&warm, began, &mut last).await?;
     let (times, memory, steps) = match late {
         true => (&mut measured.clone_late, &mut measured.clone_late_memory, &mut measured.clone_late_phases),
@@ -186,6 +197,22 @@ async fn by_cloning(
     steps.push(phases);
     timed(&warm, Instant::now(), &mut last).await?;
     station.remove(sandbox, &warm.housing).await
+}
+
+/// One more sandbox of the init snapshot, and how long each step took.
+async fn clone_one(
+    station: &mut Station,
+    spec: &Arc<FunctionSpec>,
+    of: SnapshotId,
+) -> Result<(SandboxId, Warm, Vec<Phase>)> {
+    let (sandbox, _) = station.number()?;
+    let node = station.roads.bases.node().clone();
+    let launch = launch_spec(spec, sandbox, &node);
+    let place = SnapshotPlace { snapshot: of, node, address: String::new() };
+    let cloned =
+        clone::clone(&station.roads, (&station.host, &launch), (sandbox, spec.clone()), &place).await;
+    let (warm, phases) = cloned.map_err(|not| not.error).context("clone")?;
+    Ok((sandbox, warm, phases))
 }
 
 /// A new sandbox: cold, warm, then away into an image and back, both ways.

@@ -136,7 +136,7 @@ const CONTROLLER: [Metric; 21] = rows(
     ],
 );
 
-const AGENT: [Metric; 14] = rows(
+const AGENT: [Metric; 15] = rows(
     Of::Agent,
     [
         (
@@ -153,7 +153,7 @@ const AGENT: [Metric; 14] = rows(
             "medes_operations_total",
             "operations",
             "operation, result",
-            "launch, clone, dedup, shrink, base, replicate, restore: done or failed",
+            "launch, clone, dedup, shrink, trim, base, replicate, restore: done or failed",
         ),
         (
             Histogram,
@@ -176,6 +176,7 @@ const AGENT: [Metric; 14] = rows(
             "by",
             "base pages (4096 bytes each) read from other nodes, by what brought them: tcp, rdma",
         ),
+        (Counter, "medes_trimmed_pages_total", "pages", "", "taken of warm sandboxes that go on (`--trim`)"),
         (
             Counter,
             "medes_watch_armed_total",

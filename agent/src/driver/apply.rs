@@ -3,7 +3,7 @@
 use std::{collections::btree_map::Entry as MapEntry, time::Instant};
 
 use super::{
-    Action, DedupFailed, DedupOrder, Deduped, Driver, Entry, Launched, Restored, Ticket, busy, not_here,
+    Action, DedupFailed, DedupOrder, Deduped, Driver, Entry, Launched, Restored, Ticket, Trim, busy, not_here,
 };
 use medes_proto::{
     failure::{Failure, FailureKind},
@@ -366,7 +366,7 @@ impl Driver {
     pub(super) fn remove(&mut self, sandbox: SandboxId, command: Option<CommandId>, out: &mut Vec<Action>) {
         self.moving.withdraw(sandbox);
         let Some(entry) = self.sandboxes.get_mut(&sandbox) else { return };
-        let working = entry.command.is_some();
+        let working = entry.is_worked_on();
         let already = entry.doomed.is_some();
         entry.doomed.get_or_insert_with(|| {
             Failure::new(
@@ -385,7 +385,7 @@ impl Driver {
         }
     }
 
-    fn remove_if_doomed(&mut self, sandbox: SandboxId, out: &mut Vec<Action>) {
+    pub(super) fn remove_if_doomed(&mut self, sandbox: SandboxId, out: &mut Vec<Action>) {
         if self.sandboxes.get(&sandbox).is_some_and(|entry| entry.doomed.is_some()) {
             out.push(Action::Remove { sandbox });
         }
@@ -400,7 +400,8 @@ impl Driver {
 
     pub(super) fn exited(&mut self, sandbox: SandboxId, why: Failure, out: &mut Vec<Action>) {
         let Some(entry) = self.sandboxes.get_mut(&sandbox) else { return };
-        if entry.doomed.is_some() {
+        // Of one that is being trimmed the step's result tells, or who watches it afterwards.
+        if entry.doomed.is_some() || entry.trim.is_under_way() {
             return;
         }
         entry.doomed = Some(why.clone());
@@ -436,6 +437,7 @@ impl Entry {
             pages: PageClasses::default(),
             shrinks: false,
             arriving: false,
+            trim: Trim::new(now),
         }
     }
 
@@ -449,5 +451,6 @@ impl Entry {
         self.enter(now, SandboxState::Warm);
         self.last_used = now;
         self.reported_idle = None;
+        self.trim.begin_anew();
     }
 }

@@ -45,6 +45,12 @@ impl Measures {
 }
 
 impl Driver {
+    /// Whether it is warm, and neither a request nor anybody's work is under way in it.
+    pub fn rests(&self, sandbox: SandboxId) -> bool {
+        let entry = self.sandboxes.get(&sandbox);
+        entry.is_some_and(|entry| entry.state == SandboxState::Warm && !entry.is_worked_on())
+    }
+
     /// All sandboxes, with what `measure` tells of each.
     pub fn sandboxes(&self, now: Instant, measure: impl Fn(SandboxId) -> Measures) -> Vec<SandboxReport> {
         let measured = |(&id, entry): (&SandboxId, &Entry)| {

@@ -7,6 +7,7 @@ use proptest::{prelude::*, sample::Index};
 
 mod moving;
 mod single;
+mod trim;
 
 const FUNCTION: &str = "name = 'f'\ncommand = ['x']\nrequests_max = 2";
 
@@ -16,6 +17,7 @@ enum Work {
     Launch,
     Dedup,
     Park,
+    Trim,
     MakeBase(SnapshotId),
     Restore,
     Take,
@@ -117,7 +119,7 @@ fn failure() -> Failure {
 impl World {
     fn new() -> Self {
         Self {
-            driver: Driver::new(4),
+            driver: Driver::new(4).trimming(),
             now: Instant::now(),
             work: Vec::new(),
             inside: Vec::new(),
@@ -167,6 +169,12 @@ impl World {
                 assert!(!self.inside.contains(&sandbox), "parked during a request");
                 assert!(!self.parked.contains(&sandbox), "parked twice");
                 self.begin(sandbox, Work::Park);
+            }
+            Action::Trim { sandbox, .. } => {
+                assert!(!self.inside.contains(&sandbox), "trimmed during a request");
+                let runs = self.alive.contains(&sandbox) && !self.parked.contains(&sandbox);
+                assert!(runs && self.shrinking.is_none());
+                self.begin(sandbox, Work::Trim);
             }
             Action::CancelPark { sandbox } => {
                 let under_way =
@@ -219,7 +227,8 @@ impl World {
     }
 
     fn check(&self) {
-        assert!(self.at_the_door.is_empty(), "every request is answered at once");
+        let trimmed = |sandbox: &SandboxId| self.work.contains(&(*sandbox, Work::Trim));
+        assert!(self.at_the_door.values().all(trimmed), "every request is answered at once");
         for report in self.driver.sandboxes(self.now, |_| Default::default()) {
             let inside = self.inside.iter().filter(|sandbox| **sandbox == report.id).count();
             assert!(inside <= 2, "more requests than the function takes");
@@ -265,6 +274,7 @@ impl World {
                 };
                 self.apply(Event::Deduped { sandbox, result: if good { Ok(deduped) } else { Err(failed) } });
             }
+            Work::Trim => self.trimmed(sandbox, if good { Ok(Trimmed::default()) } else { Err(failed) }),
             Work::MakeBase(snapshot) => {
                 if how == 2 {
                     self.alive.remove(&sandbox);
@@ -298,6 +308,13 @@ impl World {
                 self.apply(Event::Removed { sandbox });
             }
         }
+    }
+
+    fn trimmed(&mut self, sandbox: SandboxId, result: Result<Trimmed, DedupFailed>) {
+        if result.as_ref().is_err_and(|failed| failed.lost) {
+            self.alive.remove(&sandbox);
+        }
+        self.apply(Event::Trimmed { sandbox, result });
     }
 
     /// A copy has come about, or not.

@@ -15,9 +15,12 @@ use super::{
 };
 use crate::{
     dedupe::{self, shrink::Shrunk},
-    driver::{DedupOrder, Event, Smaller},
+    driver::{DedupFailed, DedupOrder, Event, Smaller, Trimmed},
     memory_file::MappedFile,
+    metrics,
     park::ParkOrder,
+    pressure,
+    roads::Warm,
     sandbox::Housing,
 };
 
@@ -67,6 +70,48 @@ impl Node {
         }
     }
 
+    /// Unless the node has too much to do: then it is tried again later.
+    pub(super) fn trim(&mut self, sandbox: SandboxId, pages_max: usize) {
+        let why = match (&self.tools.roads, &self.tools.pager) {
+            (Some(roads), Some(pager)) if !pressure::is_high() => {
+                let roads = (roads.clone(), pager.clone());
+                if let Some(warm) = self.take_warm(sandbox) {
+                    let cancelled = CancellationToken::new();
+                    self.work(work::trim(roads, sandbox, warm, (pages_max, cancelled.clone())));
+                    self.parking.insert(sandbox, cancelled);
+                    return;
+                }
+                Failure::new(FailureKind::Busy, format!("trim {sandbox}: it is not warm"))
+            }
+            (Some(_), Some(_)) => {
+                Failure::new(FailureKind::Busy, format!("trim {sandbox}: the node is busy"))
+            }
+            _ => Failure::new(FailureKind::DumpRefused, format!("trim {sandbox}: this node cannot")),
+        };
+        let result = Err(DedupFailed { failure: why, lost: false });
+        self.apply(Event::Trimmed { sandbox, result });
+    }
+
+    pub(super) fn trimmed(
+        &mut self,
+        sandbox: SandboxId,
+        warm: Box<Warm>,
+        result: Result<Trimmed, Failure>,
+    ) -> Event {
+        self.parking.remove(&sandbox);
+        if let Ok(trimmed) = &result {
+            metrics::trimmed(trimmed.taken_pages);
+        }
+        let lost = self.keep_survivor(sandbox, Some(warm));
+        let why = result.as_ref().err().cloned();
+        let lost = lost.then(|| why.unwrap_or_else(|| ended(sandbox)));
+        let result = match lost {
+            Some(failure) => Err(DedupFailed { failure, lost: true }),
+            None => result.map_err(|failure| DedupFailed { failure, lost: false }),
+        };
+        Event::Trimmed { sandbox, result }
+    }
+
     pub(super) fn make_base(&mut self, sandbox: SandboxId, snapshot: SnapshotId, init: Option<u64>) {
         match (self.take_warm(sandbox), &self.tools.roads) {
             (Some(warm), Some(roads)) => {
@@ -102,6 +147,14 @@ impl Node {
             }
         };
         Event::Taken { sandbox, result }
+    }
+
+    /// Keeps a sandbox that a failed dedup gave back. True when there is none, or its processes are gone.
+    pub(super) fn keep_survivor(&mut self, sandbox: SandboxId, warm: Option<Box<Warm>>) -> bool {
+        let Some(warm) = warm else { return true };
+        let lost = !warm.tree.is_running();
+        self.keep_warm(sandbox, warm);
+        lost
     }
 
     pub(super) fn keep_ruin(&mut self, sandbox: SandboxId, ruin: Option<Box<Housing>>) {
@@ -163,6 +216,10 @@ impl Node {
             }
         }
     }
+}
+
+fn ended(sandbox: SandboxId) -> Failure {
+    Failure::new(FailureKind::Crashed, format!("{sandbox} ended while it was trimmed"))
 }
 
 fn no_criu(verb: &str, sandbox: SandboxId) -> Failure {

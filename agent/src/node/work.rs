@@ -25,7 +25,7 @@ use crate::{
         self,
         shrink::{self, Shrunk},
     },
-    driver::{DedupOrder, Deduped, Restored, Taken},
+    driver::{DedupOrder, Deduped, Restored, Taken, Trimmed},
     earlier::Origin,
     faults::{Injected, Step},
     launch_spec::launch_spec,
@@ -36,6 +36,7 @@ use crate::{
     restore,
     roads::{Roads, Stopwatch, Stored, Warm, blocking},
     sandbox::{self, CreateError, Ended, Housing, LaunchError, Log},
+    trim,
 };
 
 /// What was made, or what is left and why.
@@ -71,6 +72,8 @@ pub(crate) enum Worked {
     Launched { sandbox: SandboxId, is_clone: bool, result: Outcome<Launched, Option<Box<Housing>>> },
     /// A dedup.
     Deduped { sandbox: SandboxId, result: Outcome<(PutAway, Deduped), Option<Box<Warm>>> },
+    /// A step of a trim; the sandbox comes back either way.
+    Trimmed { sandbox: SandboxId, warm: Box<Warm>, result: Result<Trimmed, Failure> },
     /// A base snapshot; the sandbox comes back either way.
     BaseMade {
         sandbox: SandboxId,
@@ -113,6 +116,9 @@ impl Worked {
                 let result = result.as_ref().map(|(_, deduped)| &deduped.phases[..]);
                 ("dedup", sandbox, result.map_err(|(_, why)| why))
             }
+            Self::Trimmed { sandbox, result, .. } => {
+                ("trim", sandbox, result.as_ref().map(|trimmed| &trimmed.phases[..]))
+            }
             Self::BaseMade { sandbox, result, .. } => {
                 ("base", sandbox, result.as_ref().map(|(_, phases)| &phases[..]))
             }
@@ -143,6 +149,7 @@ impl Worked {
             Self::Launched { sandbox, result: Ok((warm, _)), .. }
             | Self::Restored { sandbox, result: Ok((warm, _)) }
             | Self::BaseMade { sandbox, warm: Some(warm), .. }
+            | Self::Trimmed { sandbox, warm, .. }
             | Self::Deduped { sandbox, result: Err((Some(warm), _)) } => (sandbox, Box::new(warm.housing)),
             Self::Launched { sandbox, result: Err((ruin, _)), .. }
             | Self::Taken { sandbox, result: Err((ruin, _)) } => (sandbox, ruin?),
@@ -302,6 +309,21 @@ pub(super) async fn park(
         Err(not) => Err((Some(Box::new(not.warm)), not.error.failure(sandbox))),
     };
     Worked::Deduped { sandbox, result }
+}
+
+pub(super) async fn trim(
+    (roads, pager): (Arc<Roads>, Pager),
+    sandbox: SandboxId,
+    warm: Box<Warm>,
+    (pages_max, cancelled): (usize, CancellationToken),
+) -> Worked {
+    match trim::trim(&roads, &pager, sandbox, *warm, (pages_max, &cancelled)).await {
+        Ok((warm, trimmed)) => Worked::Trimmed { sandbox, warm: Box::new(warm), result: Ok(trimmed) },
+        Err(not) => {
+            let failure = not.error.failure(sandbox);
+            Worked::Trimmed { sandbox, warm: Box::new(not.warm), result: Err(failure) }
+        }
+    }
 }
 
 /// The sandbox runs when this returns; what it touches comes back as it does.

@@ -20,6 +20,7 @@ use nix::unistd::Pid;
 
 use super::deadline;
 use super::fault::Lost;
+use super::fill::Window;
 use super::push::Turn;
 use super::space::{Hands, Space, State};
 use crate::inject::Operators;
@@ -85,6 +86,7 @@ struct Server {
 #[derive(Debug, Default)]
 struct Orders {
     push: Vec<u64>,
+    fill: Vec<u64>,
     help: Vec<Arc<Space>>,
     release: Vec<u64>,
     closing: bool,
@@ -161,6 +163,12 @@ impl Pager {
         }
     }
 
+    /// Brings everything of a process back, behind everything else that is to be done.
+    pub(super) fn fill(&self, space: &Space) {
+        space.begin_fill();
+        self.server(space.id).tell(|orders| orders.fill.push(space.id));
+    }
+
     /// Ends the service: nothing is missing any more.
     pub(super) fn release(&self, space: &Space) {
         self.server(space.id).tell(|orders| orders.release.push(space.id));
@@ -194,6 +202,8 @@ struct Service {
     guard: Arc<dyn Guard>,
     /// Those that have pages to be given back, or a fault that could not be served.
     busy: Vec<u64>,
+    /// Those of which everything is to be brought back, while nobody is busy.
+    filling: Vec<u64>,
     /// Those that another thread serves, and that have many pages to be given back.
     helped: Vec<Arc<Space>>,
     hands: Hands,
@@ -204,14 +214,14 @@ struct Service {
 
 impl Service {
     fn new(server: Arc<Server>, guard: Arc<dyn Guard>) -> Self {
-        let (busy, helped, hands) = (Vec::new(), Vec::new(), Hands::new());
-        Self { server, guard, busy, helped, hands, swept: Instant::now(), closing: false }
+        let (busy, filling, helped, hands) = (Vec::new(), Vec::new(), Vec::new(), Hands::new());
+        Self { server, guard, busy, filling, helped, hands, swept: Instant::now(), closing: false }
     }
 
     fn run(mut self) {
         let mut events = [EpollEvent::empty(); EVENTS];
         loop {
-            let is_idle = self.busy.is_empty() && self.helped.is_empty();
+            let is_idle = self.busy.is_empty() && self.helped.is_empty() && self.filling.is_empty();
             let patience = match (is_idle, self.server.spaces().is_empty() && !self.closing) {
                 (false, _) => EpollTimeout::ZERO,
                 (true, false) => EpollTimeout::from(SWEEP_MS),
@@ -246,8 +256,9 @@ impl Service {
     }
 
     fn take_orders(&mut self) {
-        let Orders { push, help, release, closing } = std::mem::take(&mut *self.server.lock());
+        let Orders { push, fill, help, release, closing } = std::mem::take(&mut *self.server.lock());
         self.busy.extend(push);
+        self.filling.extend(fill);
         self.helped.extend(help);
         release.into_iter().for_each(|number| self.forget(number));
         self.closing |= closing;
@@ -317,6 +328,27 @@ impl Service {
         if !waiting.is_empty() {
             thread::sleep(PAUSE);
             waiting.into_iter().for_each(|number| self.serve(number));
+        }
+        if self.busy.is_empty() && self.helped.is_empty() {
+            self.fill_on();
+        }
+    }
+
+    /// One window of one of those of which everything is to be brought back.
+    fn fill_on(&mut self) {
+        let Some(number) = self.filling.last().copied() else { return };
+        let window = self.space(number).map(|space| (space.fill_window(), space));
+        match window {
+            Some((Ok(Window::Begun), _)) => self.busy.push(number),
+            Some((Ok(Window::Waits), _)) => {
+                self.filling.rotate_right(1);
+                thread::sleep(PAUSE);
+            }
+            Some((Err(error), space)) => {
+                space.lost.end(error);
+                self.filling.pop();
+            }
+            Some((Ok(Window::Over), _)) | None => drop(self.filling.pop()),
         }
     }
 

@@ -3,6 +3,8 @@
 //! ```text
 //! park:    stop ─► scan written pages ─► copy ─► recipes, proven ─► zap ─► freeze        (an error before the zap: warm)
 //! unpark:  push the working set, thaw ─► serve what else is touched ─► learn
+//! fill:    push everything else, while there is memory and nothing else to do
+//! trim:    as park, of some pages that it does not touch, and it goes on
 //! bring:   the same for a sandbox that was made without its memory
 //! ```
 //!
@@ -17,6 +19,7 @@ mod changes;
 mod deadline;
 mod fault;
 mod file_pages;
+mod fill;
 mod handler;
 mod learnt;
 mod park;
@@ -29,6 +32,7 @@ mod space;
 mod stopped;
 mod store;
 mod table;
+mod take;
 mod window;
 mod working_set;
 
@@ -36,7 +40,7 @@ pub use bring::{Missing, bring};
 pub use fault::FaultError;
 pub use handler::{Guard, Pager};
 pub use learnt::{Learnt, School};
-pub use park::{Paged, ParkReport, Parked, ReleaseError, park};
+pub use park::{Paged, ParkReport, Parked, ReleaseError, park, trim};
 pub use recipes::{Recipes, StorePagesError};
 pub use space::{Counts, Unsettled};
 pub use stopped::ParkError;

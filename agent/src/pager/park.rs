@@ -14,6 +14,7 @@ use super::recipes::{Recipes, Saved, StorePagesError};
 use super::space::{Counts, Hands, Space};
 use super::stopped::{ParkError, Stopped, Zapped};
 use super::store::{ParkedImage, Store};
+use super::take::Take;
 use crate::account::Images;
 use crate::faults::Step;
 use crate::roads::{Stopwatch, blocking};
@@ -24,7 +25,7 @@ use crate::sandbox::cgroup::{CgroupError, SandboxCgroup};
 /// Dropping it ends nothing: the service goes on until the processes have ended, or until all is back ([`Paged::release`]).
 #[derive(Debug, Clone)]
 pub struct Paged {
-    pager: Pager,
+    pub(super) pager: Pager,
     cgroup: SandboxCgroup,
     pub(super) spaces: Vec<Arc<Space>>,
     lost: Arc<Lost>,
@@ -47,8 +48,12 @@ pub struct ParkReport {
     pub bases: Vec<SnapshotId>,
     /// Pages of mappings that cannot be parked: locked ones, those of devices.
     pub left_out_pages: u64,
-    /// Pages that stay because the next request will touch them.
+    /// Pages that stay: because the next request will touch them, or because they are not cold.
     pub resident_pages: u64,
+    /// Pages that were there and are not any more, of one that goes on.
+    pub taken_pages: u64,
+    /// There are more of these.
+    pub has_more: bool,
     /// For how long it stood still.
     pub stood: Duration,
     /// How long each step took.
@@ -68,7 +73,38 @@ pub async fn park(
     pager: &Pager,
     cgroup: &SandboxCgroup,
     before: Option<Paged>,
-    recipes: Arc<Recipes>,
+    (recipes, resident_percent): (Arc<Recipes>, u32),
+    cancelled: &CancellationToken,
+) -> Result<Parked, ParkError> {
+    let (paged, mut report) =
+        take((pager, cgroup), before, (recipes, Take::All { resident_percent }), cancelled).await?;
+    let mut watch = Stopwatch::start();
+    paged.cgroup.freeze().await.unwrap_or_else(|error| {
+        tracing::warn!(error = &error as &dyn std::error::Error, "a parked sandbox is not frozen");
+    });
+    watch.step("freeze");
+    report.phases.extend(watch.phases());
+    Ok((paged, report))
+}
+
+/// Takes at most so many pages of a sandbox that goes on: pages that it has neither written since the last time nor ever missed. The
+/// first time none is taken: from then on it shows which are written.
+///
+/// Errors and cancelling are as for [`park`].
+pub async fn trim(
+    pager: &Pager,
+    cgroup: &SandboxCgroup,
+    before: Option<Paged>,
+    (recipes, pages_max): (Arc<Recipes>, usize),
+    cancelled: &CancellationToken,
+) -> Result<Parked, ParkError> {
+    take((pager, cgroup), before, (recipes, Take::Cold { pages_max }), cancelled).await
+}
+
+async fn take(
+    (pager, cgroup): (&Pager, &SandboxCgroup),
+    before: Option<Paged>,
+    (recipes, take): (Arc<Recipes>, Take),
     cancelled: &CancellationToken,
 ) -> Result<Parked, ParkError> {
     let mut watch = Stopwatch::start();
@@ -78,8 +114,8 @@ pub async fn park(
     };
     let known = before.map(|paged| paged.spaces).unwrap_or_default();
     let (taker, group, losing) = (pager.clone(), cgroup.clone(), lost.clone());
-    let (wanted, percent) = (cancelled.clone(), recipes.resident_percent);
-    let taking = move || Stopped::take(&taker, &group, &known, (&losing, &wanted, percent));
+    let wanted = cancelled.clone();
+    let taking = move || Stopped::take(&taker, &group, &known, (&losing, &wanted, take));
     let mut stopped = blocking(taking).await?;
     watch.step("stop");
     let saved = stopped.take_saved();
@@ -102,30 +138,39 @@ pub async fn park(
         }
     };
     watch.step("store");
-    let Zapped { spaces, stood, left_out_pages, resident_pages } =
-        blocking(move || stopped.zap(stored)).await?;
+    let zapped = blocking(move || stopped.zap(stored, take)).await?;
     watch.step("zap");
-    let paged = Paged { pager: pager.clone(), cgroup: cgroup.clone(), spaces, lost };
-    cgroup.freeze().await.unwrap_or_else(|error| {
-        tracing::warn!(error = &error as &dyn std::error::Error, "a parked sandbox is not frozen");
-    });
-    watch.step("freeze");
-    let Stored { bytes: stored_bytes, pages, bases, classes } = paged.stored();
-    let reused_pages = pages.saturating_sub(saved_pages);
-    let phases = watch.phases();
-    let report = ParkReport {
-        stored_bytes,
-        pages,
-        saved_pages,
-        reused_pages,
-        classes,
-        bases,
-        left_out_pages,
-        resident_pages,
-        stood,
-        phases,
-    };
-    Ok((paged, report))
+    Ok(zapped.report((pager, cgroup), lost, (saved_pages, watch.phases())))
+}
+
+impl Zapped {
+    /// What serves it from now on, and what was done.
+    fn report(
+        self,
+        (pager, cgroup): (&Pager, &SandboxCgroup),
+        lost: Arc<Lost>,
+        (saved_pages, phases): (u64, Vec<Phase>),
+    ) -> Parked {
+        let Self { spaces, stood, left_out_pages, resident_pages, taken_pages, has_more } = self;
+        let paged = Paged::of(pager, cgroup, spaces, lost);
+        let Stored { bytes: stored_bytes, pages, bases, classes } = paged.stored();
+        let reused_pages = pages.saturating_sub(saved_pages);
+        let report = ParkReport {
+            stored_bytes,
+            pages,
+            saved_pages,
+            reused_pages,
+            classes,
+            bases,
+            left_out_pages,
+            resident_pages,
+            taken_pages,
+            has_more,
+            stood,
+            phases,
+        };
+        (paged, report)
+    }
 }
 
 /// For each process what it is stored as from now on, if that is something else than before.

@@ -18,6 +18,7 @@ use super::recipes::Saved;
 use super::space::{Space, State, pages};
 use super::stopped::ParkError;
 use super::store::Store;
+use super::take::{Cold, Take};
 use super::working_set::WorkingSet;
 use crate::inject::{Operation, Stage};
 use crate::maps;
@@ -48,11 +49,13 @@ pub(super) struct Process {
     pub(super) registered: Vec<Range<u64>>,
     /// What of it has pages that are there.
     present: Vec<Range<u64>>,
-    /// Parts of files that it has changed, in order.
-    changed: Vec<Changed>,
+    /// Parts of files that it has changed, in order; `None`: nobody has looked.
+    changed: Option<Vec<Changed>>,
     pub(super) saved: Saved,
     /// Pages that stay, in order.
     pub(super) stay: Vec<u64>,
+    /// What is taken of one that goes on.
+    pub(super) cold: Cold,
     /// What the next request will touch, as it is known now.
     working_set: WorkingSet,
 }
@@ -83,7 +86,7 @@ impl Process {
     pub(super) fn new(pid: Pid, space: Arc<Space>, is_new: bool, files: Files, scratch: u64) -> Self {
         let Files { memory, pagemap } = files;
         let (saved, working_set) = (Saved::default(), WorkingSet::default());
-        let (registered, present, changed, stay) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let (registered, present, changed, stay) = (Vec::new(), Vec::new(), None, Vec::new());
         Self {
             pid,
             space,
@@ -96,6 +99,7 @@ impl Process {
             changed,
             saved,
             stay,
+            cold: Cold::default(),
             working_set,
         }
     }
@@ -120,7 +124,7 @@ impl Process {
         if changed {
             let all = self.space.lock().files.is_none();
             let changed = file_pages::changed((&self.memory, &self.pagemap), &maps, &locked, all);
-            self.changed = changed.map_err(|error| self.failed(error))?;
+            self.changed = Some(changed.map_err(|error| self.failed(error))?);
         }
         let mut left_out = 0;
         for area in maps::areas(&maps).filter(maps::Area::is_anonymous) {
@@ -151,7 +155,7 @@ impl Process {
     }
 
     /// Finds which pages are there, which of them stay, and which are to be stored.
-    pub(super) fn look(&mut self, resident_percent: u32) -> Result<(), ParkError> {
+    pub(super) fn look(&mut self, take: Take) -> Result<(), ParkError> {
         let state = self.space.lock();
         let (mut numbers, mut zeros) = (Vec::new(), Vec::new());
         let (mut there, mut written) = (Vec::new(), Vec::new());
@@ -184,17 +188,33 @@ impl Process {
             }
         }
         self.working_set = state.working_set.clone();
+        let is_written = |page| is_in(&written, page) || state.rewritten.contains(&page);
         // Before the first time everything was written.
         if !self.is_new {
-            let is_written = |page| is_in(&written, page) || state.rewritten.contains(&page);
             self.working_set.learn(state.missed.clone(), is_written);
         }
-        let all = there.iter().map(|range| range.end - range.start).sum::<u64>() + away(&state, &there);
-        let most = usize::try_from(all * u64::from(resident_percent.min(100)) / 100).unwrap_or(usize::MAX);
-        let stay = self.working_set.stay(most, |page| is_in(&there, page)).to_vec();
+        let stay = match take {
+            Take::All { resident_percent } => {
+                let all =
+                    there.iter().map(|range| range.end - range.start).sum::<u64>() + away(&state, &there);
+                let most = all * u64::from(resident_percent.min(100)) / 100;
+                let most = usize::try_from(most).unwrap_or(usize::MAX);
+                self.working_set.stay(most, |page| is_in(&there, page)).to_vec()
+            }
+            Take::Cold { pages_max } => {
+                let is_cold =
+                    |page| state.watches_writes && !is_written(page) && !self.working_set.contains(page);
+                self.cold = Cold::of(&there, (state.trimmed_to, pages_max), is_cold);
+                // What was not looked at yet may be cold.
+                self.cold.more |= !state.watches_writes;
+                numbers.retain(|page| self.cold.pages.binary_search(page).is_ok());
+                self.present = self.cold.addresses();
+                self.cold.others(&there)
+            }
+        };
         numbers.retain(|page| stay.binary_search(page).is_err());
-        if !self.changed.is_empty() {
-            numbers.extend(self.changed.iter().flat_map(|changed| pages(&changed.range())));
+        if let Some(changed) = self.changed.as_ref().filter(|changed| !changed.is_empty()) {
+            numbers.extend(changed.iter().flat_map(|changed| pages(&changed.range())));
             numbers.sort_unstable();
         }
         self.stay.clone_from(&stay);
@@ -227,6 +247,22 @@ impl Process {
         }
         state.begin_missing();
         state.working_set = std::mem::take(&mut self.working_set);
+        state.watches_writes = false;
+        state.trimmed_to = self.cold.next;
+    }
+
+    /// From now on it shows which pages are written. Nothing of what is there is stored.
+    pub(super) fn watch_writes(&self) {
+        let mut state = self.space.lock();
+        state.rewritten.clear();
+        let mut ranges = self.registered.iter();
+        let watched =
+            ranges.try_for_each(|range| uffd::take_written(&self.pagemap, range.clone(), |_written| true));
+        state.watches_writes = watched.is_ok();
+        if let Err(error) = watched {
+            // Nothing is taken of it the next time either.
+            tracing::debug!(pid = %self.pid, %error, "its writes are not watched");
+        }
     }
 
     /// Zaps everything that is there. While nothing is registered nobody runs, so no event has to be waited for and
@@ -277,7 +313,8 @@ impl Process {
 
     /// Has memory without a file take the place of what it has changed of files.
     fn take_from_files(&mut self, operation: &mut Operation) -> Result<(), ParkError> {
-        for changed in std::mem::take(&mut self.changed) {
+        let Some(all) = self.changed.take() else { return Ok(()) };
+        for changed in all {
             let is_taken = changed.take(self.pid, operation)?;
             let mut state = self.space.lock();
             if is_taken {

@@ -125,9 +125,10 @@ impl State {
         next.unwrap_or_else(|| self.working_set.rank_behind(self.missed.len()))
     }
 
-    /// Ends the giving back. Returns what was done so far.
+    /// Ends the giving back, of what is wanted and of the rest. Returns what was done so far.
     pub(super) fn stop_push(&mut self) -> Counts {
         self.round += 1;
+        self.filled_to = 0;
         self.push.clear();
         self.counts
     }

@@ -144,8 +144,6 @@ pub struct Recipes {
     pub bases: Arc<crate::bases::Bases>,
     /// Failures that tests ask for.
     pub faults: Arc<crate::faults::Faults>,
-    /// Of a hundred of its pages so many may stay: those that the next request will touch.
-    pub resident_percent: u32,
 }
 
 impl Recipes {

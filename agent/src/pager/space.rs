@@ -116,6 +116,12 @@ pub(super) struct State {
     pub(super) is_marked: bool,
     /// What its memory without a file stands for where it had changed pages of files; `None`: that was never looked at.
     pub(super) files: Option<Vec<FilePart>>,
+    /// Whether it shows which pages were written since some were last taken of it while it goes on.
+    pub(super) watches_writes: bool,
+    /// Where the next are looked for.
+    pub(super) trimmed_to: u64,
+    /// How far everything was brought back; 0: nobody wanted that.
+    pub(super) filled_to: u64,
     /// To whom it hands on what it knows when it ends.
     pub(super) pupil: Option<Pupil>,
     /// The page behind the last one of zeros it was given, and how many it was given.
@@ -223,7 +229,7 @@ impl Space {
     }
 
     /// Pages of some places that are stored, as the page table has it.
-    fn marks(&self, places: &[Range<u64>]) -> Result<Vec<Range<u64>>, FaultError> {
+    pub(super) fn marks(&self, places: &[Range<u64>]) -> Result<Vec<Range<u64>>, FaultError> {
         let pagemap = self.pagemap.as_ref().ok_or(FaultError::Unclear)?;
         let mut marks = Vec::new();
         for place in places {
@@ -244,6 +250,11 @@ impl Space {
         let marks = self.marks(std::slice::from_ref(&place))?;
         let unclear = marks.into_iter().flatten().find(|page| !state.given_up.contains(page));
         Ok(unclear.and_then(|page| usize::try_from(page - first).ok()).unwrap_or(count))
+    }
+
+    /// Whether it can be asked what is there.
+    pub(super) const fn has_pagemap(&self) -> bool {
+        self.pagemap.is_some()
     }
 
     /// Waits until everything that was told is done. For who has stopped the process, so that nothing more is told.

@@ -16,6 +16,7 @@ use super::process::{Process, SCRATCH_BYTES};
 use super::recipes::{Saved, StorePagesError};
 use super::space::{Space, Unsettled};
 use super::store::Store;
+use super::take::Take;
 use super::working_set::WorkingSet;
 use crate::inject::{ForWhat, InjectError, Operation, OperatorError, Stage, make_userfaultfd};
 use crate::sandbox::cgroup::{CgroupError, SandboxCgroup};
@@ -115,7 +116,7 @@ impl Stopped {
         pager: &Pager,
         cgroup: &SandboxCgroup,
         known: &[Arc<Space>],
-        (lost, cancelled, resident_percent): (&Arc<Lost>, &CancellationToken, u32),
+        (lost, cancelled, take): (&Arc<Lost>, &CancellationToken, Take),
     ) -> Result<Self, ParkError> {
         let mut stopped = Self::hold(pager, cgroup)?;
         known.iter().try_for_each(|space| space.wait_settled())?;
@@ -126,7 +127,7 @@ impl Stopped {
             .pids
             .clone()
             .into_iter()
-            .try_for_each(|pid| stopped.look_at(pid, known, (lost, cancelled, resident_percent)))
+            .try_for_each(|pid| stopped.look_at(pid, known, (lost, cancelled, take)))
         {
             Ok(()) => Ok(stopped),
             Err(error) => {
@@ -181,13 +182,14 @@ impl Stopped {
         &mut self,
         pid: Pid,
         known: &[Arc<Space>],
-        (lost, cancelled, resident_percent): (&Arc<Lost>, &CancellationToken, u32),
+        (lost, cancelled, take): (&Arc<Lost>, &CancellationToken, Take),
     ) -> Result<(), ParkError> {
         let process = self.process(pid, known, lost)?;
         self.processes.push(process);
         let Some(process) = self.processes.last_mut() else { return Ok(()) };
-        self.left_out_pages += process.register(true)?;
-        process.look(resident_percent)?;
+        // Of files nothing is taken of one that goes on: it would lose mappings' names for little.
+        self.left_out_pages += process.register(matches!(take, Take::All { .. }))?;
+        process.look(take)?;
         process.copy(cancelled)
     }
 
@@ -242,13 +244,13 @@ impl Stopped {
         self.operation.let_go().map(drop)
     }
 
-    /// Gives the memory up, freezes the sandbox and lets go of it. `stored`: for each process, what it is stored as from now on,
+    /// Gives the memory up, freezes the sandbox unless it goes on, and lets go of it. `stored`: for each process, what it is stored as from now on,
     /// if that is something else than before.
     ///
     /// # Errors
     /// The sandbox is then being ended: nobody could say what its memory is.
-    pub(super) fn zap(mut self, stored: Vec<Option<Store>>) -> Result<Zapped, ParkError> {
-        let zapped = self.try_zap(stored);
+    pub(super) fn zap(mut self, stored: Vec<Option<Store>>, take: Take) -> Result<Zapped, ParkError> {
+        let zapped = self.try_zap(stored, take);
         if zapped.is_err() {
             self.cgroup.kill_now();
         }
@@ -256,19 +258,26 @@ impl Stopped {
         Ok(Zapped {
             stood: stood.inspect_err(|_error| self.cgroup.kill_now())?,
             resident_pages: self.processes.iter().map(|process| process.stay.len() as u64).sum(),
+            taken_pages: self.processes.iter().map(|process| process.cold.pages.len() as u64).sum(),
+            has_more: self.processes.iter().any(|process| process.cold.more),
             spaces: self.processes.into_iter().map(|process| process.space).collect(),
             left_out_pages: self.left_out_pages,
         })
     }
 
-    fn try_zap(&mut self, stored: Vec<Option<Store>>) -> Result<(), ParkError> {
+    fn try_zap(&mut self, stored: Vec<Option<Store>>, take: Take) -> Result<(), ParkError> {
         for (process, stored) in self.processes.iter_mut().zip(stored) {
             process.commit(stored);
             process.give_up(&mut self.operation)?;
+            if let Take::Cold { .. } = take {
+                process.watch_writes();
+            }
         }
         self.unmap()?;
         self.operation.put_back()?;
-        if let Err(error) = self.cgroup.begin_freeze() {
+        if matches!(take, Take::All { .. })
+            && let Err(error) = self.cgroup.begin_freeze()
+        {
             // It is parked all the same: who runs gets its pages.
             tracing::warn!(error = &error as &dyn std::error::Error, "a parked sandbox is not frozen");
         }
@@ -284,8 +293,11 @@ pub(super) struct Zapped {
     pub(super) stood: Duration,
     /// Pages of mappings that were left alone.
     pub(super) left_out_pages: u64,
-    /// Pages that stay because the next request will touch them.
+    /// Pages that stay: because the next request will touch them, or because they are not cold.
     pub(super) resident_pages: u64,
+    /// Cold pages that were taken, and whether there are more.
+    pub(super) taken_pages: u64,
+    pub(super) has_more: bool,
 }
 
 /// Stops all processes of a group, also those that are started meanwhile.

@@ -80,8 +80,7 @@ impl Desk {
         let engine = Engine::new(KEY, EngineSettings::default(), threads);
         let key = engine.key(&"default".parse().unwrap());
         let (base, bases, faults) = (self.base.clone(), self.bases.clone(), self.faults.clone());
-        let resident_percent = self.resident_percent;
-        Arc::new(Recipes { key, engine, base, bases, faults, resident_percent })
+        Arc::new(Recipes { key, engine, base, bases, faults })
     }
 
     pub(crate) async fn try_park(
@@ -90,7 +89,18 @@ impl Desk {
         cancelled: &CancellationToken,
     ) -> Result<Parked, ParkError> {
         let cgroup = guest.housing.cgroup();
-        pager::park(&self.pager, cgroup, guest.paged.clone(), self.recipes(), cancelled).await
+        let how = (self.recipes(), self.resident_percent);
+        pager::park(&self.pager, cgroup, guest.paged.clone(), how, cancelled).await
+    }
+
+    /// Takes at most so many pages of it while it goes on, and gives what was done.
+    pub(crate) async fn trim(&self, guest: &mut Guest, pages_max: usize) -> pager::ParkReport {
+        let (cgroup, never) = (guest.housing.cgroup(), CancellationToken::new());
+        let how = (self.recipes(), pages_max);
+        let trimmed = pager::trim(&self.pager, cgroup, guest.paged.clone(), how, &never).await;
+        let (paged, report) = trimmed.unwrap_or_else(|error| panic!("{error}: {error:?}"));
+        guest.paged = Some(paged);
+        report
     }
 
     /// Parks it, and gives what was done.

@@ -18,13 +18,15 @@ mod programs;
 #[path = "../kernel_sandbox/runner.rs"]
 mod runner;
 mod there_and_back;
+mod trim;
 mod trouble;
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let tests: Vec<runner::Test> =
-        [there_and_back::TESTS, meanings::TESTS, moved::TESTS, programs::TESTS, trouble::TESTS].concat();
+        [there_and_back::TESTS, trim::TESTS, meanings::TESTS, moved::TESTS, programs::TESTS, trouble::TESTS]
+            .concat();
     let programs = [checker::PROGRAMS, meanings::PROGRAMS, moved::PROGRAMS, trouble::HELPERS].concat();
     runner::main(&tests, &programs)
 }

@@ -25,11 +25,15 @@ pub(crate) const TESTS: &[Test] = &[
         a_program_that_keeps_moving_its_memory_finds_nothing_wrong,
     ),
     ("twenty_times_there_and_back_changes_no_byte", twenty_times_there_and_back_changes_no_byte),
+    (
+        "the_rest_comes_back_while_nobody_asks_and_is_not_stored_again",
+        the_rest_comes_back_while_nobody_asks_and_is_not_stored_again,
+    ),
     ("everything_comes_back_at_once_when_it_is_released", everything_comes_back_at_once_when_it_is_released),
 ];
 
-const NUMBERS: &str = "import sys\nsys.numbers = [str(i) * 20 for i in range(20000)]";
-const SUM: &str = "import sys\nresult = sum(len(number) for number in sys.numbers)";
+pub(crate) const NUMBERS: &str = "import sys\nsys.numbers = [str(i) * 20 for i in range(20000)]";
+pub(crate) const SUM: &str = "import sys\nresult = sum(len(number) for number in sys.numbers)";
 
 fn a_parked_sandbox_has_no_memory_and_answers_as_before() {
     at_desk(async |desk| {
@@ -195,7 +199,7 @@ fn there_and_back(checker: &str) {
         let mut guest = desk.start("s1", &program(checker)).await;
         let mut numbers = Numbers(seed);
         let until = Instant::now() + Duration::from_secs(seconds);
-        let (mut cycles, mut last, mut looked) = (0, 0, 0);
+        let (mut cycles, mut last, mut looked, mut trimmed) = (0, 0, 0, 0);
         while Instant::now() < until {
             desk.resident_percent = [0, 10, 60][cycles % 3];
             desk.park(&mut guest).await;
@@ -208,6 +212,16 @@ fn there_and_back(checker: &str) {
                 looked += u64::from(!guest.look().written.is_empty());
                 tokio::time::sleep(Duration::from_micros(numbers.below(4_000))).await;
             }
+            // What nobody asks for comes back too, in the middle of everything.
+            if numbers.below(3) == 0 {
+                guest.paged.as_ref().unwrap().fill();
+                tokio::time::sleep(Duration::from_micros(numbers.below(20_000))).await;
+            }
+            // And some of it is taken while it goes on.
+            for _step in 0..numbers.below(3) {
+                trimmed += desk.trim(&mut guest, 16 << numbers.below(8)).await.taken_pages;
+                tokio::time::sleep(Duration::from_micros(numbers.below(10_000))).await;
+            }
             if numbers.below(4) == 0 {
                 let (rounds, wrong) = findings(&guest).await;
                 assert_eq!(wrong, "", "seed {seed}, cycle {cycles}, after {rounds} rounds");
@@ -217,7 +231,7 @@ fn there_and_back(checker: &str) {
         }
         let (rounds, wrong) = findings(&guest).await;
         println!(
-            "seed {seed}: {cycles} cycles, {looked} looks, {rounds} rounds, {:?}",
+            "seed {seed}: {cycles} cycles, {looked} looks, {trimmed} pages trimmed, {rounds} rounds, {:?}",
             guest.paged.as_ref().unwrap().counts()
         );
         assert_eq!(wrong, "", "seed {seed}");
@@ -226,7 +240,7 @@ fn there_and_back(checker: &str) {
 }
 
 /// A program that does nothing at all between requests. Of some of its memory every other page is there.
-const QUIET: &str = "
+pub(crate) const QUIET: &str = "
 import mmap, os, socket
 numbers = [str(i) * 20 for i in range(20000)]
 holes = mmap.mmap(-1, 16 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -257,6 +271,37 @@ fn twenty_times_there_and_back_changes_no_byte() {
             assert_eq!(differences(&before, &after), [0; 0], "round {round}");
             guest.unpark();
         }
+        guest.housing.remove().await.unwrap();
+    });
+}
+
+fn the_rest_comes_back_while_nobody_asks_and_is_not_stored_again() {
+    at_desk(async |desk| {
+        let mut guest = desk.start("s1", &function()).await;
+        result(&guest.housing, NUMBERS).await;
+        let before = guest.anonymous_kb();
+        for round in 0..3 {
+            desk.park(&mut guest).await;
+            guest.unpark();
+            assert_eq!(result(&guest.housing, "result = 6 * 7").await, "42", "round {round}");
+            let paged = guest.paged.as_ref().unwrap();
+            assert!(!paged.is_filling(), "nobody wanted that");
+            paged.fill();
+            until("it is back", || guest.anonymous_kb() * 100 > before * 90);
+            assert!(paged.is_filling());
+            let missed = paged.counts().missed;
+            assert_eq!(result(&guest.housing, SUM).await, "1777800", "round {round}");
+            let later = paged.counts().missed;
+            assert!(later - missed < 50, "round {round}: {missed} pages missed, then {later}");
+        }
+        // Unless it was written.
+        let report = desk.park(&mut guest).await;
+        assert!(report.saved_pages < report.reused_pages, "{report:?}");
+        assert!(!guest.paged.as_ref().unwrap().is_filling());
+        std::thread::sleep(Duration::from_millis(100));
+        assert!(guest.anonymous_kb() < 64, "{} kB: it stays parked", guest.anonymous_kb());
+        guest.unpark();
+        assert_eq!(result(&guest.housing, SUM).await, "1777800");
         guest.housing.remove().await.unwrap();
     });
 }

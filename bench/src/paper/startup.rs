@@ -50,7 +50,7 @@ pub(super) fn run(options: &Options, found: &mut Found) -> Result<()> {
     let mut rows = Vec::new();
     let measure = async |station: &mut Station, function: &Function| {
         let pager = station.pager()?;
-        start::measure_one(station, &pager, function, rounds).await
+        start::measure_one(station, &pager, function, (rounds, 0)).await
     };
     let done = options.on_station(section, measure, |_, function, measured| {
         raw(&mut answers, &mut steps, &function, &measured);

@@ -5,7 +5,7 @@ use medes_agent::sandbox::Usage;
 use medes_proto::sandbox::Phase;
 use serde::Serialize;
 
-use super::Measured;
+use super::{Measured, at_once};
 use crate::{
     experiment,
     record::{Record, Target},
@@ -91,6 +91,17 @@ pub(super) struct Figures {
     unpark: Way,
     /// With a tenth of its pages resident while it is parked.
     unpark_resident: Way,
+    /// Warm, without what it does not touch.
+    trimmed: Way,
+    /// The request after each step of taking that.
+    after_trim_step: Way,
+    trimmed_memory: Memory,
+    trimmed_stored_bytes: u64,
+    /// Many in the same moment; none where memory has no room for two.
+    unpark_at_once: Way,
+    warm_at_once: Way,
+    /// So many.
+    at_once: usize,
     warm: Way,
     first_park: Way,
     park_again: Way,
@@ -138,6 +149,13 @@ impl Row {
             restore_late: Way::of(&measured.restore_late),
             unpark,
             unpark_resident,
+            trimmed: Way::of(&measured.trimmed),
+            after_trim_step: Way::of(&measured.after_step),
+            trimmed_memory: measured.trimmed_memory.into(),
+            trimmed_stored_bytes: measured.trimmed_bytes,
+            unpark_at_once: Way::of(&measured.unpark_at_once),
+            warm_at_once: Way::of(&measured.warm_at_once),
+            at_once: measured.unpark_at_once.len() / at_once::MEASURED as usize,
             warm: Way::of(&measured.warm),
             first_park: Way::of(&measured.first_park),
             park_again: Way::of(&measured.park),
@@ -161,6 +179,28 @@ impl Row {
 impl Report {
     pub(super) fn new(rounds: u32) -> Self {
         Self { record: Record::here("start"), rounds, rows: Vec::new(), targets: Vec::new() }
+    }
+
+    fn judged(&self) -> String {
+        self.targets.iter().map(Target::line).collect::<Vec<_>>().join("\n")
+    }
+
+    /// Many in one moment.
+    fn at_once(&self) -> Table {
+        let mut many = table(&["function", "at once", "unpark", "p99", "warm", "p99", "unpark of warm, p99"]);
+        for (function, figures) in self.figures().filter(|(_, figures)| figures.at_once > 0) {
+            let Figures { unpark_at_once: unpark, warm_at_once: warm, at_once, .. } = figures;
+            many.add_row([
+                function.to_owned(),
+                at_once.to_string(),
+                ms(unpark.p50),
+                ms(unpark.p99),
+                ms(warm.p50),
+                ms(warm.p99),
+                format!("{:.2}", unpark.p99 / warm.p99),
+            ]);
+        }
+        many
     }
 
     fn figures(&self) -> impl Iterator<Item = (&str, &Figures)> {
@@ -204,6 +244,12 @@ impl experiment::Report for Report {
                 "ms",
             ),
             Target::at_most(
+                "unparks of many in one moment, p99 of the p99 of one alone, worst function",
+                10.0,
+                worst(&|figures| figures.unpark_at_once.p99 / figures.unpark.p99),
+                "x",
+            ),
+            Target::at_most(
                 "memory of a parked sandbox besides what is stored, worst function",
                 1.0,
                 parked,
@@ -230,12 +276,15 @@ impl experiment::Report for Report {
             "p99",
             "1/10 stays",
             "warm",
+            "trimmed",
             "first park",
             "again",
         ]);
         let mut sizes = table(&[
             "function",
             "warm",
+            "trimmed",
+            "stored",
             "clone",
             "late",
             "parked",
@@ -258,6 +307,7 @@ impl experiment::Report for Report {
                 ms(unpark.p99),
                 ms(figures.unpark_resident.p50),
                 ms(warm.p50),
+                ms(figures.trimmed.p50),
                 ms(first_park.p50),
                 ms(park_again.p50),
             ]);
@@ -265,6 +315,8 @@ impl experiment::Report for Report {
             sizes.add_row([
                 function.to_owned(),
                 held(figures.warm_memory),
+                held(figures.trimmed_memory),
+                mib(figures.trimmed_stored_bytes as f64),
                 held(figures.clone_memory),
                 held(figures.clone_late_memory),
                 held(figures.parked_memory),
@@ -274,11 +326,11 @@ impl experiment::Report for Report {
                 figures.cycles.to_string(),
             ]);
         }
-        let targets: Vec<String> = self.targets.iter().map(Target::line).collect();
         format!(
-            "Time to the first answer, median of {} (a way that is gone once: that one)\n{times}\n\nMemory\n{sizes}\n\n{}",
+            "Time to the first answer, median of {} (a way that is gone once: that one)\n{times}\n\nMemory\n{sizes}\n\nMany in one moment, until the answer of each\n{many}\n\n{}",
             self.rounds,
-            targets.join("\n")
+            self.judged(),
+            many = self.at_once(),
         )
     }
 }

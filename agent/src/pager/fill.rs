@@ -1,0 +1,69 @@
+//! Bringing back what nobody has asked for, while there is memory for it and nothing else to do: then nothing is missed any more.
+//!
+//! It is the giving back of [`super::push`], of everything that is missing, a window at a time.
+
+use super::fault::FaultError;
+use super::park::Paged;
+use super::space::Space;
+use super::working_set::Hot;
+
+/// Pages of a window: a few milliseconds.
+const WINDOW: u64 = 1024;
+
+/// What became of a window.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Window {
+    /// Its missing pages are to be given back now.
+    Begun,
+    /// The process is changing its mappings, or pages of an earlier one are still on their way.
+    Waits,
+    /// There is none any more.
+    Over,
+}
+
+impl Paged {
+    /// Brings everything back, in the background.
+    pub fn fill(&self) {
+        self.spaces.iter().for_each(|space| self.pager.fill(space));
+    }
+
+    /// Whether all of it was brought back, or is being, since some of it was last taken.
+    pub fn is_filling(&self) -> bool {
+        self.spaces.iter().all(|space| space.lock().filled_to > 0)
+    }
+}
+
+impl Space {
+    /// From the beginning on. Whoever stops the process ends it ([`super::space::State::stop_push`]).
+    pub(super) fn begin_fill(&self) {
+        self.lock().filled_to = 1;
+    }
+
+    /// Has the missing pages of the next window given back.
+    pub(super) fn fill_window(&self) -> Result<Window, FaultError> {
+        let mut state = self.lock();
+        if !state.changes.is_empty() || !state.push.is_empty() {
+            return Ok(Window::Waits);
+        }
+        // Without marks nobody could tell what is missing; it comes when it is touched.
+        while state.filled_to > 0 && state.is_marked && self.has_pagemap() {
+            let from = state.filled_to;
+            let next = state.store().table().ranges().find(|range| range.end > from);
+            let Some(range) = next else { return Ok(Window::Over) };
+            let start = range.start.max(from);
+            let window = start..range.end.min(start + WINDOW);
+            state.filled_to = window.end;
+            let address = |page: u64| page * medes_dedup::page::PAGE_BYTES as u64;
+            let missing = self.marks(&[address(window.start)..address(window.end)])?;
+            let rank = state.working_set.rank_behind(0);
+            let hot = |page| Hot { page, written: false, rank };
+            let mut pages: Vec<Hot> = missing.into_iter().flatten().map(hot).collect();
+            if !pages.is_empty() {
+                pages.reverse();
+                state.push = pages;
+                return Ok(Window::Begun);
+            }
+        }
+        Ok(Window::Over)
+    }
+}
