@@ -54,7 +54,8 @@ impl Space {
             let window = start..range.end.min(start + WINDOW);
             state.filled_to = window.end;
             let address = |page: u64| page * medes_dedup::page::PAGE_BYTES as u64;
-            let missing = self.marks(&[address(window.start)..address(window.end)])?;
+            let place = address(window.start)..address(window.end);
+            let missing = self.marks(std::slice::from_ref(&place))?;
             let rank = state.working_set.rank_behind(0);
             let hot = |page| Hot { page, written: false, rank };
             let mut pages: Vec<Hot> = missing.into_iter().flatten().map(hot).collect();
