@@ -10,9 +10,9 @@ use super::working_set::Hot;
 /// Pages of a window: a few milliseconds.
 const WINDOW: u64 = 1024;
 
-/// What became of a window.
+/// What became of the next window.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Window {
+pub(super) enum Next {
     /// Its missing pages are to be given back now.
     Begun,
     /// The process is changing its mappings, or pages of an earlier one are still on their way.
@@ -40,16 +40,16 @@ impl Space {
     }
 
     /// Has the missing pages of the next window given back.
-    pub(super) fn fill_window(&self) -> Result<Window, FaultError> {
+    pub(super) fn fill_window(&self) -> Result<Next, FaultError> {
         let mut state = self.lock();
         if !state.changes.is_empty() || !state.push.is_empty() {
-            return Ok(Window::Waits);
+            return Ok(Next::Waits);
         }
         // Without marks nobody could tell what is missing; it comes when it is touched.
         while state.filled_to > 0 && state.is_marked && self.has_pagemap() {
             let from = state.filled_to;
             let next = state.store().table().ranges().find(|range| range.end > from);
-            let Some(range) = next else { return Ok(Window::Over) };
+            let Some(range) = next else { return Ok(Next::Over) };
             let start = range.start.max(from);
             let window = start..range.end.min(start + WINDOW);
             state.filled_to = window.end;
@@ -62,9 +62,9 @@ impl Space {
             if !pages.is_empty() {
                 pages.reverse();
                 state.push = pages;
-                return Ok(Window::Begun);
+                return Ok(Next::Begun);
             }
         }
-        Ok(Window::Over)
+        Ok(Next::Over)
     }
 }

@@ -20,7 +20,7 @@ use nix::unistd::Pid;
 
 use super::deadline;
 use super::fault::Lost;
-use super::fill::Window;
+use super::fill::Next;
 use super::push::Turn;
 use super::space::{Hands, Space, State};
 use crate::inject::Operators;
@@ -339,8 +339,8 @@ impl Service {
         let Some(number) = self.filling.last().copied() else { return };
         let window = self.space(number).map(|space| (space.fill_window(), space));
         match window {
-            Some((Ok(Window::Begun), _)) => self.busy.push(number),
-            Some((Ok(Window::Waits), _)) => {
+            Some((Ok(Next::Begun), _)) => self.busy.push(number),
+            Some((Ok(Next::Waits), _)) => {
                 self.filling.rotate_right(1);
                 thread::sleep(PAUSE);
             }
@@ -348,7 +348,7 @@ impl Service {
                 space.lost.end(error);
                 self.filling.pop();
             }
-            Some((Ok(Window::Over), _)) | None => drop(self.filling.pop()),
+            Some((Ok(Next::Over), _)) | None => drop(self.filling.pop()),
         }
     }
 
