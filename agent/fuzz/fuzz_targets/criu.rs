@@ -12,6 +12,7 @@ use std::sync::LazyLock;
 
 use criu::images::{ImageSet, PAGE_BYTES, PagesFile};
 use criu::wire::images as wire;
+use criu::{CORE, FILES, MM, PAGEMAP, PSTREE, file};
 use libfuzzer_sys::arbitrary::{self, Arbitrary};
 use libfuzzer_sys::fuzz_target;
 use prost::Message;
@@ -25,15 +26,18 @@ mod criu {
     mod mappings;
     pub mod thin;
     pub mod wire;
-}
 
-/// What starts an image file, and then: of which kind it is.
-const IMAGE_MAGIC: u32 = 0x5456_4319;
-const PAGEMAP: u32 = 0x5608_4025;
-const PSTREE: u32 = 0x5027_3030;
-const CORE: u32 = 0x5505_3847;
-const MM: u32 = 0x5749_2820;
-const FILES: u32 = 0x5630_3138;
+    pub const PAGEMAP: u32 = image_file::PAGEMAP_MAGIC;
+    pub const PSTREE: u32 = image_file::PSTREE_MAGIC;
+    pub const CORE: u32 = image_file::CORE_MAGIC;
+    pub const MM: u32 = image_file::MM_MAGIC;
+    pub const FILES: u32 = image_file::FILES_MAGIC;
+
+    /// The bytes of a file of this kind.
+    pub fn file(kind: u32, entries: &[Vec<u8>]) -> Vec<u8> {
+        image_file::image(kind, entries)
+    }
+}
 
 #[derive(Arbitrary, Debug)]
 struct Dump {
@@ -63,12 +67,6 @@ impl Image {
         };
         fs::write(path, bytes).expect("room in memory");
     }
-}
-
-fn file(kind: u32, entries: &[Vec<u8>]) -> Vec<u8> {
-    let magics = [IMAGE_MAGIC.to_le_bytes(), kind.to_le_bytes()].concat();
-    let entry = |entry: &Vec<u8>| [&(entry.len() as u32).to_le_bytes(), entry.as_slice()].concat();
-    magics.into_iter().chain(entries.iter().flat_map(entry)).collect()
 }
 
 /// What CRIU could have written, with these numbers in it.

@@ -103,11 +103,9 @@ impl Node {
             metrics::trimmed(trimmed.taken_pages);
         }
         let lost = self.keep_survivor(sandbox, Some(warm));
-        let why = result.as_ref().err().cloned();
-        let lost = lost.then(|| why.unwrap_or_else(|| ended(sandbox)));
-        let result = match lost {
-            Some(failure) => Err(DedupFailed { failure, lost: true }),
-            None => result.map_err(|failure| DedupFailed { failure, lost: false }),
+        let result = match result {
+            Ok(_) if lost => Err(DedupFailed { failure: ended(sandbox), lost }),
+            other => other.map_err(|failure| DedupFailed { failure, lost }),
         };
         Event::Trimmed { sandbox, result }
     }

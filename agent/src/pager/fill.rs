@@ -2,6 +2,8 @@
 //!
 //! It is the giving back of [`super::push`], of everything that is missing, a window at a time.
 
+use medes_dedup::page::PAGE_BYTES;
+
 use super::fault::FaultError;
 use super::park::Paged;
 use super::space::Space;
@@ -46,25 +48,19 @@ impl Space {
             return Ok(Next::Waits);
         }
         // Without marks nobody could tell what is missing; it comes when it is touched.
-        while state.filled_to > 0 && state.is_marked && self.has_pagemap() {
-            let from = state.filled_to;
-            let next = state.store().table().ranges().find(|range| range.end > from);
-            let Some(range) = next else { return Ok(Next::Over) };
-            let start = range.start.max(from);
-            let window = start..range.end.min(start + WINDOW);
-            state.filled_to = window.end;
-            let address = |page: u64| page * medes_dedup::page::PAGE_BYTES as u64;
-            let place = address(window.start)..address(window.end);
-            let missing = self.marks(std::slice::from_ref(&place))?;
-            let rank = state.working_set.rank_behind(0);
-            let hot = |page| Hot { page, written: false, rank };
-            let mut pages: Vec<Hot> = missing.into_iter().flatten().map(hot).collect();
-            if !pages.is_empty() {
-                pages.reverse();
-                state.push = pages;
-                return Ok(Next::Begun);
-            }
+        if state.filled_to == 0 || !state.is_marked || !self.has_pagemap() {
+            return Ok(Next::Over);
         }
-        Ok(Next::Over)
+        let Some(range) = state.store().table().range_from(state.filled_to) else { return Ok(Next::Over) };
+        let window = range.start..range.end.min(range.start + WINDOW);
+        state.filled_to = window.end;
+        let address = |page: u64| page * PAGE_BYTES as u64;
+        let place = address(window.start)..address(window.end);
+        let missing = self.marks(std::slice::from_ref(&place))?;
+        let rank = state.working_set.rank_behind(0);
+        state.push.extend(missing.into_iter().flatten().map(|page| Hot { page, written: false, rank }));
+        state.push.reverse();
+        // Also where nothing is missing: who waits for a page is served in between.
+        Ok(Next::Begun)
     }
 }

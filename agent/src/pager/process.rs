@@ -213,7 +213,7 @@ impl Process {
             }
         };
         numbers.retain(|page| stay.binary_search(page).is_err());
-        if let Some(changed) = self.changed.as_ref().filter(|changed| !changed.is_empty()) {
+        if let Some(changed) = &self.changed {
             numbers.extend(changed.iter().flat_map(|changed| pages(&changed.range())));
             numbers.sort_unstable();
         }

@@ -72,6 +72,12 @@ impl Table {
         self.runs.iter().map(|run| run.first..run.end())
     }
 
+    /// The first stored pages from this one on that are neighbours.
+    pub(super) fn range_from(&self, page: u64) -> Option<Range<u64>> {
+        let at = self.runs.partition_point(|run| run.end() <= page);
+        self.runs.get(at).map(|run| run.first.max(page)..run.end())
+    }
+
     /// Bytes it takes.
     pub(super) const fn memory_bytes(&self) -> usize {
         self.runs.capacity() * size_of::<Run>()
@@ -124,6 +130,13 @@ mod tests {
             .prop_filter("the kernel moves apart", |(from, to, pages)| from.abs_diff(*to) >= *pages)
             .prop_map(|(from, to, pages)| Change::Moved { from, to, pages });
         proptest::collection::vec(prop_oneof![forget, moved], 0..24)
+    }
+
+    #[test]
+    fn the_next_stored_pages_are_found_from_anywhere() {
+        let table = Table::of(&[3, 4, 5, 9]);
+        let found = [0, 4, 6, 9, 10].map(|page| table.range_from(page));
+        assert_eq!(found, [Some(3..6), Some(4..6), Some(9..10), Some(9..10), None]);
     }
 
     proptest! {
