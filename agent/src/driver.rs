@@ -122,6 +122,21 @@ pub enum Event {
         /// What it is.
         result: Result<Taken, Failure>,
     },
+    /// The agent before left a sandbox in dedup, which is here now.
+    TakenIn {
+        /// Which.
+        sandbox: SandboxId,
+        /// What it runs.
+        spec: Box<FunctionSpec>,
+        /// Of which text of the function's file.
+        revision: u64,
+        /// What it is.
+        taken: Taken,
+        /// For how long it has been in dedup.
+        age: Duration,
+    },
+    /// The agent before left a base snapshot, which is here now.
+    TakenInBase(SnapshotReport),
     /// Another node asks at the door for a sandbox that it says is offered to it.
     OfferAsked {
         /// Which, and who.
@@ -202,7 +217,7 @@ pub struct Deduped {
     pub in_place: bool,
 }
 
-/// A sandbox in dedup that came from another node.
+/// A sandbox in dedup that came from another node, or from the agent before.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Taken {
     /// All bytes kept.
@@ -457,6 +472,12 @@ impl Driver {
             Event::BaseMade { sandbox, result } => self.base_made(now, sandbox, result, out),
             Event::Replicated { snapshot, result } => self.replicated(snapshot, result, out),
             Event::Taken { sandbox, result } => self.taken(now, sandbox, result, out),
+            Event::TakenIn { sandbox, spec, revision, taken, age } => {
+                self.taken_in(now, sandbox, (spec, revision), (taken, age));
+            }
+            Event::TakenInBase(report) => {
+                self.snapshots.insert(report.id, report);
+            }
             Event::OfferAsked { offered, give_up, ticket } => {
                 self.offer_asked(now, &offered, (give_up, ticket), out);
             }

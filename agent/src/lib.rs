@@ -47,6 +47,7 @@ pub mod sandbox;
 pub mod service;
 pub mod skeleton;
 pub mod stage;
+mod takeover;
 pub mod trim;
 mod uffd;
 pub mod watch;

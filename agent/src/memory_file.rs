@@ -12,7 +12,7 @@ use std::{
     fs::File,
     io::{self, Write},
     num::NonZeroUsize,
-    os::fd::AsFd,
+    os::fd::{AsFd, OwnedFd},
     path::Path,
     ptr::NonNull,
     slice,
@@ -147,6 +147,16 @@ impl MappedFile {
         Ok(Self { mapping, file: Arc::new(file) })
     }
 
+    /// One that another process has sealed. What is not sealed could still change, and is refused.
+    pub fn received(file: OwnedFd) -> io::Result<Self> {
+        let sealed = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_WRITE;
+        let seals = SealFlag::from_bits_truncate(fcntl(&file, FcntlArg::F_GET_SEALS)?);
+        if !seals.contains(sealed) {
+            return Err(io::ErrorKind::PermissionDenied.into());
+        }
+        Self::map(file.into())
+    }
+
     /// Whether both are the same mapping, not only equal.
     pub fn is(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.mapping, &other.mapping)
@@ -254,6 +264,19 @@ mod tests {
         assert_eq!(refused.raw_os_error(), Some(Errno::EBUSY as i32));
         drop(writable);
         assert!(MemoryFile { file: handle }.seal().is_ok(), "it was only refused, not broken");
+    }
+
+    #[test]
+    fn what_another_sealed_is_taken_and_what_nobody_did_is_not() {
+        let sealed = MemoryFile::sealed("test", b"one two").unwrap();
+        let taken = MappedFile::received(sealed.file().try_clone().unwrap().into()).unwrap();
+        assert_eq!(taken.as_ref(), b"one two");
+        let open = MemoryFile::create("test").unwrap();
+        assert_eq!(
+            MappedFile::received(open.file.into()).unwrap_err().kind(),
+            io::ErrorKind::PermissionDenied
+        );
+        assert!(MappedFile::received(tempfile::tempfile().unwrap().into()).is_err());
     }
 
     #[test]

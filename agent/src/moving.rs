@@ -292,7 +292,7 @@ async fn house(host: &Host, launch: &LaunchSpec, sandbox: SandboxId) -> Result<H
 }
 
 /// The clock that programs measure time by. It is another one on each machine.
-fn monotonic() -> Duration {
+pub(crate) fn monotonic() -> Duration {
     clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from)
 }
 

@@ -8,6 +8,7 @@ mod door;
 mod ends;
 mod filling;
 mod finished;
+mod leaving;
 mod measure;
 mod on_roads;
 mod tracking;
@@ -220,26 +221,14 @@ impl Node {
         }
     }
 
-    /// Removes everything the loop holds, and what work had brought back by then. Later work removes its own.
-    async fn close(&mut self, mut inputs: mpsc::Receiver<Input>) {
-        let mut removals = Vec::new();
-        for (sandbox, body) in std::mem::take(&mut self.bodies) {
-            removals.push(work::remove(sandbox, body.into_remains()));
-        }
-        futures::future::join_all(removals).await;
-        while let Some(input) = inputs.recv().await {
-            if let Input::Worked(worked) = input
-                && let Some((sandbox, remains)) = worked.into_remains()
-            {
-                work::remove(sandbox, Some(remains)).await;
-            }
-        }
-    }
-
     fn input(&mut self, input: Input) {
         match input {
             Input::Asked(asked) => self.asked(asked),
-            Input::Worked(worked) => self.worked(*worked),
+            Input::Worked(worked) => {
+                let leaves = worked.leaves();
+                self.worked(*worked);
+                self.leave(leaves);
+            }
         }
     }
 
@@ -307,6 +296,7 @@ impl Node {
     fn apply(&mut self, event: Event) {
         let mut actions = Vec::new();
         self.driver.apply(Instant::now(), event, &mut actions);
+        self.take_back(&actions);
         for action in actions {
             self.act(action);
         }

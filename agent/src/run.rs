@@ -63,6 +63,7 @@ pub async fn run(config: Config) -> Result<()> {
         run_dir: config.state_dir.join("run"),
         run_bytes_max: config.scratch.0,
         program: std::env::current_exe().context("find this program")?,
+        takeover: Duration::from_secs(config.takeover.into()),
     };
     let host = Host::start(host_config, reaper.clone(), tasks.clone()).await.context("set the node up")?;
     let host = Arc::new(host);
@@ -100,7 +101,8 @@ pub async fn run(config: Config) -> Result<()> {
         faults,
     };
     let (node, handle, inbox) = Node::new(identity, Arc::new(tools), (watch, tracking));
-    let node = node.with_warm(config.trim, config.fill_above);
+    let mut node = node.with_warm(config.trim, config.fill_above);
+    node.take_in().await;
     let (from_link, link_inbox) = mpsc::channel(LINK_MAX);
     handle.answer(&health);
     tasks.spawn(link::run(channel, from_link, stop.clone()));

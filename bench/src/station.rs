@@ -91,6 +91,7 @@ impl Station {
             run_dir: scratch.path().join("run"),
             run_bytes_max: IMAGES_BYTES_MAX,
             program: program.clone(),
+            takeover: Duration::ZERO,
         };
         let host = Host::start(config, reaper.clone(), tasks.clone()).await.context("set a node up")?;
         let criu = Criu::find(None)?;

@@ -121,6 +121,11 @@ impl Snapshot {
         self.init.get_or_init(|| init);
     }
 
+    /// Its processes, in the order of their pages.
+    pub fn processes(&self) -> &[ProcessLayout] {
+        &self.processes
+    }
+
     /// The sum that one page travels with.
     pub fn sum(&self, page: PageIndex) -> Option<u64> {
         let place = self.sums.get(usize::try_from(page.0).ok()?)?;

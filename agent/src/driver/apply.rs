@@ -415,6 +415,11 @@ impl Driver {
 
 impl Entry {
     pub(super) fn starting(now: Instant, command: CommandId, spec: Box<FunctionSpec>, revision: u64) -> Self {
+        Self { command: Some(command), ..Self::new(now, spec, revision) }
+    }
+
+    /// One that nothing is known of yet.
+    pub(super) fn new(now: Instant, spec: Box<FunctionSpec>, revision: u64) -> Self {
         Self {
             spec,
             revision,
@@ -423,7 +428,7 @@ impl Entry {
             born: now,
             last_used: now,
             reported_idle: None,
-            command: Some(command),
+            command: None,
             doomed: None,
             purge: None,
             open_requests: 0,

@@ -12,7 +12,7 @@ use medes_proto::{
     failure::{Failure, FailureKind},
     fleet::Success,
     function::FunctionSpec,
-    ids::{CommandId, NodeId, SandboxId},
+    ids::{CommandId, NodeId, SandboxId, SnapshotId},
     moving::OfferedSandbox,
     sandbox::SandboxState,
 };
@@ -139,12 +139,9 @@ impl Driver {
     ) {
         let Some(entry) = self.sandboxes.get_mut(&sandbox) else { return };
         match result {
-            Ok(Taken { stored_bytes, bases, pages, requests, starts_from_dedup, phases }) => {
-                entry.enter(now, SandboxState::Dedup);
-                (entry.arriving, entry.shrinks) = (false, true);
-                (entry.stored_bytes, entry.bases, entry.pages) = (stored_bytes, bases, pages);
-                (entry.requests, entry.starts_from_dedup) = (requests, starts_from_dedup);
-                entry.last_phases.clone_from(&phases);
+            Ok(taken) => {
+                let phases = taken.phases.clone();
+                entry.take_in(now, taken);
                 self.finish(now, sandbox, Success { phases, ..Success::default() }, out);
             }
             Err(failure) => self.end(sandbox, failure, out),
@@ -152,7 +149,53 @@ impl Driver {
     }
 }
 
+impl Driver {
+    /// Nobody has asked for it, and nobody waits for an answer.
+    pub(super) fn taken_in(
+        &mut self,
+        now: Instant,
+        sandbox: SandboxId,
+        (spec, revision): (Box<FunctionSpec>, u64),
+        (taken, age): (Taken, Duration),
+    ) {
+        let mut entry = Entry::new(now, spec, revision);
+        entry.take_in(now, taken);
+        let since = now.checked_sub(age).unwrap_or(now);
+        (entry.since, entry.born, entry.last_used) = (since, since, since);
+        self.sandboxes.insert(sandbox, entry);
+    }
+
+    /// What of a sandbox in dedup the next agent must know. `None`: it is in another state, or something is being done to it.
+    pub fn resting(&self, sandbox: SandboxId) -> Option<RestingEntry<'_>> {
+        let entry = self.sandboxes.get(&sandbox).filter(|entry| entry.waits_in_dedup())?;
+        let Entry { revision, stored_bytes, bases, since, .. } = entry;
+        Some(RestingEntry { revision: *revision, stored_bytes: *stored_bytes, bases, since: *since })
+    }
+}
+
+/// What the driver knows of a sandbox that rests in dedup.
+#[derive(Debug, Clone, Copy)]
+pub struct RestingEntry<'d> {
+    /// Of which text of the function's file.
+    pub revision: u64,
+    /// All bytes kept for it.
+    pub stored_bytes: u64,
+    /// Base snapshots that these refer to.
+    pub bases: &'d [SnapshotId],
+    /// When it was put away.
+    pub since: Instant,
+}
+
 impl Entry {
+    fn take_in(&mut self, now: Instant, taken: Taken) {
+        let Taken { stored_bytes, bases, pages, requests, starts_from_dedup, phases } = taken;
+        self.enter(now, SandboxState::Dedup);
+        (self.arriving, self.shrinks) = (false, true);
+        (self.stored_bytes, self.bases, self.pages) = (stored_bytes, bases, pages);
+        (self.requests, self.starts_from_dedup) = (requests, starts_from_dedup);
+        self.last_phases = phases;
+    }
+
     /// In dedup, and nothing is being done to it.
     fn waits_in_dedup(&self) -> bool {
         self.state == SandboxState::Dedup && self.command.is_none() && self.doomed.is_none()

@@ -7,6 +7,7 @@ use proptest::{prelude::*, sample::Index};
 
 mod moving;
 mod single;
+mod takeover;
 mod trim;
 
 const FUNCTION: &str = "name = 'f'\ncommand = ['x']\nrequests_max = 2";
@@ -50,6 +51,8 @@ enum Step {
     /// Ends one piece of work: well, badly, or so badly that the sandbox is lost.
     Finish(Index, u8),
     Wait(u16),
+    /// The agent ends, and another one takes over.
+    Crash,
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -75,6 +78,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => any::<bool>().prop_map(Step::Shrunk),
         8 => (any::<Index>(), 0..3u8).prop_map(|(at, how)| Step::Finish(at, how)),
         2 => any::<u16>().prop_map(Step::Wait),
+        1 => Just(Step::Crash),
     ]
 }
 
@@ -100,6 +104,8 @@ struct World {
     parked: BTreeSet<SandboxId>,
     /// Whose image is being made smaller.
     shrinking: Option<SandboxId>,
+    /// Those that the next agent is to have.
+    left: BTreeSet<SandboxId>,
     next: u64,
 }
 
@@ -132,6 +138,7 @@ impl World {
             alive: BTreeSet::new(),
             parked: BTreeSet::new(),
             shrinking: None,
+            left: BTreeSet::new(),
             next: 1,
         }
     }
@@ -146,6 +153,7 @@ impl World {
     fn apply(&mut self, event: Event) {
         let mut actions = Vec::new();
         self.driver.apply(self.now, event, &mut actions);
+        self.take_back(&actions);
         for action in actions {
             self.act(&action);
         }
@@ -272,7 +280,7 @@ impl World {
                     phases: Vec::new(),
                     memory_digest: None,
                 };
-                self.apply(Event::Deduped { sandbox, result: if good { Ok(deduped) } else { Err(failed) } });
+                self.put_away(sandbox, if good { Ok(deduped) } else { Err(failed) });
             }
             Work::Trim => self.trimmed(sandbox, if good { Ok(Trimmed::default()) } else { Err(failed) }),
             Work::MakeBase(snapshot) => {
@@ -405,6 +413,7 @@ impl World {
                 self.now += Duration::from_millis(millis.into());
                 self.apply(Event::Tick);
             }
+            Step::Crash => self.crash(),
         }
     }
 }

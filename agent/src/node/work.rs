@@ -96,7 +96,27 @@ pub(crate) enum Worked {
     Answered { sandbox: SandboxId, answered: bool, overdue: Option<Failure> },
 }
 
+/// What work has made that the next agent is to have.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Leaves {
+    Sandbox(SandboxId),
+    Base(SnapshotId),
+}
+
 impl Worked {
+    /// What of it the next agent is to have, if it is still there when it is taken in.
+    pub(super) const fn leaves(&self) -> Option<Leaves> {
+        match self {
+            Self::Deduped { sandbox, result: Ok((PutAway::Stored(_), _)) }
+            | Self::Taken { sandbox, result: Ok(_) }
+            | Self::Shrunk { sandbox, result: Ok(Some(_)), .. } => Some(Leaves::Sandbox(*sandbox)),
+            Self::BaseMade { result: Ok((report, _)), .. } | Self::Replicated { result: Ok(report), .. } => {
+                Some(Leaves::Base(report.id))
+            }
+            _ => None,
+        }
+    }
+
     /// Whether it handled all pages of a sandbox.
     pub(super) const fn was_large(&self) -> bool {
         matches!(

@@ -2,12 +2,14 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
@@ -15,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::criu::run_dir;
-use crate::keeper::{Keeper, KeeperError, KeeperOrder};
+use crate::keeper::{self, Keeper, KeeperError, KeeperOrder, Key, Left};
 use crate::pager::Guard;
 use crate::reaper::{ExitStatus, Reaper};
 
@@ -104,6 +106,8 @@ pub struct HostConfig {
     pub run_bytes_max: u64,
     /// The agent's own program, for `stage` and `keeper`.
     pub program: PathBuf,
+    /// How long what needs no process waits for the next agent after this one's end, in whatever way; zero: nothing does.
+    pub takeover: Duration,
 }
 
 #[derive(Debug)]
@@ -116,6 +120,8 @@ pub(crate) struct Shared {
     pub(crate) reaper: Reaper,
     pub(crate) tasks: TaskTracker,
     keeper: Arc<Keeper>,
+    /// What the agent before left, until somebody takes it.
+    left: Mutex<Vec<Left>>,
     _name_lock: UnixListener,
 }
 
@@ -126,7 +132,7 @@ pub struct Host {
 }
 
 impl Host {
-    /// Sets the node up: name lock, leftovers removed, run directory, control groups, keeper.
+    /// Sets the node up: name lock, what an agent before left taken over and the rest of it removed, run directory, control groups, keeper.
     ///
     /// Not cancel-safe; a start that was dropped half way is cleaned up by the next one.
     pub async fn start(config: HostConfig, reaper: Reaper, tasks: TaskTracker) -> Result<Self, HostError> {
@@ -138,17 +144,28 @@ impl Host {
             return Err(HostError::NotPrivate);
         }
         let name_lock = lock_name(&config.node)?;
-        let (config, cgroup, dev, sandboxes) = run_blocking(move || -> Result<_, HostError> {
+        let (config, left, cgroup, dev, sandboxes) = run_blocking(move || -> Result<_, HostError> {
+            // First, as the keeper of an agent before is among what is removed then.
+            let left = keeper::receive(&config.node).unwrap_or_else(|error| {
+                tracing::warn!(%error, "what the agent before left did not arrive");
+                Vec::new()
+            });
             let cgroup = NodeCgroup::create(&format!("medes-{}", config.node))?;
             let (dev, sandboxes) = prepare_run_dir(&config)?;
-            Ok((config, cgroup, dev, sandboxes))
+            Ok((config, left, cgroup, dev, sandboxes))
         })
         .await?;
         let door = Door::open().map_err(HostError::io("start the namespace thread"))?;
-        let order = KeeperOrder { branches: cgroup.branches().to_vec(), run_dir: config.run_dir.clone() };
+        let order = KeeperOrder {
+            branches: cgroup.branches().to_vec(),
+            run_dir: config.run_dir.clone(),
+            sandboxes: sandboxes.clone(),
+            node: config.node.clone(),
+            takeover: config.takeover,
+        };
         let keeper = Arc::new(Keeper::start(&reaper, &config.program, &order).await?);
-        let shared =
-            Shared { config, cgroup, dev, sandboxes, door, reaper, tasks, keeper, _name_lock: name_lock };
+        let (left, _name_lock) = (Mutex::new(left), name_lock);
+        let shared = Shared { config, cgroup, dev, sandboxes, door, reaper, tasks, keeper, left, _name_lock };
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -194,6 +211,26 @@ impl Host {
     /// The keeper as who holds userfaultfds.
     pub fn guard(&self) -> Arc<dyn Guard> {
         self.shared.keeper.clone()
+    }
+
+    /// Whether anything is left to the next agent when this one ends.
+    pub(crate) fn leaves(&self) -> bool {
+        self.shared.keeper.leaves()
+    }
+
+    /// From now on the next agent is to have this, in place of what had the same key.
+    pub(crate) fn leave(&self, key: Key, files: &[BorrowedFd<'_>]) {
+        self.shared.keeper.leave(key, files);
+    }
+
+    /// From now on the next agent is not to have this.
+    pub(crate) fn take_back(&self, key: Key) {
+        self.shared.keeper.take_back(key);
+    }
+
+    /// What the agent before left; nothing the second time.
+    pub(crate) fn left(&self) -> Vec<Left> {
+        std::mem::take(&mut self.shared.left.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// The keeper's process number.

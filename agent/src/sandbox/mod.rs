@@ -27,6 +27,7 @@ pub use http::{Request, RequestError, Response};
 pub use intake::{Entrance, Intake, seat};
 pub use launch::{LaunchError, NotReady};
 pub use log::{Log, LogLine, LogTail};
+pub(crate) use mounts::TMPFS;
 pub use mounts::{ExternalMount, MountError};
 pub use order::Step;
 pub use spec::{LaunchSpec, SandboxId, SpecError};

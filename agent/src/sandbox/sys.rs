@@ -2,11 +2,13 @@
 //! Nothing here knows what a sandbox is.
 #![allow(unsafe_code, reason = "system calls without a safe wrapper; each block says why it is sound")]
 
-use std::io;
+use std::io::{self, IoSliceMut};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
+use nix::errno::Errno;
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockFlag, accept4, cmsg_space, recvmsg};
 use nix::unistd::{ForkResult, Pid};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -63,6 +65,36 @@ pub(crate) fn fork_single_threaded() -> io::Result<ForkResult> {
     // nobody else could start one in between), so the child may run ordinary code.
     let forked = unsafe { nix::unistd::fork() };
     Ok(forked?)
+}
+
+/// The next message, as much of it as there is room for, and at most so many of the descriptors that came with it.
+pub(crate) fn receive(
+    socket: RawFd,
+    bytes: &mut [u8],
+    files_max: usize,
+) -> io::Result<(usize, Vec<OwnedFd>)> {
+    let mut room = vec![0; cmsg_space::<RawFd>() * files_max];
+    let mut parts = [IoSliceMut::new(bytes)];
+    let received = loop {
+        match recvmsg::<()>(socket, &mut parts, Some(&mut room), MsgFlags::MSG_CMSG_CLOEXEC) {
+            Err(Errno::EINTR) => {}
+            received => break received?,
+        }
+    };
+    let rights = received.cmsgs().into_iter().flatten().filter_map(|message| match message {
+        ControlMessageOwned::ScmRights(descriptors) => Some(descriptors),
+        _ => None,
+    });
+    // SAFETY: the kernel has just made these descriptors for this message; nothing else owns them, and each is named once.
+    let files = rights.flatten().map(|file| unsafe { OwnedFd::from_raw_fd(file) }).collect();
+    Ok((received.bytes, files))
+}
+
+/// The next one who has come to this door.
+pub(crate) fn accept(door: &OwnedFd) -> io::Result<OwnedFd> {
+    let visitor = accept4(door.as_raw_fd(), SockFlag::SOCK_CLOEXEC)?;
+    // SAFETY: the kernel has just made this descriptor for us; nothing else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(visitor) })
 }
 
 /// A handle to a process that cannot be confused with a later process of the same number.

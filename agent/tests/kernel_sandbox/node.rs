@@ -38,6 +38,7 @@ pub(crate) fn config(name: &str) -> HostConfig {
         run_dir: PathBuf::from(format!("/run/medes-{name}")),
         run_bytes_max: 64 << 20,
         program: PathBuf::from(env!("CARGO_BIN_EXE_medes-agent")),
+        takeover: Duration::ZERO,
     }
 }
 

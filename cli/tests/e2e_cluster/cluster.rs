@@ -206,6 +206,13 @@ impl Cluster {
         self.agents.remove(name);
     }
 
+    /// As a service manager stops it.
+    pub(crate) fn stop_agent(&mut self, name: &str) {
+        let mut agent = self.agents.remove(name).unwrap();
+        agent.signal(Signal::SIGTERM);
+        assert!(agent.wait().success(), "{}", agent.log());
+    }
+
     /// Only the signal; somebody must still wait for its end.
     pub(crate) fn signal_agent(&self, name: &str, signal: Signal) {
         self.agents[name].signal(signal);

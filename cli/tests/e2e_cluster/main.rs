@@ -18,6 +18,7 @@ mod park;
 mod policy;
 mod program;
 mod spans;
+mod takeover;
 mod trace;
 mod trouble;
 mod up;

@@ -22,6 +22,7 @@ impl World {
         self.gone.remove(&sandbox);
         let result = if good { Ok(Taken::default()) } else { Err(failure()) };
         self.apply(Event::Taken { sandbox, result });
+        self.leave(sandbox);
     }
 
     /// The other node asks for one: to read it, or to have it.

@@ -1,0 +1,147 @@
+//! From a keeper whose agent has ended to the next agent on the node, over a socket that is named after the node.
+//!
+//! ```text
+//! next agent: connect ─► keeper: each thing with its files ─► how many ─► next agent: they are here ─► keeper: ends
+//! ```
+//!
+//! The keeper has them until it hears that they have arrived, and nobody has them twice: the next agent says so before it does anything
+//! with them. Both ends look who is at the other one: somebody else may take the name.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, connect, getsockopt, listen, setsockopt,
+    socket,
+    sockopt::{PeerCredentials, ReceiveTimeout, SendTimeout},
+};
+use nix::sys::time::{TimeVal, TimeValLike};
+
+use super::line::{Heard, Key, Word, receive as next_word, send};
+use crate::sandbox::sys::accept;
+
+/// How long one end waits for the other: longer than a keeper takes to clean up.
+const ANSWER_SECONDS: i64 = 20;
+
+/// Most things that are handed over: more are no node's.
+const LEFT_MAX: usize = 1 << 16;
+
+/// One thing that an agent left.
+#[derive(Debug)]
+pub(crate) struct Left {
+    /// What it is.
+    pub(crate) key: Key,
+    /// What it is made of; the first one says what else it is.
+    pub(crate) files: Vec<OwnedFd>,
+}
+
+/// The place where the next agent comes.
+#[derive(Debug)]
+pub(super) struct Heir {
+    door: OwnedFd,
+}
+
+impl Heir {
+    /// From now on the next agent on this node can come; it waits.
+    pub(super) fn expect(node: &str) -> io::Result<Self> {
+        let door = new_socket()?;
+        bind(door.as_raw_fd(), &address(node)?)?;
+        listen(&door, Backlog::new(1)?)?;
+        Ok(Self { door })
+    }
+
+    /// Waits for it and gives it all of these. Returns after so long even if nobody came.
+    pub(super) fn hand_over(self, left: &[Left], wait: Duration) -> io::Result<()> {
+        let until = Instant::now() + wait;
+        while let Some(rest) = until.checked_duration_since(Instant::now()) {
+            let timeout = PollTimeout::try_from(rest).unwrap_or(PollTimeout::MAX);
+            match poll(&mut [PollFd::new(self.door.as_fd(), PollFlags::POLLIN)], timeout) {
+                Ok(0) | Err(Errno::EINTR) => continue,
+                ready => ready?,
+            };
+            match accept(&self.door).and_then(|visitor| give(&visitor, left)) {
+                Ok(()) => {
+                    // In this order: who sees the end of the line can take the name.
+                    drop(self);
+                    return Ok(());
+                }
+                // Whoever that was, the next agent may still come.
+                Err(error) => eprintln!("medes-agent keeper: hand over to the next agent: {error}"),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn give(visitor: &OwnedFd, left: &[Left]) -> io::Result<()> {
+    is_one_of_us(visitor)?;
+    have_deadlines(visitor)?;
+    let line = visitor.as_raw_fd();
+    for Left { key, files } in left {
+        let files: Vec<_> = files.iter().map(AsFd::as_fd).collect();
+        send(line, Word::Leave(*key), &files)?;
+    }
+    let all = Word::End(left.len() as u64);
+    send(line, all, &[])?;
+    match next_word(line)? {
+        Some(Heard { word, .. }) if word == all => Ok(()),
+        _ => Err(io::ErrorKind::InvalidData.into()),
+    }
+}
+
+/// What the agent before left on this node; nothing if nobody waits there. Blocks until its keeper has cleaned up.
+pub(crate) fn receive(node: &str) -> io::Result<Vec<Left>> {
+    let keeper = new_socket()?;
+    have_deadlines(&keeper)?;
+    match connect(keeper.as_raw_fd(), &address(node)?) {
+        Err(Errno::ECONNREFUSED) => return Ok(Vec::new()),
+        connected => connected?,
+    }
+    is_one_of_us(&keeper)?;
+    let line = keeper.as_raw_fd();
+    let mut left = Vec::new();
+    loop {
+        let heard = match next_word(line) {
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset && left.is_empty() => None,
+            heard => heard?,
+        };
+        match heard {
+            Some(Heard { word: Word::Leave(key), files }) if left.len() < LEFT_MAX => {
+                left.push(Left { key, files });
+            }
+            Some(Heard { word: end @ Word::End(count), .. }) if count == left.len() as u64 => {
+                send(line, end, &[])?;
+                // It has heard that, or is gone, which is as good: nobody else will have them.
+                let _closed = next_word(line);
+                return Ok(left);
+            }
+            // It had nothing to give, and has ended.
+            None if left.is_empty() => return Ok(left),
+            None => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Some(_) => return Err(io::ErrorKind::InvalidData.into()),
+        }
+    }
+}
+
+fn new_socket() -> io::Result<OwnedFd> {
+    Ok(socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)?)
+}
+
+fn address(node: &str) -> io::Result<UnixAddr> {
+    Ok(UnixAddr::new_abstract(format!("medes-keeper-{node}").as_bytes())?)
+}
+
+/// Only agents and keepers of this user.
+fn is_one_of_us(other: &OwnedFd) -> io::Result<()> {
+    let user = getsockopt(other, PeerCredentials)?.uid();
+    if user == nix::unistd::geteuid().as_raw() { Ok(()) } else { Err(io::ErrorKind::PermissionDenied.into()) }
+}
+
+fn have_deadlines(line: &OwnedFd) -> io::Result<()> {
+    let answer = TimeVal::seconds(ANSWER_SECONDS);
+    setsockopt(line, ReceiveTimeout, &answer)?;
+    Ok(setsockopt(line, SendTimeout, &answer)?)
+}
