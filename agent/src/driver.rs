@@ -122,7 +122,7 @@ pub enum Event {
         /// What it is.
         result: Result<Taken, Failure>,
     },
-    /// The agent before left a sandbox in dedup, which is here now.
+    /// The agent before left a sandbox that rests, which is here now.
     TakenIn {
         /// Which.
         sandbox: SandboxId,
@@ -132,8 +132,10 @@ pub enum Event {
         revision: u64,
         /// What it is.
         taken: Taken,
-        /// For how long it has been in dedup.
+        /// For how long it has rested.
         age: Duration,
+        /// Its processes are there: it is parked.
+        is_parked: bool,
     },
     /// The agent before left a base snapshot, which is here now.
     TakenInBase(SnapshotReport),
@@ -472,8 +474,8 @@ impl Driver {
             Event::BaseMade { sandbox, result } => self.base_made(now, sandbox, result, out),
             Event::Replicated { snapshot, result } => self.replicated(snapshot, result, out),
             Event::Taken { sandbox, result } => self.taken(now, sandbox, result, out),
-            Event::TakenIn { sandbox, spec, revision, taken, age } => {
-                self.taken_in(now, sandbox, (spec, revision), (taken, age));
+            Event::TakenIn { sandbox, spec, revision, taken, age, is_parked } => {
+                self.taken_in(now, sandbox, (spec, revision), (taken, age, is_parked));
             }
             Event::TakenInBase(report) => {
                 self.snapshots.insert(report.id, report);

@@ -15,7 +15,7 @@ mod line;
 mod takeover;
 
 pub use life::main;
-pub(crate) use line::Key;
+pub(crate) use line::{FILES_MAX, Key};
 pub(crate) use takeover::{Left, receive};
 
 use std::io;
@@ -35,7 +35,7 @@ use tokio::net::unix::pipe;
 
 use crate::pager::Guard;
 use crate::reaper::{ExitStatus, ExitWatch, Reaper};
-use crate::sandbox::cgroup::Branch;
+use crate::sandbox::claim::Place;
 
 /// What it answers when it is ready.
 const READY: &[u8] = b"ready\n";
@@ -62,18 +62,16 @@ pub enum KeeperError {
 }
 
 /// What the keeper has to clean up.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct KeeperOrder {
-    /// The node's control group.
-    pub branches: Vec<Branch>,
-    /// The node's run directory.
-    pub run_dir: PathBuf,
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct KeeperOrder {
+    /// Where the node is.
+    pub(crate) place: Place,
     /// Its sandboxes' folders, by their names.
-    pub sandboxes: PathBuf,
+    pub(crate) sandboxes: PathBuf,
     /// The node's name.
-    pub node: String,
+    pub(crate) node: String,
     /// How long after the agent's end what it left waits for the next one; zero: nothing is left.
-    pub takeover: Duration,
+    pub(crate) takeover: Duration,
 }
 
 /// The agent's handle. The keeper guards the process, not this value: dropping it changes nothing.

@@ -59,9 +59,10 @@ fn agent(config: Config) -> ExitCode {
     run::start_logging();
     heap::configure();
     let ran = || {
-        // Before the runtime: only threads started later follow into the new mount namespace.
-        sandbox::enter_private_mounts()?;
-        tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(run::run(config))
+        let claim = sandbox::Claim::new(config.node.as_str())?;
+        // Before the runtime: only threads started later follow into the mount namespace.
+        claim.enter_mounts()?;
+        tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(run::run(config, claim))
     };
     match ran() {
         Ok(()) => ExitCode::SUCCESS,

@@ -7,6 +7,7 @@ use std::ops::Range;
 
 use medes_dedup::mapping::{Backing, FileName, Mapping, Mappings, MappingsError};
 use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
 
 /// One mapping.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -109,7 +110,7 @@ impl<'m> Area<'m> {
 }
 
 /// Memory without a file that stands where a part of one was mapped.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct FilePart {
     /// Where.
     pub(crate) range: Range<u64>,

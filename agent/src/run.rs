@@ -31,7 +31,7 @@ use crate::{
     reaper::Reaper,
     registry::Registry,
     roads::Roads,
-    sandbox::{self, Host, HostConfig},
+    sandbox::{self, Claim, Host, HostConfig},
     service::NodeService,
     watch::{Diagnostics, Options, Watch, tracked::Tracking, writes::Way},
 };
@@ -46,7 +46,7 @@ const LINK_MAX: usize = 256;
 const PAGER_THREADS: std::ops::RangeInclusive<usize> = 2..=8;
 
 /// Runs the agent; returns when SIGTERM or SIGINT came and everything is gone.
-pub async fn run(config: Config) -> Result<()> {
+pub async fn run(config: Config, claim: Claim) -> Result<()> {
     config.heat().check().context("understand --heat-...")?;
     let stop = CancellationToken::new();
     let tasks = TaskTracker::new();
@@ -65,7 +65,7 @@ pub async fn run(config: Config) -> Result<()> {
         program: std::env::current_exe().context("find this program")?,
         takeover: Duration::from_secs(config.takeover.into()),
     };
-    let host = Host::start(host_config, reaper.clone(), tasks.clone()).await.context("set the node up")?;
+    let host = Host::start_claimed(host_config, claim, &reaper, &tasks).await.context("set the node up")?;
     let host = Arc::new(host);
     let listener =
         TcpListener::bind(config.listen).await.with_context(|| format!("listen on {}", config.listen))?;
@@ -79,7 +79,7 @@ pub async fn run(config: Config) -> Result<()> {
     metrics::sight(watch.sight(), tracking.as_ref().map(|tracking| tracking.way));
     let pager = pager(&host, &reaper).map_err(|error| lacks.push(format!("parking: {error}"))).ok();
     let faults = Arc::new(faults(&config));
-    let (helpers, bases_there) = ((&reaper, pager.as_ref()), (&bases, faults.clone()));
+    let (helpers, bases_there) = ((&*host, &reaper, pager.as_ref()), (&bases, faults.clone()));
     let roads = roads(&config, helpers, &tasks, &stop, bases_there, channel.clone()).await;
     let roads = roads.map_err(|error| lacks.push(format!("CRIU: {error:#}"))).ok().map(Arc::new);
     lacks.iter().for_each(|lack| tracing::warn!(lack, "this node cannot do everything"));
@@ -246,14 +246,14 @@ fn pager(host: &Host, reaper: &Reaper) -> io::Result<Pager> {
 /// Finds and tries CRIU, and starts the workers that wait for restores.
 async fn roads(
     config: &Config,
-    (reaper, pager): (&Reaper, Option<&Pager>),
+    (host, reaper, pager): (&Host, &Reaper, Option<&Pager>),
     tasks: &TaskTracker,
     stop: &CancellationToken,
     (bases, faults): (&Arc<Bases>, Arc<Faults>),
     channel: Channel,
 ) -> Result<Roads> {
     let criu = Criu::find(config.criu.as_deref())?;
-    criu.check(reaper, &config.state_dir.join("run")).await?;
+    criu.check(reaper, host.run_dir()).await?;
     let workers = config.restore_workers.get();
     let pool = Pool::start(criu.clone(), reaper.clone(), workers, tasks, stop.clone(), sandbox::seat);
     let registry = Registry::new(channel, READ_DEADLINE);

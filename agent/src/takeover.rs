@@ -1,10 +1,11 @@
-//! What needs no process outlives its agent: base snapshots and sandboxes in dedup go to the next agent on the node.
+//! What rests outlives its agent: base snapshots, sandboxes in dedup and parked ones go to the next agent on the node.
 //!
 //! ```text
 //! made or put away ─► left with the keeper: what it is, its sealed memory ─► (agent ends) ─► received ─► taken in
 //! ```
 //!
-//! Nothing is copied: what is left is a second descriptor of the same memory. A sandbox is taken back before it is restored, removed or given
+//! Nothing is copied: what is left is a second descriptor of the same memory. A parked sandbox stays where it is, frozen, in its control group
+//! and its mounts; its userfaultfds, its network and the pipe that it writes to are left as well. A sandbox is taken back before it is restored, removed or given
 //! up, so that it never comes back twice. What the records say is taken as it is, since only a keeper of ours can have sent them; that the
 //! images are true is seen when they are opened, as ever.
 
@@ -16,29 +17,31 @@ use std::{
     time::Duration,
 };
 
-use medes_dedup::page::SnapshotId;
+use medes_dedup::{key::DomainKey, page::SnapshotId};
 use medes_proto::{
     WireError,
     function::FunctionSpec,
-    ids::SandboxId,
+    ids::{NodeId, SandboxId},
     layout::{InitSnapshot, SnapshotLayout},
     moving::ImageHead,
     wire,
 };
+use nix::unistd::Pid;
 use prost::Message;
 
 use crate::{
     bases::local::{Init, Snapshot},
     driver::Taken,
     earlier::Origin,
-    keeper::{Key, Left},
+    keeper::{FILES_MAX, Key, Left},
     launch_spec::launch_spec,
     memory_file::{MappedFile, MemoryFile},
     moving::{monotonic, send::Record},
-    pager::Learnt,
+    node::Tools,
+    pager::{KeptProcess, Learnt, Paged, ProcessRecord, TakeOverError},
     private_files,
-    roads::{Stored, blocking},
-    sandbox::{self, CreateError, Host},
+    roads::{Stored, Warm, blocking},
+    sandbox::{self, AdoptError, CreateError, Host, Housing, KeptHousing, Pipe},
 };
 
 /// Why something that was left is lost.
@@ -62,6 +65,15 @@ pub(crate) enum TakeInError {
     /// The private files could not be put there.
     #[error("unpack the private files")]
     Files(#[source] io::Error),
+    /// Its housing is not what it was.
+    #[error("take over its housing")]
+    Housing(#[source] io::Error),
+    /// Its processes are not there.
+    #[error("take over its processes")]
+    Adopt(#[from] AdoptError),
+    /// Its memory cannot be served.
+    #[error("take over its memory")]
+    Memories(#[from] TakeOverError),
 }
 
 /// What a sandbox in dedup is besides its image.
@@ -76,45 +88,101 @@ struct SandboxRecord {
     bases: Vec<u64>,
     #[prost(uint64, tag = "4")]
     stored_bytes: u64,
+    #[prost(message, optional, tag = "5")]
+    parked: Option<ParkedRecord>,
 }
 
-/// A sandbox in dedup, as the next agent is to have it.
+/// What one that is parked is besides.
+#[derive(Clone, PartialEq, prost::Message)]
+struct ParkedRecord {
+    /// Its first process.
+    #[prost(int32, tag = "1")]
+    pid: i32,
+    #[prost(bytes, tag = "2")]
+    layout: Vec<u8>,
+    /// What its images are opened with: they serve it before a controller has told the new agent any key.
+    #[prost(bytes, tag = "3")]
+    tenant_key: Vec<u8>,
+    #[prost(message, repeated, tag = "4")]
+    processes: Vec<ProcessRecord>,
+}
+
+/// A sandbox that rests, as the next agent is to have it.
 #[derive(Debug)]
 pub(crate) struct Resting<'n> {
     pub(crate) sandbox: SandboxId,
     /// Of which text of the function's file.
     pub(crate) revision: u64,
-    pub(crate) stored: &'n Stored,
     pub(crate) record: Record,
     pub(crate) stored_bytes: u64,
     pub(crate) bases: &'n [SnapshotId],
-    /// For how long it has been in dedup.
+    /// For how long it has rested.
     pub(crate) age: Duration,
 }
 
-/// Leaves a sandbox to the next agent.
-pub(crate) fn leave_sandbox(host: &Host, resting: &Resting<'_>) -> io::Result<()> {
-    let Resting { sandbox, revision, stored, record, stored_bytes, bases, age } = *resting;
-    let head = ImageHead {
-        image_bytes: stored.image.len() as u64,
-        // They stay where they are, and are packed when it comes to it.
-        file_bytes: 0,
-        places: stored.origin.places.values().cloned().collect(),
-        aligned_with: stored.origin.aligned_with,
-        pages: record.pages,
-        requests: record.requests,
-        starts_from_dedup: record.starts_from_dedup,
-        monotonic: monotonic().saturating_sub(age),
-    };
-    let record = SandboxRecord {
-        function: Some(wire::Function { toml: stored.spec.to_toml(), revision }),
-        head: Some(head.into()),
-        bases: bases.iter().map(|base| base.get()).collect(),
-        stored_bytes,
-    };
-    let record = MemoryFile::sealed("medes-record", &record.encode_to_vec())?;
-    host.leave(Key::Sandbox(sandbox.get()), &[record.file().as_fd(), stored.image.file().as_fd()]);
+impl Resting<'_> {
+    /// `image_bytes`, `origin`: of its image, if it has one.
+    fn record(&self, spec: &FunctionSpec, (image_bytes, origin): (u64, Option<&Origin>)) -> SandboxRecord {
+        let head = ImageHead {
+            image_bytes,
+            // They stay where they are, and are packed when it comes to it.
+            file_bytes: 0,
+            places: origin.map(|origin| origin.places.values().cloned().collect()).unwrap_or_default(),
+            aligned_with: origin.and_then(|origin| origin.aligned_with),
+            pages: self.record.pages,
+            requests: self.record.requests,
+            starts_from_dedup: self.record.starts_from_dedup,
+            monotonic: monotonic().saturating_sub(self.age),
+        };
+        SandboxRecord {
+            function: Some(wire::Function { toml: spec.to_toml(), revision: self.revision }),
+            head: Some(head.into()),
+            bases: self.bases.iter().map(|base| base.get()).collect(),
+            stored_bytes: self.stored_bytes,
+            parked: None,
+        }
+    }
+}
+
+/// Leaves a sandbox in dedup to the next agent.
+pub(crate) fn leave_sandbox(host: &Host, resting: &Resting<'_>, stored: &Stored) -> io::Result<()> {
+    let image = (stored.image.len() as u64, Some(&stored.origin));
+    let record = resting.record(&stored.spec, image).encode_to_vec();
+    let record = MemoryFile::sealed("medes-record", &record)?;
+    host.leave(Key::Sandbox(resting.sandbox.get()), &[record.file().as_fd(), stored.image.file().as_fd()]);
     Ok(())
+}
+
+/// Leaves a parked sandbox to the next agent; whether it could be. `key`: its tenant's.
+pub(crate) fn leave_parked(
+    host: &Host,
+    resting: &Resting<'_>,
+    (warm, key): (&Warm, &DomainKey),
+) -> io::Result<bool> {
+    let Some(processes) = warm.paged.as_ref().map(Paged::kept).transpose()?.flatten() else {
+        return Ok(false);
+    };
+    let KeptHousing { layout, network, pipe } = warm.housing.kept()?;
+    let mut files = vec![network, pipe.source, pipe.sink];
+    let mut records = Vec::with_capacity(processes.len());
+    for KeptProcess { record, uffd, image } in processes {
+        records.push(record);
+        files.extend([uffd, image]);
+    }
+    if files.len() >= FILES_MAX {
+        return Ok(false);
+    }
+    let parked = ParkedRecord {
+        pid: warm.tree.pid().as_raw(),
+        layout,
+        tenant_key: key.expose().to_vec(),
+        processes: records,
+    };
+    let record = SandboxRecord { parked: Some(parked), ..resting.record(&warm.spec, (0, None)) };
+    let record = MemoryFile::sealed("medes-record", &record.encode_to_vec())?;
+    let files: Vec<_> = [record.file().as_fd()].into_iter().chain(files.iter().map(AsFd::as_fd)).collect();
+    host.leave(Key::Parked(resting.sandbox.get()), &files);
+    Ok(true)
 }
 
 /// Leaves a base snapshot to the next agent.
@@ -143,33 +211,48 @@ pub(crate) enum TakenIn {
     Sandbox(Box<TakenInSandbox>),
 }
 
-/// A sandbox in dedup that an agent before left.
+/// A sandbox that an agent before left.
 #[derive(Debug)]
 pub(crate) struct TakenInSandbox {
     pub(crate) sandbox: SandboxId,
     pub(crate) revision: u64,
-    pub(crate) stored: Stored,
+    pub(crate) spec: Arc<FunctionSpec>,
+    pub(crate) body: Resumed,
     pub(crate) taken: Taken,
-    /// For how long it has been in dedup.
+    /// For how long it has rested.
     pub(crate) age: Duration,
 }
 
+/// What there is of it.
+#[derive(Debug)]
+pub(crate) enum Resumed {
+    Stored(Box<Stored>),
+    /// And its tenant's key.
+    Parked(Box<Warm>, DomainKey),
+}
+
 /// Takes in what an agent before left. What fails is lost: it is as if it had ended with that agent.
-pub(crate) async fn take_in(
-    host: &Host,
-    node: &medes_proto::ids::NodeId,
-    left: Left,
-) -> Result<TakenIn, TakeInError> {
+pub(crate) async fn take_in(tools: &Tools, node: &NodeId, left: Left) -> Result<TakenIn, TakeInError> {
     let Left { key, files } = left;
     let mut files = files.into_iter();
     let mut next = || files.next().ok_or_else(|| TakeInError::Memory(io::ErrorKind::UnexpectedEof.into()));
-    let (record, memory) = (received(next()?)?, received(next()?)?);
+    let record = received(next()?)?;
     match key {
-        Key::Base(number) => base(number, &record, memory).map(TakenIn::Base),
+        Key::Node => Err(TakeInError::Unlike("it is the node")),
+        Key::Base(number) => base(number, &record, received(next()?)?).map(TakenIn::Base),
         Key::Sandbox(number) => {
-            let files = received(next()?)?;
-            let taken = take_in_sandbox((host, node), number, (&record, memory, files)).await?;
-            Ok(TakenIn::Sandbox(Box::new(taken)))
+            let (image, files) = (received(next()?)?, received(next()?)?);
+            let known = Known::read(number, &record)?;
+            let stored = take_in_stored((&tools.host, node), &known, (image, files)).await?;
+            Ok(TakenIn::Sandbox(known.with(Resumed::Stored(Box::new(stored)))))
+        }
+        Key::Parked(number) => {
+            let (network, source, sink) = (next()?, next()?, next()?);
+            let mut known = Known::read(number, &record)?;
+            let parked = known.parked.take().ok_or(TakeInError::Unlike("it is not parked"))?;
+            let housing = (network, Pipe { source, sink });
+            let (warm, key) = take_in_parked((tools, node), &known, (parked, housing, files.collect()))?;
+            Ok(TakenIn::Sandbox(known.with(Resumed::Parked(Box::new(warm), key))))
         }
     }
 }
@@ -191,22 +274,64 @@ fn base(number: u64, record: &MappedFile, pages: MappedFile) -> Result<Arc<Snaps
     Ok(Arc::new(snapshot))
 }
 
-async fn take_in_sandbox(
-    (host, node): (&Host, &medes_proto::ids::NodeId),
-    number: u64,
-    (record, image, files): (&MappedFile, MappedFile, MappedFile),
-) -> Result<TakenInSandbox, TakeInError> {
-    let sandbox = SandboxId::new(number).ok_or(TakeInError::Unlike("it has no number"))?;
-    let SandboxRecord { function, head, bases, stored_bytes } = SandboxRecord::decode(record.as_ref())?;
-    let wire::Function { toml, revision } = function.ok_or(WireError::missing("record.function"))?;
-    let spec = FunctionSpec::from_toml(&toml).map_err(|_why| TakeInError::Unlike("its function is none"))?;
-    let head = ImageHead::try_from(head.ok_or(WireError::missing("record.head"))?)?;
+/// What a record says of a sandbox.
+struct Known {
+    sandbox: SandboxId,
+    spec: Arc<FunctionSpec>,
+    revision: u64,
+    head: ImageHead,
+    bases: Vec<SnapshotId>,
+    stored_bytes: u64,
+    parked: Option<ParkedRecord>,
+}
+
+impl Known {
+    fn read(number: u64, record: &MappedFile) -> Result<Self, TakeInError> {
+        let SandboxRecord { function, head, bases, stored_bytes, parked } =
+            SandboxRecord::decode(record.as_ref())?;
+        let wire::Function { toml, revision } = function.ok_or(WireError::missing("record.function"))?;
+        let spec = FunctionSpec::from_toml(&toml);
+        let bases: Option<Vec<_>> = bases.into_iter().map(SnapshotId::new).collect();
+        Ok(Self {
+            sandbox: SandboxId::new(number).ok_or(TakeInError::Unlike("it has no number"))?,
+            spec: Arc::new(spec.map_err(|_why| TakeInError::Unlike("its function is none"))?),
+            revision,
+            head: head.ok_or(WireError::missing("record.head"))?.try_into()?,
+            bases: bases.ok_or(TakeInError::Unlike("a base has no number"))?,
+            stored_bytes,
+            parked,
+        })
+    }
+
+    fn id(&self) -> Result<sandbox::SandboxId, TakeInError> {
+        Ok(sandbox::SandboxId::new(self.sandbox.to_string()).map_err(CreateError::Spec)?)
+    }
+
+    fn with(self, body: Resumed) -> Box<TakenInSandbox> {
+        let Self { sandbox, spec, revision, head, bases, stored_bytes, .. } = self;
+        let taken = Taken {
+            stored_bytes,
+            bases,
+            pages: head.pages,
+            requests: head.requests,
+            starts_from_dedup: head.starts_from_dedup,
+            phases: Vec::new(),
+        };
+        let age = monotonic().saturating_sub(head.monotonic);
+        Box::new(TakenInSandbox { sandbox, revision, spec, body, taken, age })
+    }
+}
+
+async fn take_in_stored(
+    (host, node): (&Host, &NodeId),
+    known: &Known,
+    (image, files): (MappedFile, MappedFile),
+) -> Result<Stored, TakeInError> {
+    let Known { sandbox, spec, head, .. } = known;
     if head.image_bytes != image.len() as u64 {
         return Err(TakeInError::Unlike("its image has another length"));
     }
-    let bases: Option<Vec<_>> = bases.into_iter().map(SnapshotId::new).collect();
-    let id = sandbox::SandboxId::new(sandbox.to_string()).map_err(CreateError::Spec)?;
-    let housing = sandbox::Housing::create(host, &id, &launch_spec(&spec, sandbox, node)).await?;
+    let housing = Housing::create(host, &known.id()?, &launch_spec(spec, *sandbox, node)).await?;
     let folder = housing.private_dir().to_owned();
     if let Err(error) = blocking(move || private_files::unpack(files.as_ref(), &folder)).await {
         if let Err(error) = housing.remove().await {
@@ -214,20 +339,40 @@ async fn take_in_sandbox(
         }
         return Err(TakeInError::Files(error));
     }
-    let places = head.places.into_iter().map(|place| (place.snapshot, place)).collect::<BTreeMap<_, _>>();
+    let places = head.places.iter().map(|place| (place.snapshot, place.clone())).collect::<BTreeMap<_, _>>();
     let origin = Origin { places, files: Vec::new(), aligned_with: head.aligned_with };
-    let taken = Taken {
-        stored_bytes,
-        bases: bases.ok_or(TakeInError::Unlike("a base has no number"))?,
-        pages: head.pages,
-        requests: head.requests,
-        starts_from_dedup: head.starts_from_dedup,
-        phases: Vec::new(),
-    };
-    let age = monotonic().saturating_sub(head.monotonic);
-    let stored =
-        Stored { spec: Arc::new(spec), housing, image, origin, tracked: None, learnt: Learnt::default() };
-    Ok(TakenInSandbox { sandbox, revision, stored, taken, age })
+    let (spec, learnt) = (spec.clone(), Learnt::default());
+    Ok(Stored { spec, housing, image, origin, tracked: None, learnt })
+}
+
+/// Whatever fails, the sandbox is where it was, and whoever takes in the others ends it.
+fn take_in_parked(
+    (tools, node): (&Tools, &NodeId),
+    known: &Known,
+    (parked, (network, pipe), files): (ParkedRecord, (OwnedFd, Pipe), Vec<OwnedFd>),
+) -> Result<(Warm, DomainKey), TakeInError> {
+    let ParkedRecord { pid, layout, tenant_key, processes } = parked;
+    let pager = tools.pager.as_ref().ok_or(TakeInError::Unlike("nobody can serve it"))?;
+    let key = DomainKey::from_bytes(
+        tenant_key.try_into().map_err(|_length| TakeInError::Unlike("its key is none"))?,
+    );
+    let launch = launch_spec(&known.spec, known.sandbox, node);
+    let kept = KeptHousing { layout, network, pipe };
+    let housing =
+        Housing::take_over(&tools.host, &known.id()?, &launch, kept).map_err(TakeInError::Housing)?;
+    let tree = housing.adopt(Pid::from_raw(pid))?;
+    let mut files = files.into_iter();
+    let processes = processes.into_iter().map(|record| {
+        let (uffd, image) = (files.next()?, files.next()?);
+        Some(KeptProcess { record, uffd, image })
+    });
+    let processes: Option<Vec<_>> = processes.collect();
+    let processes = processes.ok_or(TakeInError::Unlike("files of its processes are missing"))?;
+    let base = |id| tools.bases.local.get(id);
+    let served = Paged::take_over(pager, housing.cgroup(), processes, (&key, base, tools.faults.clone()))?;
+    let mut warm = Warm::new(known.spec.clone(), housing, tree);
+    warm.paged = Some(served);
+    Ok((warm, key))
 }
 
 #[cfg(test)]

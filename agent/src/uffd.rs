@@ -173,6 +173,11 @@ impl Uffd {
         Ok(Self { file: fd.into() })
     }
 
+    /// Takes a descriptor that another process has opened and used.
+    pub(crate) fn taken_over(fd: OwnedFd) -> Self {
+        Self { file: fd.into() }
+    }
+
     /// A second descriptor of the same.
     pub(crate) fn try_clone(&self) -> io::Result<OwnedFd> {
         Ok(self.file.try_clone()?.into())
@@ -200,6 +205,11 @@ impl Uffd {
         // SAFETY: the descriptor is open, and the kernel reads exactly this struct.
         unsafe { uffdio_wake(self.file.as_raw_fd(), &raw mut span) }?;
         Ok(())
+    }
+
+    /// Wakes whoever waits anywhere.
+    pub(crate) fn wake_all(&self) -> io::Result<()> {
+        self.wake(&(PAGE..(1 << 47) - PAGE))
     }
 
     /// Copies whole pages to where they are missing and wakes who waits for them. `protected`: a write to them is noticed.

@@ -156,24 +156,31 @@ impl Driver {
         now: Instant,
         sandbox: SandboxId,
         (spec, revision): (Box<FunctionSpec>, u64),
-        (taken, age): (Taken, Duration),
+        (taken, age, is_parked): (Taken, Duration, bool),
     ) {
         let mut entry = Entry::new(now, spec, revision);
         entry.take_in(now, taken);
+        if is_parked {
+            (entry.state, entry.shrinks) = (SandboxState::Parked, false);
+        }
         let since = now.checked_sub(age).unwrap_or(now);
         (entry.since, entry.born, entry.last_used) = (since, since, since);
         self.sandboxes.insert(sandbox, entry);
     }
 
-    /// What of a sandbox in dedup the next agent must know. `None`: it is in another state, or something is being done to it.
+    /// What of a sandbox in dedup or parked the next agent must know. `None`: it is in another state, or something is being done to it.
     pub fn resting(&self, sandbox: SandboxId) -> Option<RestingEntry<'_>> {
-        let entry = self.sandboxes.get(&sandbox).filter(|entry| entry.waits_in_dedup())?;
+        let rests = |entry: &&Entry| {
+            let is_parked = entry.state == SandboxState::Parked;
+            entry.waits_in_dedup() || is_parked && entry.command.is_none() && entry.doomed.is_none()
+        };
+        let entry = self.sandboxes.get(&sandbox).filter(rests)?;
         let Entry { revision, stored_bytes, bases, since, .. } = entry;
         Some(RestingEntry { revision: *revision, stored_bytes: *stored_bytes, bases, since: *since })
     }
 }
 
-/// What the driver knows of a sandbox that rests in dedup.
+/// What the driver knows of a sandbox that rests.
 #[derive(Debug, Clone, Copy)]
 pub struct RestingEntry<'d> {
     /// Of which text of the function's file.

@@ -18,8 +18,9 @@ use super::takeover::{Heir, Left};
 use super::{KeeperOrder, READY};
 use crate::memory_file::MemoryFile;
 use crate::private_files;
-use crate::sandbox::TMPFS;
-use crate::sandbox::cgroup::{Branch, KEEPER_GROUP, kill_and_remove};
+use crate::sandbox::cgroup::{Branch, KEEPER_GROUP, SandboxCgroup, group_name, kill_and_remove};
+use crate::sandbox::claim::Place;
+use crate::sandbox::{TMPFS, housing};
 
 /// Largest order the keeper reads.
 const ORDER_BYTES_MAX: usize = 256 << 10;
@@ -59,21 +60,40 @@ fn run() -> anyhow::Result<()> {
         // Where that is refused it holds fewer, and says so for each.
         let _refused = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
     }
-    for branch in &order.branches {
+    for branch in &order.place.branches {
         branch.child(KEEPER_GROUP).join().with_context(|| format!("join {}", branch.dir.display()))?;
     }
     let heir = (!order.takeover.is_zero()).then(|| Heir::expect(&order.node));
     let heir = heir.transpose().context("wait for the next agent")?;
     let mut output = io::stdout().lock();
     output.write_all(READY).and_then(|()| output.flush()).context("say ready")?;
-    let Held { uffds, left } = keep(input);
-    let (left, cleaned) = clean_up(&order, left);
-    // Only now: nobody is left who could come upon zeros.
-    drop(uffds);
-    cleaned?;
-    match heir {
-        Some(heir) if !left.is_empty() => heir.hand_over(&left, order.takeover).context("hand over"),
-        _ => Ok(()),
+    let Held { uffds, mut left } = keep(input);
+    let parked = order.parked(&mut left);
+    let stay =
+        if parked.is_empty() { Vec::new() } else { [&parked[..], &[KEEPER_GROUP.to_owned()]].concat() };
+    let (mut left, cleaned) = order.clean_up(&stay, left);
+    if parked.is_empty() {
+        // Only now: nobody is left who could come upon zeros.
+        drop(uffds);
+        cleaned?;
+        if let Some(heir) = heir.filter(|_| !left.is_empty()) {
+            heir.hand_over(&left, order.takeover).context("hand over")?;
+        }
+        return Ok(());
+    }
+    let handed_over = cleaned.and_then(|()| {
+        left.push(order.standing()?);
+        Ok(heir.context("nobody is to come")?.hand_over(&left, order.takeover)?)
+    });
+    match handed_over {
+        // The next agent has a descriptor of each, and of everything else.
+        Ok(true) => Ok(()),
+        not => {
+            let (_, cleaned) = order.clean_up(&[], BTreeMap::new());
+            drop(uffds);
+            not.context("hand over")?;
+            cleaned
+        }
     }
 }
 
@@ -118,51 +138,104 @@ fn keep(input: RawFd) -> Held {
     }
 }
 
-/// Ends what runs and frees what is not left to the next agent.
-fn clean_up(order: &KeeperOrder, left: BTreeMap<Key, Vec<OwnedFd>>) -> (Vec<Left>, anyhow::Result<()>) {
-    let removed = kill_and_remove(&order.branches, Some(KEEPER_GROUP));
-    // Nothing writes to them any more.
-    let left = left.into_iter().filter_map(|(key, files)| with_files(order, key, files)).collect();
-    // With it go all mounts below: what the sandboxes wrote is freed even if another process holds this namespace.
-    // Not mounted means that the agent did not get that far or has done it itself.
-    let _not_mounted = umount2(&order.run_dir, MntFlags::MNT_DETACH);
-    let _not_empty = fs::remove_dir(&order.run_dir);
-    let leave_groups = || -> anyhow::Result<()> {
-        removed?;
-        for branch in &order.branches {
-            // To where a process may be in any version of control groups; it is about to end.
-            let top = Branch { dir: branch.top.clone(), ..branch.clone() };
-            top.join()?;
-        }
-        kill_and_remove(&order.branches, None)?;
-        Ok(())
-    };
-    (left, leave_groups())
-}
+impl KeeperOrder {
+    /// Groups of the parked sandboxes that are left. One that is not frozen could come upon zeros while it is handed over: it ends.
+    fn parked(&self, left: &mut BTreeMap<Key, Vec<OwnedFd>>) -> Vec<String> {
+        let mut groups = Vec::new();
+        left.retain(|key, _| {
+            let Key::Parked(number) = *key else { return true };
+            let Some(name) = name(number) else { return false };
+            let group = group_name(&name);
+            let is_frozen = SandboxCgroup::at(&self.place.branches, &group).is_frozen();
+            if is_frozen {
+                groups.push(group);
+            }
+            is_frozen
+        });
+        groups
+    }
 
-/// A sandbox's private files go with it. Without them it would not be what it was, so it goes as well.
-fn with_files(order: &KeeperOrder, key: Key, mut files: Vec<OwnedFd>) -> Option<Left> {
-    if let Key::Sandbox(number) = key {
-        match pack_files(order, number) {
-            Ok(packed) => files.push(packed),
-            Err(error) => {
-                eprintln!(
-                    "medes-agent keeper: the private files of sandbox {number} are lost, and so is it: {error}"
-                );
-                return None;
+    /// Ends what runs and frees what is not left to the next agent. `stay`: groups that are, and that of the keeper itself; if there are none,
+    /// nothing of the node stays.
+    fn clean_up(
+        &self,
+        stay: &[String],
+        left: BTreeMap<Key, Vec<OwnedFd>>,
+    ) -> (Vec<Left>, anyhow::Result<()>) {
+        let Place { branches, run_dir } = &self.place;
+        let spare = if stay.is_empty() { &[KEEPER_GROUP.to_owned()] } else { stay };
+        let removed = kill_and_remove(branches, spare);
+        // Nothing writes to them any more.
+        let left = left.into_iter().filter_map(|(key, files)| self.with_files(key, files)).collect();
+        if !stay.is_empty() {
+            self.clear_housings(stay);
+            return (left, removed.map_err(Into::into));
+        }
+        // With it go all mounts below: what the sandboxes wrote is freed even if another process holds this namespace.
+        // Not mounted means that the agent did not get that far or has done it itself.
+        let _not_mounted = umount2(run_dir, MntFlags::MNT_DETACH);
+        let _not_empty = fs::remove_dir(run_dir);
+        let leave_groups = || -> anyhow::Result<()> {
+            removed?;
+            for branch in branches {
+                // To where a process may be in any version of control groups; it is about to end.
+                let top = Branch { dir: branch.top.clone(), ..branch.clone() };
+                top.join()?;
+            }
+            kill_and_remove(branches, &[])?;
+            Ok(())
+        };
+        (left, leave_groups())
+    }
+
+    /// Frees the housings of all sandboxes but those in these groups.
+    fn clear_housings(&self, stay: &[String]) {
+        for folder in fs::read_dir(&self.sandboxes).into_iter().flatten().flatten() {
+            let group = folder.file_name().to_str().map(group_name);
+            if group.is_none_or(|group| !stay.contains(&group))
+                && let Err(error) = housing::clear(&folder.path())
+            {
+                // It is freed with the run directory.
+                eprintln!("medes-agent keeper: {error}");
             }
         }
     }
-    Some(Left { key, files })
+
+    /// The node itself, for the next agent: with it come the mounts that the parked sandboxes are in.
+    fn standing(&self) -> io::Result<Left> {
+        let place = MemoryFile::sealed("medes-place", &serde_json::to_vec(&self.place)?)?;
+        let mounts = fs::File::open("/proc/self/ns/mnt")?;
+        Ok(Left { key: Key::Node, files: vec![place.file().try_clone()?.into(), mounts.into()] })
+    }
+
+    /// A sandbox's private files go with it. Without them it would not be what it was, so it goes as well.
+    fn with_files(&self, key: Key, mut files: Vec<OwnedFd>) -> Option<Left> {
+        if let Key::Sandbox(number) = key {
+            match self.pack_files(number) {
+                Ok(packed) => files.push(packed),
+                Err(error) => {
+                    eprintln!(
+                        "medes-agent keeper: the private files of sandbox {number} are lost, and so is it: {error}"
+                    );
+                    return None;
+                }
+            }
+        }
+        Some(Left { key, files })
+    }
+
+    fn pack_files(&self, number: u64) -> io::Result<OwnedFd> {
+        let folder = self.sandboxes.join(name(number).ok_or(io::ErrorKind::InvalidInput)?).join(TMPFS);
+        let bytes_max = usize::try_from(MOVED_FILES_BYTES_MAX).unwrap_or(usize::MAX);
+        let packed = private_files::pack(&folder, bytes_max)?;
+        if packed.len() > bytes_max {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        Ok(MemoryFile::sealed("medes-files", &packed)?.file().try_clone()?.into())
+    }
 }
 
-fn pack_files(order: &KeeperOrder, number: u64) -> io::Result<OwnedFd> {
-    let sandbox = SandboxId::new(number).ok_or(io::ErrorKind::InvalidInput)?;
-    let folder = order.sandboxes.join(sandbox.to_string()).join(TMPFS);
-    let bytes_max = usize::try_from(MOVED_FILES_BYTES_MAX).unwrap_or(usize::MAX);
-    let packed = private_files::pack(&folder, bytes_max)?;
-    if packed.len() > bytes_max {
-        return Err(io::ErrorKind::FileTooLarge.into());
-    }
-    Ok(MemoryFile::sealed("medes-files", &packed)?.file().try_clone()?.into())
+/// What a sandbox's folder and group are named after.
+fn name(number: u64) -> Option<String> {
+    SandboxId::new(number).map(|sandbox| sandbox.to_string())
 }

@@ -10,14 +10,18 @@ use crate::sandbox::sys;
 /// What to do, and a number.
 const WORD_BYTES: usize = 9;
 
-/// Most descriptors of one word.
-const FILES_MAX: usize = 3;
+/// Most descriptors of one word: less than the kernel sends at once (SCM_MAX_FD).
+pub(crate) const FILES_MAX: usize = 240;
 
 /// What is left to the next agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Key {
+    /// The node itself: where its control groups and its mounts are. Comes with parked sandboxes only.
+    Node,
     /// A base snapshot, by its number.
     Base(u64),
+    /// A parked sandbox, by its number.
+    Parked(u64),
     /// A sandbox in dedup, by its number.
     Sandbox(u64),
 }
@@ -49,9 +53,13 @@ impl Word {
         let (what, number) = match self {
             Self::Hold(number) => (b'+', number),
             Self::LetGo(number) => (b'-', number),
+            Self::Leave(Key::Node) => (b'n', 0),
             Self::Leave(Key::Base(number)) => (b'b', number),
+            Self::Leave(Key::Parked(number)) => (b'p', number),
             Self::Leave(Key::Sandbox(number)) => (b's', number),
+            Self::TakeBack(Key::Node) => (b'N', 0),
             Self::TakeBack(Key::Base(number)) => (b'B', number),
+            Self::TakeBack(Key::Parked(number)) => (b'P', number),
             Self::TakeBack(Key::Sandbox(number)) => (b'S', number),
             Self::End(number) => (b'.', number),
         };
@@ -65,9 +73,13 @@ impl Word {
         Some(match what {
             b'+' => Self::Hold(number),
             b'-' => Self::LetGo(number),
+            b'n' => Self::Leave(Key::Node),
             b'b' => Self::Leave(Key::Base(number)),
+            b'p' => Self::Leave(Key::Parked(number)),
             b's' => Self::Leave(Key::Sandbox(number)),
+            b'N' => Self::TakeBack(Key::Node),
             b'B' => Self::TakeBack(Key::Base(number)),
+            b'P' => Self::TakeBack(Key::Parked(number)),
             b'S' => Self::TakeBack(Key::Sandbox(number)),
             b'.' => Self::End(number),
             _ => return None,
@@ -121,15 +133,14 @@ mod tests {
         let (ours, theirs) = pair();
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(b"left").unwrap();
-        let (base, sandbox) = (Key::Base(u64::MAX), Key::Sandbox(3));
-        let words =
-            [Word::Hold(1), Word::LetGo(2), Word::TakeBack(base), Word::TakeBack(sandbox), Word::End(0)];
-        for word in words {
+        let keys = [Key::Node, Key::Base(u64::MAX), Key::Parked(4), Key::Sandbox(3)];
+        let words = [Word::Hold(1), Word::LetGo(2), Word::End(0)];
+        for word in words.into_iter().chain(keys.map(Word::TakeBack)) {
             send(ours.as_raw_fd(), word, &[]).unwrap();
             let heard = receive(theirs.as_raw_fd()).unwrap().unwrap();
             assert_eq!((heard.word, heard.files.len()), (word, 0));
         }
-        for key in [base, sandbox] {
+        for key in keys {
             send(ours.as_raw_fd(), Word::Leave(key), &[file.as_fd(); FILES_MAX]).unwrap();
             let heard = receive(theirs.as_raw_fd()).unwrap().unwrap();
             assert_eq!((heard.word, heard.files.len()), (Word::Leave(key), FILES_MAX));

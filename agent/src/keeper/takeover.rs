@@ -53,8 +53,8 @@ impl Heir {
         Ok(Self { door })
     }
 
-    /// Waits for it and gives it all of these. Returns after so long even if nobody came.
-    pub(super) fn hand_over(self, left: &[Left], wait: Duration) -> io::Result<()> {
+    /// Waits for it and gives it all of these. Returns after so long even if nobody came; whether somebody did.
+    pub(super) fn hand_over(self, left: &[Left], wait: Duration) -> io::Result<bool> {
         let until = Instant::now() + wait;
         while let Some(rest) = until.checked_duration_since(Instant::now()) {
             let timeout = PollTimeout::try_from(rest).unwrap_or(PollTimeout::MAX);
@@ -66,13 +66,13 @@ impl Heir {
                 Ok(()) => {
                     // In this order: who sees the end of the line can take the name.
                     drop(self);
-                    return Ok(());
+                    return Ok(true);
                 }
                 // Whoever that was, the next agent may still come.
                 Err(error) => eprintln!("medes-agent keeper: hand over to the next agent: {error}"),
             }
         }
-        Ok(())
+        Ok(false)
     }
 }
 

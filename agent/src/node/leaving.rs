@@ -1,9 +1,9 @@
 //! What is left to the next agent on this node, and what the one before has left.
 
-use std::time::Instant;
+use std::{io, time::Instant};
 
+use medes_dedup::key::DomainKey;
 use medes_proto::ids::{SandboxId, SnapshotId};
-
 use tokio::sync::mpsc;
 
 use super::{
@@ -14,28 +14,48 @@ use crate::{
     base,
     driver::{Action, Event},
     keeper::Key,
-    takeover::{self, Resting, TakenIn, TakenInSandbox},
+    pager::Paged,
+    roads::{Warm, blocking},
+    takeover::{self, Resting, Resumed, TakenIn, TakenInSandbox},
 };
 
 impl Node {
-    /// Leaves a sandbox in dedup to the next agent, as it is now.
-    fn leave_sandbox(&self, sandbox: SandboxId) {
-        let (Some(Body::Stored(stored)), Some(entry)) =
-            (self.bodies.get(&sandbox).filter(|_| self.tools.host.leaves()), self.driver.resting(sandbox))
+    /// Leaves a sandbox that rests to the next agent, as it is now. `key`: its tenant's, if it is known from elsewhere than from a controller.
+    fn leave_sandbox(&self, sandbox: SandboxId, key: Option<DomainKey>) {
+        let host = &self.tools.host;
+        let (Some(body), Some(entry)) =
+            (self.bodies.get(&sandbox).filter(|_| host.leaves()), self.driver.resting(sandbox))
         else {
             return;
         };
         let resting = Resting {
             sandbox,
             revision: entry.revision,
-            stored,
             record: self.driver.record(sandbox),
             stored_bytes: entry.stored_bytes,
             bases: entry.bases,
             age: Instant::now().duration_since(entry.since),
         };
-        if let Err(error) = takeover::leave_sandbox(&self.tools.host, &resting) {
-            tracing::warn!(%sandbox, %error, "not left to the next agent");
+        let left = match body {
+            Body::Stored(stored) => takeover::leave_sandbox(host, &resting, stored).map(|()| true),
+            Body::Parked(warm, _) => self.leave_parked(&resting, warm, key),
+            Body::Warm(..) | Body::Ruin(_) => return,
+        };
+        match left {
+            Ok(true) => {}
+            Ok(false) => tracing::debug!(%sandbox, "cannot be left to the next agent as it is"),
+            Err(error) => tracing::warn!(%sandbox, %error, "not left to the next agent"),
+        }
+    }
+
+    /// Only what is here as a whole can be: the next agent must serve it before it can ask anybody.
+    fn leave_parked(&self, resting: &Resting<'_>, warm: &Warm, key: Option<DomainKey>) -> io::Result<bool> {
+        let local = &self.tools.bases.local;
+        let needs = warm.paged.as_ref().map(Paged::needs).unwrap_or_default();
+        let told = || Some(self.tools.roads.as_ref()?.engine().ok()?.key(&warm.spec.tenant));
+        match key.or_else(told).filter(|_| needs.iter().all(|base| local.get(base.id).is_some())) {
+            Some(key) => takeover::leave_parked(&self.tools.host, resting, (warm, &key)),
+            None => Ok(false),
         }
     }
 
@@ -51,7 +71,7 @@ impl Node {
     /// Leaves what work has made to the next agent.
     pub(super) fn leave(&self, made: Option<Leaves>) {
         match made {
-            Some(Leaves::Sandbox(sandbox)) => self.leave_sandbox(sandbox),
+            Some(Leaves::Sandbox(sandbox)) => self.leave_sandbox(sandbox, None),
             Some(Leaves::Base(snapshot)) => self.leave_base(snapshot),
             None => {}
         }
@@ -61,8 +81,11 @@ impl Node {
     pub(super) fn take_back(&self, actions: &[Action]) {
         for action in actions {
             match action {
-                Action::Restore { sandbox, .. } | Action::Remove { sandbox } => {
+                Action::Restore { sandbox, .. }
+                | Action::Remove { sandbox }
+                | Action::Dedup { sandbox, .. } => {
                     self.tools.host.take_back(Key::Sandbox(sandbox.get()));
+                    self.tools.host.take_back(Key::Parked(sandbox.get()));
                 }
                 Action::DropSnapshot { snapshot } => self.tools.host.take_back(Key::Base(snapshot.get())),
                 _ => {}
@@ -75,11 +98,12 @@ impl Node {
     pub(super) async fn close(&mut self, mut inputs: mpsc::Receiver<Input>) {
         let mut removals = Vec::new();
         for (sandbox, body) in std::mem::take(&mut self.bodies) {
-            // Its keeper packs the files that it has of its own.
-            if self.tools.host.leaves() && matches!(body, Body::Stored(_)) {
-                continue;
+            let rests = matches!(body, Body::Stored(_) | Body::Parked(..));
+            let remains = body.into_remains();
+            // Of what rests the keeper has all, or ends it.
+            if !rests || !self.tools.host.leaves() {
+                removals.push(work::remove(sandbox, remains));
             }
-            removals.push(work::remove(sandbox, body.into_remains()));
         }
         futures::future::join_all(removals).await;
         while let Some(input) = inputs.recv().await {
@@ -101,7 +125,7 @@ impl Node {
         let (mut sandboxes, mut bases) = (0, 0);
         for left in left {
             let key = left.key;
-            match takeover::take_in(&self.tools.host, &self.identity.node, left).await {
+            match takeover::take_in(&self.tools, &self.identity.node, left).await {
                 Ok(TakenIn::Base(snapshot)) => {
                     bases += 1;
                     let report = base::report(&snapshot);
@@ -111,17 +135,35 @@ impl Node {
                 }
                 Ok(TakenIn::Sandbox(taken)) => {
                     sandboxes += 1;
-                    let TakenInSandbox { sandbox, revision, stored, taken, age } = *taken;
-                    let spec = Box::new((*stored.spec).clone());
-                    self.bodies.insert(sandbox, Body::Stored(Box::new(stored)));
-                    self.apply(Event::TakenIn { sandbox, spec, revision, taken, age });
-                    self.leave_sandbox(sandbox);
+                    let TakenInSandbox { sandbox, revision, spec, body, taken, age } = *taken;
+                    let (body, tenant_key) = match body {
+                        Resumed::Stored(stored) => (Body::Stored(stored), None),
+                        Resumed::Parked(warm, key) => {
+                            let watch = self.watch(sandbox, &warm);
+                            (Body::Parked(warm, watch), Some(key))
+                        }
+                    };
+                    let is_parked = tenant_key.is_some();
+                    self.bodies.insert(sandbox, body);
+                    let spec = Box::new((*spec).clone());
+                    self.apply(Event::TakenIn { sandbox, spec, revision, taken, age, is_parked });
+                    self.leave_sandbox(sandbox, tenant_key);
                 }
                 Err(error) => {
                     let error = &error as &dyn std::error::Error;
                     tracing::warn!(?key, error, "what the agent before left is lost");
                 }
             }
+        }
+        let (host, names) = (self.tools.host.clone(), self.bodies.keys().map(SandboxId::to_string).collect());
+        let ended: Result<(), _> = blocking(move || {
+            let names: Vec<String> = names;
+            host.end_others(&names)
+        })
+        .await;
+        if let Err(error) = ended {
+            let error = &error as &dyn std::error::Error;
+            tracing::error!(error, "something of the agent before stays behind");
         }
         let took = began.elapsed();
         tracing::info!(sandboxes, bases, ?took, "took over from the agent before");

@@ -107,7 +107,7 @@ impl Worked {
     /// What of it the next agent is to have, if it is still there when it is taken in.
     pub(super) const fn leaves(&self) -> Option<Leaves> {
         match self {
-            Self::Deduped { sandbox, result: Ok((PutAway::Stored(_), _)) }
+            Self::Deduped { sandbox, result: Ok(_) }
             | Self::Taken { sandbox, result: Ok(_) }
             | Self::Shrunk { sandbox, result: Ok(Some(_)), .. } => Some(Leaves::Sandbox(*sandbox)),
             Self::BaseMade { result: Ok((report, _)), .. } | Self::Replicated { result: Ok(report), .. } => {

@@ -12,7 +12,7 @@ use std::ops::Range;
 
 use medes_dedup::page::PAGE_BYTES;
 
-use super::space::pages;
+use super::ranges::pages;
 use super::table::Table;
 use crate::uffd::Uffd;
 

@@ -134,12 +134,17 @@ impl Pager {
         Ok(Self { shared: Arc::new(Shared { servers, next: AtomicU64::new(0), guard, operators }) })
     }
 
-    /// Begins to serve a process. Its userfaultfd is held by the guard from now on.
-    pub(super) fn begin(&self, uffd: Uffd, pid: Pid, lost: Arc<Lost>) -> io::Result<Arc<Space>> {
+    /// Begins to serve a process, of which this is known. Its userfaultfd is held by the guard from now on.
+    pub(super) fn begin(
+        &self,
+        (uffd, pid): (Uffd, Pid),
+        state: State,
+        lost: Arc<Lost>,
+    ) -> io::Result<Arc<Space>> {
         let number = self.shared.next.fetch_add(1, Ordering::Relaxed) << FORK_BITS;
         let pagemap = File::open(format!("/proc/{pid}/pagemap"))?;
         self.shared.guard.hold(number, uffd.try_clone()?)?;
-        let space = Arc::new(Space::new(number, uffd, Some((pid, pagemap)), lost));
+        let space = Arc::new(Space::new(number, (uffd, state), Some((pid, pagemap)), lost));
         let server = self.server(number);
         server.spaces().insert(number, space.clone());
         if let Err(errno) = server.epoll.add(&space.uffd, EpollEvent::new(EpollFlags::EPOLLIN, number)) {
@@ -289,8 +294,7 @@ impl Service {
         let last = self.server.spaces().range(family..family + FAMILY).next_back().map(|(last, _)| *last);
         let number = last.unwrap_or(family).saturating_add(1);
         let held = uffd.try_clone().and_then(|copy| self.guard.hold(number, copy));
-        let space = Arc::new(Space::new(number, uffd, None, parent.lost.clone()));
-        *space.lock() = state;
+        let space = Arc::new(Space::new(number, (uffd, state), None, parent.lost.clone()));
         let added = self.server.epoll.add(&space.uffd, EpollEvent::new(EpollFlags::EPOLLIN, number));
         if let Err(error) = held.and(added.map_err(io::Error::from)) {
             space.lost.end(super::fault::FaultError::Read(error));

@@ -6,6 +6,7 @@
 //! fill:    push everything else, while there is memory and nothing else to do
 //! trim:    as park, of some pages that it does not touch, and it goes on
 //! bring:   the same for a sandbox that was made without its memory
+//! takeover: one that is parked goes to the next agent
 //! ```
 //!
 //! Each process has a userfaultfd ([`space`]) that a few threads serve ([`handler`]), and that they give its working set back through ([`push`]). What its pages are made from is a dedup
@@ -33,6 +34,7 @@ mod stopped;
 mod store;
 mod table;
 mod take;
+mod takeover;
 mod window;
 mod working_set;
 
@@ -44,4 +46,5 @@ pub use park::{Paged, ParkReport, Parked, ReleaseError, park, trim};
 pub use recipes::{Recipes, StorePagesError};
 pub use space::{Counts, Unsettled};
 pub use stopped::ParkError;
+pub(crate) use takeover::{KeptProcess, ProcessRecord, TakeOverError};
 pub use window::{Seen, Window};

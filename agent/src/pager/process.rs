@@ -12,10 +12,10 @@ use nix::unistd::Pid;
 use tokio_util::sync::CancellationToken;
 
 use super::file_pages::{self, Changed};
-use super::ranges::{is_in, joined, without};
+use super::ranges::{is_in, joined, pages, without};
 use super::read::read;
 use super::recipes::Saved;
-use super::space::{Space, State, pages};
+use super::space::{Space, State};
 use super::stopped::ParkError;
 use super::store::Store;
 use super::take::{Cold, Take};

@@ -48,12 +48,16 @@ pub(super) fn without(ranges: &[Range<u64>], pages: &[u64]) -> Vec<Range<u64>> {
     left
 }
 
+/// Numbers of the pages of some addresses.
+pub(super) const fn pages(range: &Range<u64>) -> Range<u64> {
+    range.start / PAGE_BYTES as u64..range.end / PAGE_BYTES as u64
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::{collection::btree_set, prelude::*};
 
     use super::*;
-    use crate::pager::space::pages;
 
     #[test]
     fn neighbours_are_joined() {

@@ -17,7 +17,7 @@ use super::changes::{self, Change, Unclear};
 use super::deadline::{DEADLINE, UnderWay};
 use super::fault::{FaultError, Lost};
 use super::learnt::Pupil;
-use super::ranges::is_in;
+use super::ranges::{is_in, pages};
 use super::store::Store;
 use super::working_set::{Hot, WorkingSet};
 use crate::maps::FilePart;
@@ -103,7 +103,7 @@ pub(super) struct State {
     /// Pages that were seen to be written, and are marked as if they had not been: what is stored of them is old. Perhaps some more.
     pub(super) rewritten: BTreeSet<u64>,
     /// Pages that were stored and given up: they may be marked as if they still were.
-    given_up: BTreeSet<u64>,
+    pub(super) given_up: BTreeSet<u64>,
     /// What is being given back, last page first.
     pub(super) push: Vec<Hot>,
     /// Goes on whenever everything is stored anew, or the giving back begins or ends: what somebody has taken to give it back
@@ -156,9 +156,14 @@ impl Drop for Space {
 
 impl Space {
     /// `of`: its process and page map.
-    pub(super) fn new(id: u64, uffd: Uffd, of: Option<(Pid, File)>, lost: Arc<Lost>) -> Self {
+    pub(super) fn new(
+        id: u64,
+        (uffd, state): (Uffd, State),
+        of: Option<(Pid, File)>,
+        lost: Arc<Lost>,
+    ) -> Self {
         let (pid, pagemap) = of.unzip();
-        Self { id, uffd, pid, pagemap, lost, state: Mutex::default() }
+        Self { id, uffd, pid, pagemap, lost, state: Mutex::new(state) }
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
@@ -492,9 +497,4 @@ impl State {
         self.zeros = (page + free as u64, free);
         free
     }
-}
-
-/// Numbers of the pages of some addresses.
-pub(super) const fn pages(range: &Range<u64>) -> Range<u64> {
-    range.start / PAGE_BYTES as u64..range.end / PAGE_BYTES as u64
 }

@@ -14,7 +14,7 @@ use super::fault::Lost;
 use super::handler::Pager;
 use super::process::{Process, SCRATCH_BYTES};
 use super::recipes::{Saved, StorePagesError};
-use super::space::{Space, Unsettled};
+use super::space::{Space, State, Unsettled};
 use super::store::Store;
 use super::take::Take;
 use super::working_set::WorkingSet;
@@ -207,7 +207,7 @@ impl Stopped {
                 .map_err(ParkError::from)
                 .and_then(|fd| {
                     let uffd = Uffd::open(fd, PAGING).map_err(ParkError::Api)?;
-                    self.pager.begin(uffd, pid, lost.clone()).map_err(ParkError::Hold)
+                    self.pager.begin((uffd, pid), State::default(), lost.clone()).map_err(ParkError::Hold)
                 }),
         };
         let space = match space {

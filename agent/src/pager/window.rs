@@ -13,7 +13,8 @@ use medes_dedup::page::PAGE_BYTES;
 use nix::unistd::Pid;
 
 use super::park::Paged;
-use super::space::{Space, pages};
+use super::ranges::pages;
+use super::space::Space;
 use crate::uffd;
 
 /// One process. Its service may end at any time.

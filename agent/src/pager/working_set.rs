@@ -50,6 +50,17 @@ impl WorkingSet {
         self.pages.len()
     }
 
+    /// All of them.
+    pub(super) fn pages(&self) -> &[Hot] {
+        &self.pages
+    }
+
+    /// One of these pages, which are in order of address.
+    pub(super) fn of_pages(pages: Vec<Hot>) -> Self {
+        let last = pages.iter().map(|hot| hot.rank).max().unwrap_or_default();
+        Self { pages, last, ..Self::default() }
+    }
+
     /// Whether there is anything in it yet.
     pub(super) const fn is_learnt(&self) -> bool {
         !self.pages.is_empty()

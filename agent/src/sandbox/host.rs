@@ -3,9 +3,8 @@
 use std::fs;
 use std::io;
 use std::os::fd::BorrowedFd;
-use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
-use std::os::unix::net::{SocketAddr, UnixListener};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,14 +16,16 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::criu::run_dir;
-use crate::keeper::{self, Keeper, KeeperError, KeeperOrder, Key, Left};
+use crate::keeper::{Keeper, KeeperError, KeeperOrder, Key, Left};
 use crate::pager::Guard;
 use crate::reaper::{ExitStatus, Reaper};
 
 use super::cgroup::{CgroupError, NodeCgroup, Usage};
+use super::claim::{Claim, Place, Standing};
+use super::housing;
 use super::mounts::{self, MountError};
 use super::netns::Door;
-use super::spec::{SpecError, check_name, is_plain};
+use super::spec::{SpecError, is_plain};
 
 /// Set once this process has its own mount namespace.
 static PRIVATE_MOUNTS: AtomicBool = AtomicBool::new(false);
@@ -73,7 +74,7 @@ pub enum HostError {
 }
 
 impl HostError {
-    fn io(doing: &'static str) -> impl FnOnce(io::Error) -> Self {
+    pub(super) fn io(doing: &'static str) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::Io { doing, source }
     }
 }
@@ -88,6 +89,11 @@ pub fn enter_private_mounts() -> Result<(), HostError> {
     let flags = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
     mount(None::<&str>, "/", None::<&str>, flags, None::<&str>)
         .map_err(|errno| HostError::io("make all mounts private")(errno.into()))?;
+    have_private_mounts()
+}
+
+/// The same, for who is in a mount namespace of its own already.
+pub(super) fn have_private_mounts() -> Result<(), HostError> {
     run_dir::ensure()?;
     nix::sys::prctl::set_child_subreaper(true)
         .map_err(|errno| HostError::io("become the parent of orphans")(errno.into()))?;
@@ -132,39 +138,58 @@ pub struct Host {
 }
 
 impl Host {
-    /// Sets the node up: name lock, what an agent before left taken over and the rest of it removed, run directory, control groups, keeper.
+    /// Takes the node's name and sets it up.
     ///
     /// Not cancel-safe; a start that was dropped half way is cleaned up by the next one.
     pub async fn start(config: HostConfig, reaper: Reaper, tasks: TaskTracker) -> Result<Self, HostError> {
-        check_name("node", &config.node)?;
+        let node = config.node.clone();
+        let claim = run_blocking(move || Claim::new(&node)).await?;
+        if claim.standing.is_some() {
+            return Err(HostError::NotPrivate);
+        }
+        Self::start_claimed(config, claim, &reaper, &tasks).await
+    }
+
+    /// Sets the node up: leftovers removed but for what is taken over, run directory, control groups, keeper.
+    ///
+    /// Not cancel-safe; a start that was dropped half way is cleaned up by the next one.
+    pub async fn start_claimed(
+        mut config: HostConfig,
+        claim: Claim,
+        reaper: &Reaper,
+        tasks: &TaskTracker,
+    ) -> Result<Self, HostError> {
         if !is_plain(&config.run_dir) {
             return Err(HostError::RunDir { path: config.run_dir });
         }
         if !PRIVATE_MOUNTS.load(Ordering::Acquire) {
             return Err(HostError::NotPrivate);
         }
-        let name_lock = lock_name(&config.node)?;
-        let (config, left, cgroup, dev, sandboxes) = run_blocking(move || -> Result<_, HostError> {
-            // First, as the keeper of an agent before is among what is removed then.
-            let left = keeper::receive(&config.node).unwrap_or_else(|error| {
-                tracing::warn!(%error, "what the agent before left did not arrive");
-                Vec::new()
-            });
-            let cgroup = NodeCgroup::create(&format!("medes-{}", config.node))?;
-            let (dev, sandboxes) = prepare_run_dir(&config)?;
-            Ok((config, left, cgroup, dev, sandboxes))
+        let Claim { lock, left, standing } = claim;
+        let (config, cgroup, dev, sandboxes) = run_blocking(move || -> Result<_, HostError> {
+            let (cgroup, (dev, sandboxes)) = match standing {
+                None => {
+                    let cgroup = NodeCgroup::create(&format!("medes-{}", config.node))?;
+                    (cgroup, prepare_run_dir(&config)?)
+                }
+                Some(Standing { place, .. }) => {
+                    config.run_dir = place.run_dir;
+                    (NodeCgroup::take_over(place.branches)?, folders(&config.run_dir))
+                }
+            };
+            Ok((config, cgroup, dev, sandboxes))
         })
         .await?;
         let door = Door::open().map_err(HostError::io("start the namespace thread"))?;
         let order = KeeperOrder {
-            branches: cgroup.branches().to_vec(),
-            run_dir: config.run_dir.clone(),
+            place: Place { branches: cgroup.branches().to_vec(), run_dir: config.run_dir.clone() },
             sandboxes: sandboxes.clone(),
             node: config.node.clone(),
             takeover: config.takeover,
         };
-        let keeper = Arc::new(Keeper::start(&reaper, &config.program, &order).await?);
-        let (left, _name_lock) = (Mutex::new(left), name_lock);
+        let keeper = Arc::new(Keeper::start(reaper, &config.program, &order).await?);
+        let left = Mutex::new(left);
+        let (reaper, tasks, _name_lock) = (reaper.clone(), tasks.clone(), lock);
         let shared = Shared { config, cgroup, dev, sandboxes, door, reaper, tasks, keeper, left, _name_lock };
         Ok(Self { shared: Arc::new(shared) })
     }
@@ -233,20 +258,29 @@ impl Host {
         std::mem::take(&mut self.shared.left.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// Ends and removes all sandboxes but those of these names: what an agent before left and nobody takes over. Blocking.
+    pub(crate) fn end_others(&self, names: &[String]) -> Result<(), CgroupError> {
+        self.shared.cgroup.end_others(names)?;
+        for folder in fs::read_dir(&self.shared.sandboxes).into_iter().flatten().flatten() {
+            if folder.file_name().to_str().is_none_or(|name| names.iter().all(|other| other != name))
+                && let Err(error) = housing::clear(&folder.path())
+            {
+                let error = &error as &dyn std::error::Error;
+                tracing::warn!(error, "something of a sandbox of the agent before stays behind");
+            }
+        }
+        Ok(())
+    }
+
     /// The keeper's process number.
     pub fn keeper_pid(&self) -> nix::unistd::Pid {
         self.shared.keeper.pid()
     }
 }
 
-/// The name is taken for as long as the returned socket is open, in whatever way the process ends.
-fn lock_name(node: &str) -> Result<UnixListener, HostError> {
-    let address = SocketAddr::from_abstract_name(format!("medes-node-{node}"))
-        .map_err(HostError::io("make the address of the node's name lock"))?;
-    UnixListener::bind_addr(&address).map_err(|error| match error.kind() {
-        io::ErrorKind::AddrInUse => HostError::Taken { node: node.to_owned() },
-        _ => HostError::io("lock the node's name")(error),
-    })
+/// What all sandboxes share below a run directory, and the folder of their own ones.
+fn folders(run_dir: &Path) -> (PathBuf, PathBuf) {
+    (run_dir.join("dev"), run_dir.join("sandboxes"))
 }
 
 /// Mounts the run directory and what all sandboxes share in it.
@@ -261,7 +295,7 @@ fn prepare_run_dir(config: &HostConfig) -> Result<(PathBuf, PathBuf), HostError>
     fs::set_permissions(run_dir, fs::Permissions::from_mode(0o700))
         .map_err(MountError::io("set mode of", run_dir))?;
     let prepared = (|| {
-        let (dev, sandboxes) = (run_dir.join("dev"), run_dir.join("sandboxes"));
+        let (dev, sandboxes) = folders(run_dir);
         for dir in [&dev, &sandboxes] {
             fs::create_dir(dir).map_err(MountError::io("create folder", dir))?;
         }

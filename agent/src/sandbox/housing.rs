@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use nix::mount::{MntFlags, umount2};
 use nix::unistd::Pid;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -15,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::cgroup::{CgroupError, Limits, SandboxCgroup, Usage};
 use super::host::{Host, StopOnDrop, run_blocking};
 use super::http::{self, Request, RequestError, Response};
-use super::log::Log;
+use super::log::{Log, Pipe};
 use super::mounts::{ExternalMount, Layout, MountError, ROOT, SHOWN, TMPFS};
 use super::netns;
 use super::spec::{LaunchSpec, SandboxId, SpecError};
@@ -125,6 +126,38 @@ impl Housing {
         .await
     }
 
+    /// All of it that the next agent needs, which finds the rest where it is.
+    pub(crate) fn kept(&self) -> io::Result<KeptHousing> {
+        let layout = serde_json::to_vec(&self.layout)?;
+        Ok(KeptHousing { layout, network: self.network.try_clone()?, pipe: self.log.pipe()? })
+    }
+
+    /// One that an agent before has left, with its processes.
+    pub(crate) fn take_over(
+        host: &Host,
+        id: &SandboxId,
+        spec: &LaunchSpec,
+        kept: KeptHousing,
+    ) -> io::Result<Self> {
+        let KeptHousing { layout, network, pipe } = kept;
+        let layout: Layout = serde_json::from_slice(&layout)?;
+        let stop = CancellationToken::new();
+        let log = Log::of(pipe, &host.shared.tasks, stop.clone())?;
+        Ok(Self {
+            host: host.clone(),
+            id: id.clone(),
+            spec: Arc::new(spec.clone()),
+            dir: host.shared.sandboxes.join(id.as_str()),
+            external: layout.external(),
+            layout,
+            cgroup: host.shared.cgroup.group_of(id.as_str()),
+            network: Arc::new(network),
+            log,
+            requests: Semaphore::new(spec.requests_max as usize),
+            stop: StopOnDrop(stop),
+        })
+    }
+
     /// Takes a tree that CRIU has restored inside this housing. Its processes must be in the control group
     /// ([`SandboxCgroup::procs_files`]).
     pub fn adopt(&self, pid: Pid) -> Result<Tree, AdoptError> {
@@ -217,6 +250,26 @@ impl Housing {
     pub(crate) fn layout(&self) -> &Layout {
         &self.layout
     }
+}
+
+/// What of a housing is nowhere but in its agent.
+#[derive(Debug)]
+pub(crate) struct KeptHousing {
+    /// Where its mounts are.
+    pub(crate) layout: Vec<u8>,
+    pub(crate) network: OwnedFd,
+    /// What its processes write to.
+    pub(crate) pipe: Pipe,
+}
+
+/// Removes what is left of a housing, whose processes are gone, for who has nothing but its folder.
+pub(crate) fn clear(dir: &Path) -> Result<(), RemoveError> {
+    let shown = fs::read_dir(dir.join(SHOWN)).into_iter().flatten().flatten().map(|entry| entry.path());
+    for point in shown.chain([dir.join(ROOT), dir.join(TMPFS)]) {
+        // Not mounted is fine; what still is makes the folder stay.
+        let _not_mounted = umount2(&point, MntFlags::MNT_DETACH);
+    }
+    remove_folders(dir)
 }
 
 /// `run` is ours; what a program has left in it may be anything, links to the host's files included, and is not followed.

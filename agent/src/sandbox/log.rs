@@ -115,8 +115,8 @@ impl Ring {
 /// The two ends of an output pipe.
 #[derive(Debug)]
 pub(crate) struct Pipe {
-    source: OwnedFd,
-    sink: OwnedFd,
+    pub(crate) source: OwnedFd,
+    pub(crate) sink: OwnedFd,
 }
 
 impl Pipe {
@@ -159,7 +159,12 @@ impl std::fmt::Debug for Log {
 impl Log {
     /// Makes the pipe and starts reading it on `tasks` until `stop`.
     pub(crate) fn open(tasks: &TaskTracker, stop: CancellationToken) -> io::Result<Self> {
-        let Pipe { source, sink } = Pipe::new()?;
+        Self::of(Pipe::new()?, tasks, stop)
+    }
+
+    /// The log of what comes through this pipe.
+    pub(crate) fn of(pipe: Pipe, tasks: &TaskTracker, stop: CancellationToken) -> io::Result<Self> {
+        let Pipe { source, sink } = pipe;
         let reading = stop.child_token();
         let ready = sys::wait_readable(source.try_clone()?)?;
         let source = std::fs::File::from(source);
@@ -247,6 +252,12 @@ impl Log {
     /// The end that processes write to.
     pub(crate) fn sink(&self) -> Arc<OwnedFd> {
         self.lock().sink.clone()
+    }
+
+    /// Further descriptors of both ends of its pipe.
+    pub(crate) fn pipe(&self) -> io::Result<Pipe> {
+        let shared = self.lock();
+        Ok(Pipe { source: shared.source.try_clone()?.into(), sink: shared.sink.try_clone()? })
     }
 
     /// The pipe as `/proc/PID/fd` and CRIU's images name it.

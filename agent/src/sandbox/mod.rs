@@ -6,6 +6,7 @@
 //! ([`Housing::adopt`]).
 
 pub mod cgroup;
+pub mod claim;
 pub mod host;
 pub mod housing;
 pub mod http;
@@ -21,11 +22,14 @@ pub(crate) mod sys;
 pub mod tree;
 
 pub use cgroup::{CgroupError, Usage};
+pub use claim::Claim;
 pub use host::{Host, HostConfig, HostError, enter_private_mounts};
+pub(crate) use housing::KeptHousing;
 pub use housing::{CreateError, Housing, RemoveError};
 pub use http::{Request, RequestError, Response};
 pub use intake::{Entrance, Intake, seat};
 pub use launch::{LaunchError, NotReady};
+pub(crate) use log::Pipe;
 pub use log::{Log, LogLine, LogTail};
 pub(crate) use mounts::TMPFS;
 pub use mounts::{ExternalMount, MountError};

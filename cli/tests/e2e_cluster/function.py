@@ -1,4 +1,5 @@
 """The function of the end-to-end tests: an HTTP server whose path says what to do. Keeps state, makes trouble."""
+import hashlib
 import http.server
 import json
 import os
@@ -33,6 +34,11 @@ def ballast(query):
     """Holds memory that no other sandbox has."""
     state["ballast"] = os.urandom(int(query["mib"]) << 20)
     return {"bytes": len(state["ballast"])}
+
+
+def weigh(query):
+    """What that memory is."""
+    return {"sum": hashlib.sha256(state["ballast"]).hexdigest()}
 
 
 def sleep(query):
@@ -164,7 +170,7 @@ def drain(query):
     return {"pipe": os.read(state["pipe"][0], 100).decode()}
 
 
-ACTIONS = [count, crash, exhaust, ballast, sleep, connect, disconnect, family, look, drain]
+ACTIONS = [count, crash, exhaust, ballast, weigh, sleep, connect, disconnect, family, look, drain]
 
 
 class Handler(http.server.BaseHTTPRequestHandler):

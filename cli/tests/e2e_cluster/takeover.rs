@@ -1,5 +1,10 @@
 //! What an agent leaves to the next one on its node.
 
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
 use serde_json::json;
 
 use crate::cluster::{Cluster, QUIET, can_run};
@@ -80,6 +85,169 @@ fn what_is_in_dedup_outlives_a_killed_agent_once() {
     assert_eq!(deduped["sandbox"]["bases"], json!([base]), "the base is still there: {deduped}");
 }
 
+/// A cluster whose sandboxes are parked at once, and two of them that are; what the second one says of itself.
+fn parked(args: &[&str]) -> (Cluster, [String; 2], serde_json::Value) {
+    let config = QUIET.replace("idle = '1h'", "idle = '500ms'\npark = true\nkeep_parked = '1h'");
+    let cluster = Cluster::start(&config, &[("a", args)]);
+    cluster.apply("f");
+    let first = cluster.start_on("a", "f");
+    until("the first idle sandbox becomes the base", || {
+        cluster.row(&first)?["base_snapshot"].as_str().map(str::to_owned)
+    });
+    let second = cluster.start_on("a", "f");
+    cluster.post_to(&second, "f/family").good();
+    cluster.post_to(&second, "f/ballast?mib=8").good();
+    let look = cluster.post_to(&second, "f/look").good();
+    let sum = cluster.post_to(&second, "f/weigh").good();
+    for sandbox in [&first, &second] {
+        cluster.until_state(sandbox, "parked");
+    }
+    (cluster, [first, second], json!({ "look": look, "sum": sum }))
+}
+
+#[test]
+fn what_is_parked_outlives_a_killed_agent_where_it_is() {
+    if !can_run("what_is_parked_outlives_a_killed_agent_where_it_is") {
+        return;
+    }
+    let (mut cluster, [first, second], was) = parked(WAITS);
+    let processes = members(&cluster);
+    assert_eq!(processes.len(), 4, "one, and a family of three");
+    let row = |cluster: &Cluster| cluster.row(&second).unwrap();
+    let before = row(&cluster);
+    for round in 0..3 {
+        let end = [Cluster::kill_agent, Cluster::stop_agent][round % 2];
+        replace(&mut cluster, end);
+        assert_eq!(members(&cluster), processes, "nobody has touched them");
+        let now = row(&cluster);
+        for field in ["state", "bases", "requests", "stored_bytes", "starts_from_dedup"] {
+            assert_eq!(now[field], before[field], "{field}: {before} {now}");
+        }
+    }
+    let back = cluster.post_to(&second, "f/weigh");
+    assert_eq!((back.start(), &back.good()), ("unpark", &was["sum"]));
+    let look = cluster.post_to(&second, "f/look").good();
+    for name in ["tcp", "unix", "pid"] {
+        assert_eq!(look[name], was["look"][name], "{name}");
+    }
+    let said = cluster.ask(&["logs", &second]);
+    cluster.post_to(&second, "f/sleep?seconds=0").good();
+    until("what it prints is heard", || (cluster.ask(&["logs", &second]) != said).then_some(()));
+    // It is like any other: parked again, and put away by CRIU, from the mounts that the first agent made.
+    cluster.until_state(&second, "parked");
+    cluster.ask(&["dedup", &second]);
+    replace(&mut cluster, Cluster::kill_agent);
+    assert_eq!(cluster.state(&second), "dedup");
+    assert_eq!(cluster.state(&first), "parked");
+    let back = cluster.post_to(&second, "f/weigh");
+    assert_eq!((back.start(), &back.good()), ("restore", &was["sum"]));
+    assert_eq!(cluster.post_to(&first, "f/count").start(), "unpark");
+    // Both run: whatever is left of them anywhere, they end with their agent.
+    replace(&mut cluster, Cluster::kill_agent);
+    assert_eq!(cluster.ask(&["ps"]).as_array().unwrap().len(), 0);
+    assert!(cluster.processes().is_empty(), "{:?}", cluster.processes());
+}
+
+#[test]
+fn whenever_an_agent_ends_no_sandbox_comes_back_twice_or_as_another() {
+    if !can_run("whenever_an_agent_ends_no_sandbox_comes_back_twice_or_as_another") {
+        return;
+    }
+    let seed = std::env::var("MEDES_TEST_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
+    let mut dice = Dice(seed);
+    let config = QUIET.replace("idle = '1h'", "idle = '300ms'\npark = true\nkeep_parked = '1h'");
+    let mut cluster = Cluster::start(&config, &[("a", WAITS)]);
+    cluster.apply("f");
+    let mut known = BTreeMap::new();
+    let (mut survived, mut ended) = (0, 0);
+    for round in 0..ROUNDS {
+        while known.len() < 3 {
+            let sandbox = cluster.start_on("a", "f");
+            cluster.post_to(&sandbox, "f/ballast?mib=2").good();
+            let weighed = cluster.post_to(&sandbox, "f/weigh");
+            assert_eq!(weighed.sandbox(), sandbox, "it has just been used");
+            known.insert(sandbox, Heard { count: 0, sum: weighed.good() });
+        }
+        for sandbox in known.keys().cloned().collect::<Vec<_>>() {
+            match dice.below(4) {
+                0 => {}
+                // It may be on its way to be parked just now.
+                1 => drop(cluster.medes(&["dedup", &sandbox])),
+                _ => look_after(&cluster, &mut known, &sandbox),
+            }
+        }
+        std::thread::sleep(Duration::from_millis(dice.below(1500)));
+        replace(&mut cluster, [Cluster::kill_agent, Cluster::stop_agent][round % 2]);
+        let before = known.len();
+        known.retain(|sandbox, _| {
+            let state = cluster.state(sandbox);
+            assert!(["dedup", "parked", "gone"].contains(&&*state), "{sandbox} is {state}");
+            state != "gone"
+        });
+        survived += known.len();
+        ended += before - known.len();
+        for sandbox in known.keys().cloned().collect::<Vec<_>>() {
+            if dice.below(2) == 0 {
+                look_after(&cluster, &mut known, &sandbox);
+            }
+        }
+    }
+    println!("seed {seed}: {survived} outlived their agent, {ended} ended with it");
+    assert!(survived > 0, "none of them rested at the right time");
+}
+
+/// What a sandbox was last heard to count, and what its memory is.
+struct Heard {
+    count: u64,
+    sum: serde_json::Value,
+}
+
+/// Whoever answers, which is another one if this one is being put away just now, goes on where it was.
+fn look_after(cluster: &Cluster, known: &mut BTreeMap<String, Heard>, sandbox: &str) {
+    let counted = cluster.post_to(sandbox, "f/count");
+    if let Some(heard) = known.get_mut(counted.sandbox()) {
+        heard.count += 1;
+        assert_eq!(counted.good()["count"], heard.count, "{counted:?}");
+    }
+    let weighed = cluster.post_to(sandbox, "f/weigh");
+    if let Some(heard) = known.get(weighed.sandbox()) {
+        assert_eq!(weighed.good(), heard.sum, "{weighed:?}");
+    }
+}
+
+/// Agents that end in a test of random times.
+const ROUNDS: usize = 8;
+
+/// Random numbers (Marsaglia's xorshift).
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % bound
+    }
+}
+
+#[test]
+fn parked_sandboxes_that_nobody_comes_for_end() {
+    if !can_run("parked_sandboxes_that_nobody_comes_for_end") {
+        return;
+    }
+    let (mut cluster, sandboxes, _) = parked(&["--takeover", "3"]);
+    let processes = members(&cluster);
+    assert_eq!(processes.len(), 4, "one, and a family of three");
+    cluster.kill_agent("a");
+    until("nothing of it is left", || cluster.left_by("a").is_empty().then_some(()));
+    // Who is waited for by nobody may still be in the list of processes, without anything else.
+    let runs = |pid: &&String| std::fs::read(format!("/proc/{pid}/maps")).is_ok_and(|maps| !maps.is_empty());
+    assert_eq!(processes.iter().find(runs), None);
+    cluster.start_agent("a", &[]);
+    cluster.all_attached();
+    assert!(sandboxes.iter().all(|sandbox| cluster.state(sandbox) == "gone"));
+}
+
 #[test]
 fn an_agent_that_is_told_to_stop_leaves_the_same() {
     if !can_run("an_agent_that_is_told_to_stop_leaves_the_same") {
@@ -116,6 +284,19 @@ fn what_nobody_comes_for_goes() {
     cluster.all_attached();
     assert_eq!(cluster.state(&sandbox), "gone");
     assert!(keepers(&node).is_empty(), "this one leaves nothing");
+}
+
+/// Processes of all sandboxes of node a, as their control groups have it: the environment of one that is parked cannot be read.
+fn members(cluster: &Cluster) -> Vec<String> {
+    let groups = cluster.left_by("a").into_iter().filter(|path| path.starts_with('/'));
+    let mut found = BTreeSet::new();
+    for folder in groups.flat_map(|group| std::fs::read_dir(group).into_iter().flatten().flatten()) {
+        if folder.file_name().to_string_lossy().starts_with("sandbox-") {
+            let procs = std::fs::read_to_string(folder.path().join("cgroup.procs")).unwrap_or_default();
+            found.extend(procs.lines().map(str::to_owned));
+        }
+    }
+    found.into_iter().collect()
 }
 
 /// Sockets at which keepers of this node wait for its next agent.

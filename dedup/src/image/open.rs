@@ -260,6 +260,11 @@ impl<B: AsRef<[u8]>> DedupImage<B> {
         self.file.as_ref()
     }
 
+    /// What holds the file.
+    pub const fn source(&self) -> &B {
+        &self.file
+    }
+
     /// Gives the file back.
     pub fn into_file(self) -> B {
         self.file

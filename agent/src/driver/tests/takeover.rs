@@ -18,7 +18,10 @@ impl World {
     /// And taken back before anything is done with it.
     pub(super) fn take_back(&mut self, actions: &[Action]) {
         for action in actions {
-            if let Action::Restore { sandbox, .. } | Action::Remove { sandbox } = action {
+            if let Action::Restore { sandbox, .. }
+            | Action::Remove { sandbox }
+            | Action::Dedup { sandbox, .. } = action
+            {
                 self.left.remove(sandbox);
             }
         }
@@ -27,7 +30,8 @@ impl World {
     /// The agent is gone, and another one takes over what it left.
     pub(super) fn crash(&mut self) {
         for sandbox in &self.left {
-            assert!(!self.alive.contains(sandbox), "a second life of {sandbox}, which runs");
+            let runs = self.alive.contains(sandbox) && !self.parked.contains(sandbox);
+            assert!(!runs, "a second life of {sandbox}, which runs");
             assert!(!self.gone.contains(sandbox), "a second life of {sandbox}, which another node has");
         }
         let before = std::mem::replace(self, Self::new());
@@ -41,7 +45,12 @@ impl World {
         for sandbox in before.left {
             let spec = Box::new(FunctionSpec::from_toml(FUNCTION).unwrap());
             let (taken, age) = (Taken { requests: 3, ..Taken::default() }, Duration::from_secs(5));
-            self.apply(Event::TakenIn { sandbox, spec, revision: 7, taken, age });
+            let is_parked = before.parked.contains(&sandbox);
+            if is_parked {
+                self.alive.insert(sandbox);
+                self.parked.insert(sandbox);
+            }
+            self.apply(Event::TakenIn { sandbox, spec, revision: 7, taken, age, is_parked });
             self.leave(sandbox);
             assert!(self.left.contains(&sandbox));
         }
@@ -63,13 +72,19 @@ fn what_rests_in_dedup_is_taken_over_and_nothing_else() {
     world.finish(0, 0);
     world.step(Step::Crash);
     let reports = |world: &World| world.driver.sandboxes(world.now, |_| Default::default());
-    let [report] = &reports(&world)[..] else { panic!("one, the others had processes") };
+    let [report, parked] = &reports(&world)[..] else { panic!("two, the third one ran") };
     assert_eq!((report.id, report.state, report.requests), (id(1), SandboxState::Dedup, 3));
+    assert_eq!((parked.id, parked.state), (id(2), SandboxState::Parked));
     assert_eq!((report.function_revision, report.state_age), (7, Duration::from_secs(5)));
     assert_eq!(world.driver.snapshots().len(), 1);
     // From here on it is like any other.
     world.step(Step::Restore(1));
-    assert!(world.left.is_empty(), "its image is being used");
+    assert_eq!(world.left.iter().collect::<Vec<_>>(), [&id(2)], "its image is being used");
     world.step(Step::Crash);
-    assert!(reports(&world).is_empty(), "half a restore is no sandbox");
+    assert_eq!(reports(&world).len(), 1, "half a restore is no sandbox");
+    world.step(Step::Restore(2));
+    world.finish(0, 0);
+    world.step(Step::Ask(2));
+    world.step(Step::Crash);
+    assert!(reports(&world).is_empty(), "it ran");
 }

@@ -211,7 +211,7 @@ impl SandboxCgroup {
         write(&path, value).map_err(CgroupError::io("freeze or thaw", path))
     }
 
-    fn is_frozen(&self) -> bool {
+    pub(crate) fn is_frozen(&self) -> bool {
         match self.freezer() {
             Some(Branch { kind: Kind::Unified, dir, .. }) => {
                 read(&dir.join("cgroup.events")).is_ok_and(|text| keyed(&text, "frozen") == Some(1))

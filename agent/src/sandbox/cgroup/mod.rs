@@ -11,7 +11,7 @@ mod node;
 
 pub use branch::{Branch, Kind};
 pub use group::{Limits, SandboxCgroup, Usage};
-pub(crate) use node::KEEPER as KEEPER_GROUP;
+pub(crate) use node::{KEEPER as KEEPER_GROUP, group_name};
 pub use node::{NodeCgroup, kill_and_remove};
 
 use std::io;

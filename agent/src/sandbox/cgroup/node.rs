@@ -39,7 +39,7 @@ impl NodeCgroup {
             for dir in find_dirs(&anchor.top, name) {
                 let leftover = Branch { kind: anchor.kind, dir, top: anchor.top.clone() };
                 tracing::warn!(dir = %leftover.dir.display(), "removing a cgroup that an earlier agent left");
-                kill_and_remove(std::slice::from_ref(&leftover), None)?;
+                kill_and_remove(std::slice::from_ref(&leftover), &[])?;
             }
         }
         let mut branches = Vec::with_capacity(anchors.len());
@@ -47,6 +47,27 @@ impl NodeCgroup {
             branches.push(open_branch(anchor, name)?);
         }
         Ok(Self { branches })
+    }
+
+    /// The groups that an agent before has left, with sandboxes in them, and moves the calling process into the agent's one.
+    ///
+    /// Blocking; for the start of the agent.
+    pub(crate) fn take_over(branches: Vec<Branch>) -> Result<Self, CgroupError> {
+        for branch in &branches {
+            for child in [branch.child(AGENT), branch.child(KEEPER)] {
+                make_dir(&child.dir).map_err(CgroupError::io("create cgroup", &child.dir))?;
+            }
+            let agent = branch.child(AGENT);
+            agent.join().map_err(CgroupError::io("move the agent to", &agent.dir))?;
+        }
+        Ok(Self { branches })
+    }
+
+    /// Ends all sandboxes but those of these names. Blocking.
+    pub(crate) fn end_others(&self, names: &[String]) -> Result<(), CgroupError> {
+        let sandboxes = names.iter().map(|name| group_name(name));
+        let spare: Vec<String> = sandboxes.chain([AGENT, KEEPER].map(str::to_owned)).collect();
+        kill_and_remove(&self.branches, &spare)
     }
 
     /// The node's directories, one per hierarchy.
@@ -68,12 +89,12 @@ impl NodeCgroup {
 
     /// Makes the group of one sandbox.
     pub(crate) fn sandbox(&self, id: &SandboxId, limits: Limits) -> Result<SandboxCgroup, CgroupError> {
-        SandboxCgroup::create(&self.branches, &format!("sandbox-{id}"), limits)
+        SandboxCgroup::create(&self.branches, &group_name(id.as_str()), limits)
     }
 
     /// The group of a sandbox of this name, whoever works on it. What is not there uses nothing.
     pub fn group_of(&self, name: &str) -> SandboxCgroup {
-        SandboxCgroup::at(&self.branches, &format!("sandbox-{name}"))
+        SandboxCgroup::at(&self.branches, &group_name(name))
     }
 
     /// What the node uses: agent, CRIU workers and all sandboxes together.
@@ -100,6 +121,11 @@ impl NodeCgroup {
         }
         sum
     }
+}
+
+/// The group of a sandbox of this name.
+pub(crate) fn group_name(sandbox: &str) -> String {
+    format!("sandbox-{sandbox}")
 }
 
 /// Makes `anchor/name` with the agent and keeper groups and moves this process in.
@@ -165,17 +191,17 @@ fn find_dirs(top: &Path, name: &str) -> Vec<PathBuf> {
     found
 }
 
-/// Kills everything below the given node directories and removes them. `spare` names one child group that is left
-/// alone until the end; the processes in it must have left before the call returns them to nothing.
+/// Kills everything below the given node directories and removes them, but for these child groups; the directories themselves only if
+/// there are none of these.
 ///
 /// Blocking and bounded; used by the keeper and at the start of the agent.
-pub fn kill_and_remove(nodes: &[Branch], spare: Option<&str>) -> Result<(), CgroupError> {
+pub fn kill_and_remove(nodes: &[Branch], spare: &[String]) -> Result<(), CgroupError> {
     const POLL: Duration = Duration::from_millis(5);
     let mut waited = Duration::ZERO;
     loop {
         let mut processes = 0;
         for name in child_names(nodes) {
-            if spare == Some(name.as_str()) {
+            if spare.contains(&name) {
                 continue;
             }
             let group: Vec<Branch> =
@@ -191,10 +217,9 @@ pub fn kill_and_remove(nodes: &[Branch], spare: Option<&str>) -> Result<(), Cgro
                 let _busy = remove_dirs(&group);
             }
         }
-        let left: Vec<String> =
-            child_names(nodes).into_iter().filter(|name| spare != Some(name.as_str())).collect();
+        let left: Vec<String> = child_names(nodes).into_iter().filter(|name| !spare.contains(name)).collect();
         if left.is_empty() {
-            return if spare.is_some() { Ok(()) } else { remove_dirs(nodes) };
+            return if spare.is_empty() { remove_dirs(nodes) } else { Ok(()) };
         }
         if waited >= KILL_WAIT {
             let path = nodes.first().map_or_else(PathBuf::new, |node| node.dir.clone());

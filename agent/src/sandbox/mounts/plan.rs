@@ -97,7 +97,7 @@ pub(crate) struct Bind {
 }
 
 /// The prepared file systems of one sandbox.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Layout {
     root: PathBuf,
     tmpfs: PathBuf,
