@@ -164,8 +164,12 @@ impl Cell {
     /// Unique, and what `--only` looks in.
     pub(crate) fn name(&self) -> String {
         let step = self.step.map(|step| format!(" at {step}")).unwrap_or_default();
-        let bare = if self.kind == Kind::Bare { ", base on the other node" } else { "" };
-        format!("{}{step}{bare}: {}", self.act.word(), self.fault.word())
+        let kind = match self.kind {
+            Kind::Usual => "",
+            Kind::Bare => ", base on the other node",
+            Kind::Kept => ", with takeover",
+        };
+        format!("{}{step}{kind}: {}", self.act.word(), self.fault.word())
     }
 
     /// Where the subject is.
@@ -192,7 +196,13 @@ impl Cell {
             }
             _ => return false,
         };
-        home == self.home()
+        home == self.home() && !self.is_left()
+    }
+
+    /// Whether the subject rests while its agent is killed, and the next agent takes it over.
+    fn is_left(&self) -> bool {
+        let rests = matches!(self.act, Act::Replicate | Act::Move);
+        self.kind == Kind::Kept && rests && matches!(self.fault, Fault::Kill(_))
     }
 
     pub(crate) fn expected(&self) -> Expected {

@@ -30,6 +30,8 @@ pub(crate) const OPERATION: Duration = Duration::from_secs(25);
 pub(crate) const RECOVERY: Duration = Duration::from_secs(30);
 /// Room for what the controller keeps on its disk.
 const DISK: &str = "size=24m";
+/// Seconds that what rests waits for the next agent, which is started at once.
+const TAKEOVER: &str = "20";
 const NODE_PORT: u16 = 7000;
 const PAGES_PORT: u16 = 7001;
 
@@ -64,6 +66,8 @@ pub(crate) enum Kind {
     Usual,
     /// Bases are on one node only, and B keeps no page of another node.
     Bare,
+    /// Agents leave what rests to the next one on their node.
+    Kept,
 }
 
 /// A cluster.
@@ -110,7 +114,7 @@ impl Cluster {
         fs::create_dir(&disk).context("make the controller's folder")?;
         mount(Some("medes-faults"), &disk, Some("tmpfs"), MsFlags::empty(), Some(DISK))
             .context("mount the controller's disk")?;
-        let copies = if kind == Kind::Usual { "2" } else { "1" };
+        let copies = if kind == Kind::Bare { "1" } else { "2" };
         fs::write(cluster.file("controller.toml"), CONFIG.replace("COPIES", copies)).context("configure")?;
         cluster.start_controller()?;
         for place in [Place::A, Place::B] {
@@ -159,6 +163,9 @@ impl Cluster {
         line.extend(["--fault-file".into(), text(&self.fault_file(place))]);
         if let Some(criu) = &self.places.criu {
             line.extend(["--criu".into(), text(criu)]);
+        }
+        if self.kind == Kind::Kept {
+            line.extend(["--takeover", TAKEOVER].map(str::to_owned));
         }
         if self.kind == Kind::Bare && place == Place::B {
             line.extend(["--replica-memory", "0B", "--page-memory", "0B"].map(str::to_owned));
@@ -243,6 +250,12 @@ impl Drop for Cluster {
         // Who waits at a step goes on.
         for place in [Place::A, Place::B] {
             fs::remove_file(self.fault_file(place).with_added_extension("reached")).ok();
+        }
+        if self.kind == Kind::Kept {
+            // Else it would wait for agents that do not come.
+            for row in self.desk.rows() {
+                self.desk.medes(&["purge", row["sandbox"].as_str().unwrap_or_default()]).ok();
+            }
         }
         self.agents.clear();
         self.controller = None;

@@ -161,10 +161,29 @@ pub(crate) fn cells(extent: Extent) -> Vec<Cell> {
         at: Place::B,
         kind: Kind::Bare,
     }));
+    cells.extend(kept());
     if long {
         cells.extend(MINUTE.iter().map(usual));
     }
     cells
+}
+
+/// An agent is killed at every step, and the next one takes over what rests: nothing must come back that was in the middle of something.
+fn kept() -> impl Iterator<Item = Cell> {
+    ROADS.into_iter().flat_map(|(act, at, steps)| {
+        let other = matches!(act, Act::Replicate | Act::Move).then_some(Victim::Other);
+        steps.iter().flat_map(move |step| {
+            let victims = [Victim::Agent].into_iter().chain(other);
+            let cell = move |victim| Cell {
+                act,
+                step: Some(*step),
+                fault: Fault::Kill(victim),
+                at,
+                kind: Kind::Kept,
+            };
+            victims.map(cell)
+        })
+    })
 }
 
 #[cfg(test)]
@@ -197,6 +216,9 @@ mod tests {
                 (Fault::Kill(Victim::Controller), _) => assert!(kept, "{}", cell.name()),
                 (Fault::Fail, Act::Dedup | Act::Park | Act::Replicate) => assert!(kept, "{}", cell.name()),
                 (Fault::Kill(Victim::Agent), Act::Dedup) => assert!(!kept, "{}", cell.name()),
+                (Fault::Kill(Victim::Other), Act::Move) => {
+                    assert_eq!(kept, cell.kind == Kind::Kept, "{}", cell.name());
+                }
                 _ => {}
             }
         }
