@@ -23,6 +23,11 @@ pub(crate) fn trimmed(pages: u64) {
     counter!("medes_trimmed_pages_total").increment(pages);
 }
 
+/// Something that the agent before left is here now, or lost.
+pub(crate) fn taken_over(what: &'static str) {
+    counter!("medes_taken_over_total", "what" => what).increment(1);
+}
+
 /// A window of a sandbox has ended in which so many pages were written, and so many touched in any way.
 pub(crate) fn window(written: u64, touched: u64) {
     counter!("medes_watch_windows_total").increment(1);

@@ -20,6 +20,7 @@ use medes_controller::{
 };
 use medes_identity::{identity::Role, security::Security};
 use medes_metrics::{health::Health, list::Of};
+use nix::sys::prctl;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -70,6 +71,11 @@ fn main() -> ExitCode {
     if arguments.print_config {
         print!("{DEFAULTS}");
         return ExitCode::SUCCESS;
+    }
+    // It has the cluster's key and bodies of requests in memory: no core dump may have them, wherever the host sends those.
+    if let Err(error) = prctl::set_dumpable(false) {
+        eprintln!("medes-controller: keep memory out of core dumps: {error}");
+        return ExitCode::FAILURE;
     }
     let filter =
         tracing_subscriber::EnvFilter::try_from_env("MEDES_LOG").unwrap_or_else(|_unset| "info".into());

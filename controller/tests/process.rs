@@ -4,7 +4,9 @@
 use std::{
     io::{BufRead, BufReader, Read, Write},
     net::{SocketAddr, TcpStream},
-    process::{Child, Command, Stdio},
+    os::unix::process::ExitStatusExt,
+    path::Path,
+    process::{Child, Command, ExitStatus, Stdio},
     time::{Duration, Instant},
 };
 
@@ -54,6 +56,38 @@ fn the_first_line_says_where_it_listens_and_a_signal_ends_it() {
         kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), signal).unwrap();
         assert_eq!(exit_code(child), Some(0), "{signal}");
     }
+}
+
+/// Ends a program by a signal that dumps core, once it has said something, to whoever asks it something.
+fn aborted(program: &str, args: &[&str], folder: &Path) -> ExitStatus {
+    let mut child = Command::new("sh")
+        .args(["-c", r#"ulimit -c "$(ulimit -H -c)"; exec "$0" "$@""#, program])
+        .args(args)
+        .current_dir(folder)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    child.stdin.as_mut().unwrap().write_all(b"ready?\n").unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+    kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), Signal::SIGABRT).unwrap();
+    child.wait().unwrap()
+}
+
+#[test]
+fn a_controller_that_crashes_leaves_no_memory_behind() {
+    let folder = tempfile::tempdir().unwrap();
+    if !aborted("/bin/cat", &[], folder.path()).core_dumped() {
+        eprintln!("skipped: this machine dumps no core at all");
+        return;
+    }
+    let state = folder.path().join("state").display().to_string();
+    let program = env!("CARGO_BIN_EXE_medes-controller");
+    let ended = aborted(program, &["--state-dir", &state], folder.path());
+    assert_eq!(ended.signal(), Some(Signal::SIGABRT as i32));
+    assert!(!ended.core_dumped(), "its memory was dumped");
 }
 
 #[test]

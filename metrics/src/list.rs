@@ -136,7 +136,7 @@ const CONTROLLER: [Metric; 21] = rows(
     ],
 );
 
-const AGENT: [Metric; 15] = rows(
+const AGENT: [Metric; 16] = rows(
     Of::Agent,
     [
         (
@@ -175,6 +175,13 @@ const AGENT: [Metric; 15] = rows(
             "pages",
             "by",
             "base pages (4096 bytes each) read from other nodes, by what brought them: tcp, rdma",
+        ),
+        (
+            Counter,
+            "medes_taken_over_total",
+            "things",
+            "what",
+            "left by the agent before and taken over (`--takeover`): base, dedup, parked; or lost",
         ),
         (Counter, "medes_trimmed_pages_total", "pages", "", "taken of warm sandboxes that go on (`--trim`)"),
         (

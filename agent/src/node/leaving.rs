@@ -14,6 +14,7 @@ use crate::{
     base,
     driver::{Action, Event},
     keeper::Key,
+    metrics,
     pager::Paged,
     roads::{Warm, blocking},
     takeover::{self, Resting, Resumed, TakenIn, TakenInSandbox},
@@ -128,6 +129,7 @@ impl Node {
             match takeover::take_in(&self.tools, &self.identity.node, left).await {
                 Ok(TakenIn::Base(snapshot)) => {
                     bases += 1;
+                    metrics::taken_over("base");
                     let report = base::report(&snapshot);
                     self.tools.bases.local.insert(snapshot);
                     self.leave_base(report.id);
@@ -144,6 +146,7 @@ impl Node {
                         }
                     };
                     let is_parked = tenant_key.is_some();
+                    metrics::taken_over(if is_parked { "parked" } else { "dedup" });
                     self.bodies.insert(sandbox, body);
                     let spec = Box::new((*spec).clone());
                     self.apply(Event::TakenIn { sandbox, spec, revision, taken, age, is_parked });
@@ -152,6 +155,7 @@ impl Node {
                 Err(error) => {
                     let error = &error as &dyn std::error::Error;
                     tracing::warn!(?key, error, "what the agent before left is lost");
+                    metrics::taken_over("lost");
                 }
             }
         }
