@@ -68,6 +68,8 @@ pub enum Step {
     GiveUp,
     /// After its node has given it up, before anybody hears of it.
     GivenUp,
+    /// When all that the agent before left is here, before any of it is served.
+    TakeOver,
     /// Before what is left of a sandbox is removed. A removal cannot fail, only wait.
     Remove,
 }

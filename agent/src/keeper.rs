@@ -16,7 +16,7 @@ mod takeover;
 
 pub use life::main;
 pub(crate) use line::{FILES_MAX, Key};
-pub(crate) use takeover::{Left, receive};
+pub(crate) use takeover::{Before, Left, receive};
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};

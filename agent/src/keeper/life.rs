@@ -14,7 +14,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::socket::{MsgFlags, recvmsg};
 
 use super::line::{Heard, Key, Word, receive, send};
-use super::takeover::{Heir, Left};
+use super::takeover::{Fate, Heir, Left};
 use super::{KeeperOrder, READY};
 use crate::memory_file::MemoryFile;
 use crate::private_files;
@@ -86,8 +86,13 @@ fn run() -> anyhow::Result<()> {
         Ok(heir.context("nobody is to come")?.hand_over(&left, order.takeover)?)
     });
     match handed_over {
-        // The next agent has a descriptor of each, and of everything else.
-        Ok(true) => Ok(()),
+        // The next agent's keeper has a descriptor of each.
+        Ok(Fate::Served) => Ok(()),
+        // Whatever else is on this node is that agent's, and its keeper's.
+        Ok(Fate::Dropped) => {
+            parked.iter().for_each(|group| SandboxCgroup::at(&order.place.branches, group).kill_now());
+            Ok(())
+        }
         not => {
             let (_, cleaned) = order.clean_up(&[], BTreeMap::new());
             drop(uffds);

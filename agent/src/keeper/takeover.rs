@@ -1,11 +1,13 @@
 //! From a keeper whose agent has ended to the next agent on the node, over a socket that is named after the node.
 //!
 //! ```text
-//! next agent: connect ─► keeper: each thing with its files ─► how many ─► next agent: they are here ─► keeper: ends
+//! next agent:  connect                      they are here                        they are served
+//! keeper:               each thing · how many               the name is yours                     (ends)
 //! ```
 //!
 //! The keeper has them until it hears that they have arrived, and nobody has them twice: the next agent says so before it does anything
-//! with them. Both ends look who is at the other one: somebody else may take the name.
+//! with them. It holds what it must not let go of until they are served, which is when another keeper holds it too; should the next agent end
+//! before that, it ends the parked ones. Both ends look who is at the other one: somebody else may take the name.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -26,6 +28,9 @@ use crate::sandbox::sys::accept;
 /// How long one end waits for the other: longer than a keeper takes to clean up.
 const ANSWER_SECONDS: i64 = 20;
 
+/// How long the next agent may take with all of it.
+const SERVED_SECONDS: i64 = 120;
+
 /// Most things that are handed over: more are no node's.
 const LEFT_MAX: usize = 1 << 16;
 
@@ -36,6 +41,17 @@ pub(crate) struct Left {
     pub(crate) key: Key,
     /// What it is made of; the first one says what else it is.
     pub(crate) files: Vec<OwnedFd>,
+}
+
+/// What became of what was left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// Nobody came for it.
+    Unwanted,
+    /// The next agent has it.
+    Served,
+    /// The next agent had it, and ended before all of it was served.
+    Dropped,
 }
 
 /// The place where the next agent comes.
@@ -53,8 +69,8 @@ impl Heir {
         Ok(Self { door })
     }
 
-    /// Waits for it and gives it all of these. Returns after so long even if nobody came; whether somebody did.
-    pub(super) fn hand_over(self, left: &[Left], wait: Duration) -> io::Result<bool> {
+    /// Waits for it and gives it all of these. Returns after so long even if nobody came.
+    pub(super) fn hand_over(self, left: &[Left], wait: Duration) -> io::Result<Fate> {
         let until = Instant::now() + wait;
         while let Some(rest) = until.checked_duration_since(Instant::now()) {
             let timeout = PollTimeout::try_from(rest).unwrap_or(PollTimeout::MAX);
@@ -62,23 +78,23 @@ impl Heir {
                 Ok(0) | Err(Errno::EINTR) => continue,
                 ready => ready?,
             };
-            match accept(&self.door).and_then(|visitor| give(&visitor, left)) {
-                Ok(()) => {
-                    // In this order: who sees the end of the line can take the name.
+            match accept(&self.door).and_then(|visitor| give(visitor, left)) {
+                Ok(visitor) => {
+                    // In this order: who hears of it can take the name.
                     drop(self);
-                    return Ok(true);
+                    return Ok(served(&visitor, left.len() as u64));
                 }
                 // Whoever that was, the next agent may still come.
                 Err(error) => eprintln!("medes-agent keeper: hand over to the next agent: {error}"),
             }
         }
-        Ok(false)
+        Ok(Fate::Unwanted)
     }
 }
 
-fn give(visitor: &OwnedFd, left: &[Left]) -> io::Result<()> {
-    is_one_of_us(visitor)?;
-    have_deadlines(visitor)?;
+fn give(visitor: OwnedFd, left: &[Left]) -> io::Result<OwnedFd> {
+    is_one_of_us(&visitor)?;
+    have_deadlines(&visitor, ANSWER_SECONDS)?;
     let line = visitor.as_raw_fd();
     for Left { key, files } in left {
         let files: Vec<_> = files.iter().map(AsFd::as_fd).collect();
@@ -87,17 +103,44 @@ fn give(visitor: &OwnedFd, left: &[Left]) -> io::Result<()> {
     let all = Word::End(left.len() as u64);
     send(line, all, &[])?;
     match next_word(line)? {
-        Some(Heard { word, .. }) if word == all => Ok(()),
+        Some(Heard { word, .. }) if word == all => Ok(visitor),
         _ => Err(io::ErrorKind::InvalidData.into()),
     }
 }
 
-/// What the agent before left on this node; nothing if nobody waits there. Blocks until its keeper has cleaned up.
-pub(crate) fn receive(node: &str) -> io::Result<Vec<Left>> {
+/// Waits until who has all of it serves it.
+fn served(visitor: &OwnedFd, count: u64) -> Fate {
+    let (line, all) = (visitor.as_raw_fd(), Word::End(count));
+    let told = have_deadlines(visitor, SERVED_SECONDS).and_then(|()| send(line, all, &[]));
+    match told.and_then(|()| next_word(line)) {
+        Ok(Some(Heard { word, .. })) if word == all => Fate::Served,
+        _ => Fate::Dropped,
+    }
+}
+
+/// The keeper of the agent before, until all that it handed over is served.
+#[derive(Debug)]
+pub(crate) struct Before {
+    line: OwnedFd,
+    count: u64,
+}
+
+impl Before {
+    /// All of it is served: it can end.
+    pub(crate) fn let_go(self) {
+        if let Err(error) = send(self.line.as_raw_fd(), Word::End(self.count), &[]) {
+            tracing::warn!(%error, "the keeper of the agent before did not wait");
+        }
+    }
+}
+
+/// What the agent before left on this node, and who waits until it is served; nothing if nobody is there. Blocks until its keeper has
+/// cleaned up.
+pub(crate) fn receive(node: &str) -> io::Result<(Vec<Left>, Option<Before>)> {
     let keeper = new_socket()?;
-    have_deadlines(&keeper)?;
+    have_deadlines(&keeper, ANSWER_SECONDS)?;
     match connect(keeper.as_raw_fd(), &address(node)?) {
-        Err(Errno::ECONNREFUSED) => return Ok(Vec::new()),
+        Err(Errno::ECONNREFUSED) => return Ok((Vec::new(), None)),
         connected => connected?,
     }
     is_one_of_us(&keeper)?;
@@ -114,12 +157,12 @@ pub(crate) fn receive(node: &str) -> io::Result<Vec<Left>> {
             }
             Some(Heard { word: end @ Word::End(count), .. }) if count == left.len() as u64 => {
                 send(line, end, &[])?;
-                // It has heard that, or is gone, which is as good: nobody else will have them.
-                let _closed = next_word(line);
-                return Ok(left);
+                // From here on nobody else will have them. If it does not say that the name is free, this agent leaves nothing itself.
+                let _heard = next_word(line)?;
+                return Ok((left, Some(Before { line: keeper, count })));
             }
             // It had nothing to give, and has ended.
-            None if left.is_empty() => return Ok(left),
+            None if left.is_empty() => return Ok((left, None)),
             None => return Err(io::ErrorKind::UnexpectedEof.into()),
             Some(_) => return Err(io::ErrorKind::InvalidData.into()),
         }
@@ -140,8 +183,8 @@ fn is_one_of_us(other: &OwnedFd) -> io::Result<()> {
     if user == nix::unistd::geteuid().as_raw() { Ok(()) } else { Err(io::ErrorKind::PermissionDenied.into()) }
 }
 
-fn have_deadlines(line: &OwnedFd) -> io::Result<()> {
-    let answer = TimeVal::seconds(ANSWER_SECONDS);
+fn have_deadlines(line: &OwnedFd, seconds: i64) -> io::Result<()> {
+    let answer = TimeVal::seconds(seconds);
     setsockopt(line, ReceiveTimeout, &answer)?;
     Ok(setsockopt(line, SendTimeout, &answer)?)
 }

@@ -13,7 +13,8 @@ use super::{
 use crate::{
     base,
     driver::{Action, Event},
-    keeper::Key,
+    faults::Step,
+    keeper::{Before, Key},
     metrics,
     pager::Paged,
     roads::{Warm, blocking},
@@ -118,8 +119,12 @@ impl Node {
 
     /// Takes in what the agent before has left. Call it before the node runs, so that its first word to the controller tells of it.
     pub async fn take_in(&mut self) {
-        let left = self.tools.host.left();
+        let (left, before) = self.tools.host.left();
         if left.is_empty() {
+            return;
+        }
+        if let Err(injected) = self.tools.faults.pass(Step::TakeOver) {
+            tracing::warn!(%injected, "nothing is taken over");
             return;
         }
         let began = Instant::now();
@@ -169,6 +174,7 @@ impl Node {
             let error = &error as &dyn std::error::Error;
             tracing::error!(error, "something of the agent before stays behind");
         }
+        before.into_iter().for_each(Before::let_go);
         let took = began.elapsed();
         tracing::info!(sandboxes, bases, ?took, "took over from the agent before");
     }

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::cgroup::Branch;
 use super::host::{self, HostError};
 use super::spec::check_name;
-use crate::keeper::{self, Key, Left};
+use crate::keeper::{self, Before, Key, Left};
 use crate::memory_file::MappedFile;
 
 /// The name of a node, for as long as this is there, in whatever way the process ends.
@@ -20,6 +20,8 @@ use crate::memory_file::MappedFile;
 pub struct Claim {
     pub(super) lock: UnixListener,
     pub(super) left: Vec<Left>,
+    /// Who waits until all of it is served.
+    pub(super) before: Option<Before>,
     pub(super) standing: Option<Standing>,
 }
 
@@ -48,14 +50,14 @@ impl Claim {
     pub fn new(node: &str) -> Result<Self, HostError> {
         check_name("node", node)?;
         let lock = lock_name(node)?;
-        let left = keeper::receive(node).unwrap_or_else(|error| {
+        let (left, before) = keeper::receive(node).unwrap_or_else(|error| {
             tracing::warn!(%error, "what the agent before left did not arrive");
-            Vec::new()
+            (Vec::new(), None)
         });
         let (of_node, left): (Vec<_>, Vec<_>) = left.into_iter().partition(|left| left.key == Key::Node);
         let standing = of_node.into_iter().next().map(Standing::of).transpose();
         let standing = standing.map_err(HostError::io("understand what the agent before left"))?;
-        Ok(Self { lock, left, standing })
+        Ok(Self { lock, left, before, standing })
     }
 
     /// Gives this process the mount namespace that sandboxes of this node are in, or one of its own, and makes it the parent of its

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::criu::run_dir;
-use crate::keeper::{Keeper, KeeperError, KeeperOrder, Key, Left};
+use crate::keeper::{Before, Keeper, KeeperError, KeeperOrder, Key, Left};
 use crate::pager::Guard;
 use crate::reaper::{ExitStatus, Reaper};
 
@@ -126,8 +126,8 @@ pub(crate) struct Shared {
     pub(crate) reaper: Reaper,
     pub(crate) tasks: TaskTracker,
     keeper: Arc<Keeper>,
-    /// What the agent before left, until somebody takes it.
-    left: Mutex<Vec<Left>>,
+    /// What the agent before left, until somebody takes it, and who waits for that.
+    left: Mutex<(Vec<Left>, Option<Before>)>,
     _name_lock: UnixListener,
 }
 
@@ -165,7 +165,7 @@ impl Host {
         if !PRIVATE_MOUNTS.load(Ordering::Acquire) {
             return Err(HostError::NotPrivate);
         }
-        let Claim { lock, left, standing } = claim;
+        let Claim { lock, left, before, standing } = claim;
         let (config, cgroup, dev, sandboxes) = run_blocking(move || -> Result<_, HostError> {
             let (cgroup, (dev, sandboxes)) = match standing {
                 None => {
@@ -188,7 +188,7 @@ impl Host {
             takeover: config.takeover,
         };
         let keeper = Arc::new(Keeper::start(reaper, &config.program, &order).await?);
-        let left = Mutex::new(left);
+        let left = Mutex::new((left, before));
         let (reaper, tasks, _name_lock) = (reaper.clone(), tasks.clone(), lock);
         let shared = Shared { config, cgroup, dev, sandboxes, door, reaper, tasks, keeper, left, _name_lock };
         Ok(Self { shared: Arc::new(shared) })
@@ -253,8 +253,8 @@ impl Host {
         self.shared.keeper.take_back(key);
     }
 
-    /// What the agent before left; nothing the second time.
-    pub(crate) fn left(&self) -> Vec<Left> {
+    /// What the agent before left, and who is to hear when all of it is served; nothing the second time.
+    pub(crate) fn left(&self) -> (Vec<Left>, Option<Before>) {
         std::mem::take(&mut self.shared.left.lock().unwrap_or_else(PoisonError::into_inner))
     }
 

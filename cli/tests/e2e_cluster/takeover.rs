@@ -196,6 +196,38 @@ fn whenever_an_agent_ends_no_sandbox_comes_back_twice_or_as_another() {
     assert!(survived > 0, "none of them rested at the right time");
 }
 
+#[test]
+fn an_agent_killed_while_it_takes_over_leaves_nobody_who_is_served_by_none() {
+    if !can_run("an_agent_killed_while_it_takes_over_leaves_nobody_who_is_served_by_none") {
+        return;
+    }
+    let (mut cluster, sandboxes, _) = parked(WAITS);
+    let processes = members(&cluster);
+    assert_eq!(processes.len(), 4, "one, and a family of three");
+    let file = cluster.dir().join("fault");
+    std::fs::write(&file, "take-over wait").unwrap();
+    cluster.kill_agent("a");
+    cluster.start_agent("a", &[WAITS, &["--fault-file", file.to_str().unwrap()]].concat());
+    until("it has everything", || file.with_added_extension("reached").exists().then_some(()));
+    assert_eq!(members(&cluster), processes, "they still wait");
+    cluster.kill_agent("a");
+    // The keeper of the first agent still holds what they miss, and sees to it that nobody ever reads zeros.
+    until("they have ended", || processes.iter().find(runs).is_none().then_some(()));
+    cluster.start_agent("a", WAITS);
+    until("a third agent is known", || {
+        let rows = cluster.ask(&["nodes"]);
+        (rows["nodes"].as_array()?.iter().any(|row| row["connected"] == true)).then_some(())
+    });
+    assert!(sandboxes.iter().all(|sandbox| cluster.state(sandbox) == "gone"));
+    let another = cluster.start_on("a", "f");
+    assert_eq!(cluster.post_to(&another, "f/count").good()["count"], 1);
+}
+
+/// Whether a process has memory. Who is waited for by nobody may still be in the list of processes, without any.
+fn runs(pid: &&String) -> bool {
+    std::fs::read(format!("/proc/{pid}/maps")).is_ok_and(|maps| !maps.is_empty())
+}
+
 /// What a sandbox was last heard to count, and what its memory is.
 struct Heard {
     count: u64,
@@ -240,8 +272,6 @@ fn parked_sandboxes_that_nobody_comes_for_end() {
     assert_eq!(processes.len(), 4, "one, and a family of three");
     cluster.kill_agent("a");
     until("nothing of it is left", || cluster.left_by("a").is_empty().then_some(()));
-    // Who is waited for by nobody may still be in the list of processes, without anything else.
-    let runs = |pid: &&String| std::fs::read(format!("/proc/{pid}/maps")).is_ok_and(|maps| !maps.is_empty());
     assert_eq!(processes.iter().find(runs), None);
     cluster.start_agent("a", &[]);
     cluster.all_attached();
