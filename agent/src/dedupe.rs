@@ -242,7 +242,10 @@ fn add_known(hints: &mut Hints, sorted: &Sorted, words: Option<&Words>) -> Vec<S
     let known: Vec<_> =
         words.map(|words| (words.place.snapshot, words.place.clone())).into_iter().chain(earlier).collect();
     let names = known.iter().map(|(snapshot, _)| *snapshot).collect();
-    hints.places.extend(known);
+    // The registry has just said where they are, which may be another place than the one they were at.
+    for (snapshot, place) in known {
+        hints.places.entry(snapshot).or_insert(place);
+    }
     names
 }
 

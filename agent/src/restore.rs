@@ -47,7 +47,7 @@ use crate::{
     skeleton::{self, UnpackError},
 };
 
-/// Nodes that may not deliver before a restore is given up.
+/// Addresses that may not deliver before a restore is given up.
 const HOLDERS_MAX: usize = 3;
 
 /// Why a sandbox did not come back.
@@ -245,9 +245,12 @@ pub(crate) async fn read_bases(
             Ok(bases) => return Ok(bases),
             Err(error) => error,
         };
-        // Each turn leaves one more node out: it ends.
+        // Each turn leaves one more address out: it ends. An agent that took over from another one of its node is at a new one.
         let Some(holder) = error.holder().cloned() else { return Err(error) };
-        if !silent.insert(holder.clone()) || silent.len() > HOLDERS_MAX {
+        let before = silent.len();
+        silent
+            .extend(places.values().filter(|place| place.node == holder).map(|place| place.address.clone()));
+        if silent.len() == before || silent.len() > HOLDERS_MAX {
             return Err(error);
         }
         let located = match roads.registry.locate(image.bases()).await {
@@ -258,11 +261,11 @@ pub(crate) async fn read_bases(
             }
         };
         for (snapshot, place) in &mut places {
-            if silent.contains(&place.node) {
+            if silent.contains(&place.address) {
                 let other =
-                    located.iter().find(|one| one.snapshot == *snapshot && !silent.contains(&one.node));
+                    located.iter().find(|one| one.snapshot == *snapshot && !silent.contains(&one.address));
                 let Some(other) = other else { return Err(error) };
-                tracing::info!(%snapshot, %holder, instead = %other.node, "a base is read from another node");
+                tracing::info!(%snapshot, %holder, instead = %other.node, address = other.address, "a base is read from elsewhere");
                 *place = other.clone();
             }
         }

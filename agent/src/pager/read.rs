@@ -31,9 +31,16 @@ pub(super) fn read(pid: Pid, memory: &File, pages: &[u64], out: &mut [u8]) -> io
         let mut out = out;
         for run in some {
             let (one, after) = out.split_at_mut(run.len() * PAGE_BYTES);
-            memory.read_exact_at(one, run[0] * PAGE)?;
+            memory.read_exact_at(one, run[0] * PAGE).map_err(|error| named(memory, run, &error))?;
             out = after;
         }
     }
     Ok(())
+}
+
+/// The error, with the first page of the run that cannot be read: what that page is tells why.
+fn named(memory: &File, run: &[u64], error: &io::Error) -> io::Error {
+    let unreadable = run.iter().find(|page| memory.read_exact_at(&mut [0], **page * PAGE).is_err());
+    let page = unreadable.unwrap_or(&run[0]);
+    io::Error::new(error.kind(), format!("page {page:#x}, of {} from {:#x} on: {error}", run.len(), run[0]))
 }

@@ -70,11 +70,6 @@ fn run(folder: &Path) {
     println!("    after {turns} turns: {:?}", cluster.remote_pages());
     cluster.done("a_sandbox_comes_back_by_pages_that_are_read_by_rdma", begun);
 
-    // This machine has control groups of version 2 alone.
-    let begun = Instant::now();
-    outlives_its_agent(&mut cluster);
-    cluster.done("what_rests_outlives_its_agent", begun);
-
     let begun = Instant::now();
     let count = cluster.count(&sandbox).1;
     cluster.ask(&["dedup", &sandbox]);
@@ -108,41 +103,6 @@ fn until_by_rdma(cluster: &Cluster, sandbox: &str) -> usize {
     panic!("no page came by RDMA in {TURNS_MAX} turns: {:?}", cluster.remote_pages());
 }
 
-/// Two sandboxes of one host, one in dedup and one parked, whose agent is killed.
-fn outlives_its_agent(cluster: &mut Cluster) {
-    let [stored, parked] = ["a"; 2].map(|node| {
-        let sandbox = cluster.start_on(node);
-        assert_eq!(cluster.count(&sandbox), ("warm".into(), 1));
-        sandbox
-    });
-    cluster.ask(&["dedup", &stored]);
-    cluster.ask(&["policy", "set", "idle=1s", "park=true", "keep_parked=1h"]);
-    cluster.until("parked", |cluster| cluster.state(&parked) == "parked");
-    let life = cluster.life("a");
-    cluster.holder.kill();
-    cluster.holder = holder(&cluster.folder);
-    cluster.until("known", |cluster| cluster.life("a").is_some_and(|now| Some(now) != life));
-    assert_eq!((cluster.state(&stored), cluster.state(&parked)), ("dedup".into(), "parked".into()));
-    assert_eq!(cluster.count(&parked), ("unpark".into(), 2));
-    assert_eq!(cluster.count(&stored), ("restore".into(), 2));
-    cluster.ask(&["policy", "set", "idle=1h", "park=false"]);
-}
-
-/// The agent of host A.
-fn holder(folder: &Path) -> Program {
-    agent(folder, ("a", "10.0.0.1"), &["--takeover", "120"])
-}
-
-fn agent(folder: &Path, (name, address): (&str, &str), more: &[&str]) -> Program {
-    let (program, state) = (path_of("medes-agent"), folder.join(name));
-    let network = format!("--net=/run/netns/{}", name.to_uppercase());
-    let args = [&*network, program.to_str().expect("a path"), "--node", name, "--controller", CONTROL];
-    let listen = format!("{address}:0");
-    let own = ["--state-dir", state.to_str().expect("a path"), "--listen", &listen, "--plaintext"];
-    let log = folder.join(format!("{name}.log"));
-    Program::start(Path::new("nsenter"), &[&args[..], &own, more].concat(), &log, Stdio::null())
-}
-
 struct Cluster {
     // Dropped in this order.
     _reader: Program,
@@ -162,38 +122,28 @@ impl Cluster {
         let log = folder.join("controller.log");
         let mut controller = Program::start(&path_of("medes-controller"), &args, &log, Stdio::piped());
         controller.first_line();
-        let holder = holder(folder);
+        let agent = |name: &str, address: &str, more: &[&str]| {
+            let (program, state) = (path_of("medes-agent"), file(name));
+            let network = format!("--net=/run/netns/{}", name.to_uppercase());
+            let args =
+                [&*network, program.to_str().expect("a path"), "--node", name, "--controller", CONTROL];
+            let listen = format!("{address}:0");
+            let own = ["--state-dir", &state, "--listen", &listen, "--plaintext"];
+            let log = folder.join(format!("{name}.log"));
+            Program::start(Path::new("nsenter"), &[&args[..], &own, more].concat(), &log, Stdio::null())
+        };
+        let holder = agent("a", "10.0.0.1", &[]);
         // Nothing of the other host is kept: every restore reads it again.
         let forgetful = ["--replica-memory", "0B", "--page-memory", "0B", "--metrics", METRICS];
-        let reader = agent(folder, ("b", "10.0.0.2"), &forgetful);
+        let reader = agent("b", "10.0.0.2", &forgetful);
         let cluster =
             Self { _reader: reader, holder, _controller: controller, folder: folder.to_owned(), passed: 0 };
-        cluster.until("there are two agents", |cluster| {
-            cluster.ask(&["nodes"])["nodes"].as_array().is_some_and(|nodes| nodes.len() == 2)
-        });
-        cluster
-    }
-
-    #[track_caller]
-    fn until(&self, what: &str, mut is_so: impl FnMut(&Self) -> bool) {
         let until = Instant::now() + PATIENCE;
-        while !is_so(self) {
-            assert!(Instant::now() < until, "never: {what}");
+        while cluster.ask(&["nodes"])["nodes"].as_array().is_none_or(|nodes| nodes.len() < 2) {
+            assert!(Instant::now() < until, "the agents do not come");
             std::thread::sleep(Duration::from_millis(200));
         }
-    }
-
-    fn state(&self, sandbox: &str) -> String {
-        let rows = self.ask(&["ps"]);
-        let row = rows.as_array().and_then(|rows| rows.iter().find(|row| row["sandbox"] == sandbox));
-        row.map_or("gone".into(), |row| row["state"].as_str().expect("a state").into())
-    }
-
-    /// Tells one life of an agent that is there from another.
-    fn life(&self, node: &str) -> Option<u64> {
-        let rows = self.ask(&["nodes"]);
-        let row = rows["nodes"].as_array()?.iter().find(|row| row["node"] == node)?;
-        (row["connected"] == true).then(|| row["incarnation"].as_u64())?
+        cluster
     }
 
     fn function_file(&self) -> String {

@@ -86,6 +86,11 @@ impl Browser {
     }
 
     pub(crate) fn call(&mut self, method: &str, params: &Value) -> Value {
+        self.ask(method, params).unwrap_or_else(|error| panic!("{method}: {error}"))
+    }
+
+    /// What comes of it, or what the browser says against it.
+    fn ask(&mut self, method: &str, params: &Value) -> Result<Value, Value> {
         self.sent += 1;
         let mut message = json!({ "id": self.sent, "method": method, "params": params });
         if let Some(session) = &self.session {
@@ -98,8 +103,10 @@ impl Browser {
             let message =
                 self.messages.recv_timeout(left).unwrap_or_else(|_| panic!("{method} is not answered"));
             if message["id"] == self.sent {
-                assert!(message["error"].is_null(), "{method}: {}", message["error"]);
-                return message["result"].clone();
+                return match &message["error"] {
+                    Value::Null => Ok(message["result"].clone()),
+                    error => Err(error.clone()),
+                };
             }
             self.events.push_back(message);
         }
@@ -108,7 +115,15 @@ impl Browser {
     /// The value of an expression in the page.
     pub(crate) fn value(&mut self, expression: &str) -> Value {
         let ask = json!({ "expression": expression, "awaitPromise": true, "returnByValue": true });
-        let result = self.call("Runtime.evaluate", &ask);
+        let deadline = Instant::now() + PATIENCE;
+        let result = loop {
+            match self.ask("Runtime.evaluate", &ask) {
+                Ok(result) => break result,
+                // It was asked of the page before, while the next one came.
+                Err(error) => assert!(Instant::now() < deadline, "{expression}: {error}"),
+            }
+            thread::sleep(Duration::from_millis(50));
+        };
         assert!(result["exceptionDetails"].is_null(), "{expression}: {}", result["exceptionDetails"]);
         result["result"]["value"].clone()
     }
