@@ -7,7 +7,7 @@
 //! It also holds a second descriptor of every userfaultfd. The last one that is closed turns missing pages into zeros; so
 //! when the agent is gone, who touches one waits, until the keeper has killed it.
 //!
-//! And it holds what the agent leaves to the next one on its node ([`Left`]): what needs no process. For a while after the agent's
+//! And it holds what the agent leaves to the next one on its node ([`Left`]): what rests. For a while after the agent's
 //! end it waits for that one (`takeover`).
 
 mod life;

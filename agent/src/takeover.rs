@@ -76,7 +76,7 @@ pub(crate) enum TakeInError {
     Memories(#[from] TakeOverError),
 }
 
-/// What a sandbox in dedup is besides its image.
+/// What a sandbox that rests is besides its memory.
 #[derive(Clone, PartialEq, prost::Message)]
 struct SandboxRecord {
     #[prost(message, optional, tag = "1")]

@@ -61,7 +61,7 @@ impl Driver {
         out: &mut Vec<Action>,
     ) -> Result<(), Failure> {
         let entry = self.sandboxes.get(&sandbox).ok_or_else(|| not_here(sandbox))?;
-        if !entry.waits_in_dedup() {
+        if !entry.waits_in(SandboxState::Dedup) {
             return Err(busy(sandbox, entry.state, "offer"));
         }
         self.moving.offers.insert(sandbox, (to, now + OFFER_HOLDS));
@@ -97,7 +97,7 @@ impl Driver {
         let OfferedSandbox { sandbox, to } = offered;
         let entry = self.sandboxes.get(sandbox).ok_or_else(|| not_here(*sandbox))?;
         let holds = |(whom, until): &(NodeId, Instant)| whom == to && now <= *until;
-        if entry.waits_in_dedup() && self.moving.offers.get(sandbox).is_some_and(holds) {
+        if entry.waits_in(SandboxState::Dedup) && self.moving.offers.get(sandbox).is_some_and(holds) {
             return Ok(());
         }
         Err(Failure::new(FailureKind::Busy, format!("{sandbox} is not offered to {to}")))
@@ -170,10 +170,8 @@ impl Driver {
 
     /// What of a sandbox in dedup or parked the next agent must know. `None`: it is in another state, or something is being done to it.
     pub fn resting(&self, sandbox: SandboxId) -> Option<RestingEntry<'_>> {
-        let rests = |entry: &&Entry| {
-            let is_parked = entry.state == SandboxState::Parked;
-            entry.waits_in_dedup() || is_parked && entry.command.is_none() && entry.doomed.is_none()
-        };
+        let rests =
+            |entry: &&Entry| entry.waits_in(SandboxState::Dedup) || entry.waits_in(SandboxState::Parked);
         let entry = self.sandboxes.get(&sandbox).filter(rests)?;
         let Entry { revision, stored_bytes, bases, since, .. } = entry;
         Some(RestingEntry { revision: *revision, stored_bytes: *stored_bytes, bases, since: *since })
@@ -203,8 +201,8 @@ impl Entry {
         self.last_phases = phases;
     }
 
-    /// In dedup, and nothing is being done to it.
-    fn waits_in_dedup(&self) -> bool {
-        self.state == SandboxState::Dedup && self.command.is_none() && self.doomed.is_none()
+    /// In this state, and nothing is being done to it.
+    fn waits_in(&self, state: SandboxState) -> bool {
+        self.state == state && self.command.is_none() && self.doomed.is_none()
     }
 }

@@ -173,7 +173,10 @@ impl KeeperOrder {
         // Nothing writes to them any more.
         let left = left.into_iter().filter_map(|(key, files)| self.with_files(key, files)).collect();
         if !stay.is_empty() {
-            self.clear_housings(stay);
+            let stays = |name: &str| stay.contains(&group_name(name));
+            // What stays behind is freed with the run directory.
+            let failed = |error| eprintln!("medes-agent keeper: {error}");
+            housing::clear_others(&self.sandboxes, stays, failed);
             return (left, removed.map_err(Into::into));
         }
         // With it go all mounts below: what the sandboxes wrote is freed even if another process holds this namespace.
@@ -191,19 +194,6 @@ impl KeeperOrder {
             Ok(())
         };
         (left, leave_groups())
-    }
-
-    /// Frees the housings of all sandboxes but those in these groups.
-    fn clear_housings(&self, stay: &[String]) {
-        for folder in fs::read_dir(&self.sandboxes).into_iter().flatten().flatten() {
-            let group = folder.file_name().to_str().map(group_name);
-            if group.is_none_or(|group| !stay.contains(&group))
-                && let Err(error) = housing::clear(&folder.path())
-            {
-                // It is freed with the run directory.
-                eprintln!("medes-agent keeper: {error}");
-            }
-        }
     }
 
     /// The node itself, for the next agent: with it come the mounts that the parked sandboxes are in.

@@ -67,6 +67,11 @@ impl Table {
         self.runs.iter().flat_map(|run| (run.first..run.end()).zip(run.place..))
     }
 
+    /// Neighbours that are neighbours in the image: the first one, how many, and the place of the first one.
+    pub(super) fn runs(&self) -> impl Iterator<Item = (u64, (u32, u32))> {
+        self.runs.iter().map(|run| (run.first, (run.pages, run.place)))
+    }
+
     /// Ranges of stored pages, in order; neighbours are not joined.
     pub(super) fn ranges(&self) -> impl Iterator<Item = Range<u64>> {
         self.runs.iter().map(|run| run.first..run.end())

@@ -39,10 +39,12 @@ pub(crate) struct KeptProcess {
 pub(crate) struct ProcessRecord {
     #[prost(int32, tag = "1")]
     pid: i32,
-    /// Stored pages, and the place of each in the image.
+    /// Runs of stored pages: the first one, how many, and the place of the first one in the image.
     #[prost(uint64, repeated, tag = "2")]
-    pages: Vec<u64>,
+    firsts: Vec<u64>,
     #[prost(uint32, repeated, tag = "3")]
+    pages: Vec<u32>,
+    #[prost(uint32, repeated, tag = "11")]
     places: Vec<u32>,
     #[prost(bool, tag = "4")]
     is_marked: bool,
@@ -148,10 +150,11 @@ impl Paged {
 fn keep(space: &Space) -> io::Result<Option<KeptProcess>> {
     let state = space.lock();
     let (Some(pid), Some(image)) = (space.pid, state.store().image()) else { return Ok(None) };
-    let (pages, places) = state.store().table().places().unzip();
+    let (firsts, (pages, places)) = state.store().table().runs().unzip();
     let set = state.working_set.pages();
     let record = ProcessRecord {
         pid: pid.as_raw(),
+        firsts,
         pages,
         places,
         is_marked: state.is_marked,
@@ -168,8 +171,12 @@ fn keep(space: &Space) -> io::Result<Option<KeptProcess>> {
 
 impl ProcessRecord {
     fn state(self, image: ParkedImage) -> Result<State, TakeOverError> {
-        let Self { pages, places, is_marked, given_up, rewritten, files, hot, written, ranks, .. } = self;
-        let placed: Vec<(u64, u32)> = pages.into_iter().zip(places).collect();
+        let Self {
+            firsts, pages, places, is_marked, given_up, rewritten, files, hot, written, ranks, ..
+        } = self;
+        let runs = firsts.into_iter().zip(pages).zip(places);
+        let placed = runs.flat_map(|((first, pages), place)| (first..).zip(place..).take(pages as usize));
+        let placed: Vec<(u64, u32)> = placed.collect();
         let hot = hot.into_iter().zip(written).zip(ranks);
         let hot = hot.map(|((page, written), rank)| Hot { page, written, rank });
         let mut state = State::default();

@@ -261,14 +261,14 @@ impl Host {
     /// Ends and removes all sandboxes but those of these names: what an agent before left and nobody takes over. Blocking.
     pub(crate) fn end_others(&self, names: &[String]) -> Result<(), CgroupError> {
         self.shared.cgroup.end_others(names)?;
-        for folder in fs::read_dir(&self.shared.sandboxes).into_iter().flatten().flatten() {
-            if folder.file_name().to_str().is_none_or(|name| names.iter().all(|other| other != name))
-                && let Err(error) = housing::clear(&folder.path())
-            {
+        housing::clear_others(
+            &self.shared.sandboxes,
+            |name| names.iter().any(|other| other == name),
+            |error| {
                 let error = &error as &dyn std::error::Error;
                 tracing::warn!(error, "something of a sandbox of the agent before stays behind");
-            }
-        }
+            },
+        );
         Ok(())
     }
 

@@ -263,13 +263,28 @@ pub(crate) struct KeptHousing {
 }
 
 /// Removes what is left of a housing, whose processes are gone, for who has nothing but its folder.
-pub(crate) fn clear(dir: &Path) -> Result<(), RemoveError> {
+fn clear(dir: &Path) -> Result<(), RemoveError> {
     let shown = fs::read_dir(dir.join(SHOWN)).into_iter().flatten().flatten().map(|entry| entry.path());
     for point in shown.chain([dir.join(ROOT), dir.join(TMPFS)]) {
         // Not mounted is fine; what still is makes the folder stay.
         let _not_mounted = umount2(&point, MntFlags::MNT_DETACH);
     }
     remove_folders(dir)
+}
+
+/// The same for all sandboxes below a folder but those of these names; `failed` hears of what stays.
+pub(crate) fn clear_others(
+    sandboxes: &Path,
+    stays: impl Fn(&str) -> bool,
+    mut failed: impl FnMut(RemoveError),
+) {
+    for folder in fs::read_dir(sandboxes).into_iter().flatten().flatten() {
+        if !folder.file_name().to_str().is_some_and(&stays)
+            && let Err(error) = clear(&folder.path())
+        {
+            failed(error);
+        }
+    }
 }
 
 /// `run` is ours; what a program has left in it may be anything, links to the host's files included, and is not followed.

@@ -40,9 +40,7 @@ fn populate(cluster: &Cluster) {
         let lines = format!("memory = '256MiB'\ntenant = '{tenant}'");
         cluster.ask(&["function", "apply", &cluster.function_file(name, &[], &lines)]);
         let first = cluster.start_on("a", name);
-        until("the first idle sandbox becomes the base", || {
-            cluster.row(&first)?["base_snapshot"].as_str().map(str::to_owned)
-        });
+        cluster.until_base_of(&first);
         let parked = cluster.start_on("a", name);
         cluster.post_to(&parked, &format!("{name}/ballast?mib=8")).good();
         cluster.until_state(&parked, "parked");

@@ -327,6 +327,14 @@ impl Cluster {
         until(&format!("{sandbox} is {state}"), || (self.state(sandbox) == state).then_some(()));
     }
 
+    /// Waits until a sandbox has become the base of its function; the base.
+    #[track_caller]
+    pub(crate) fn until_base_of(&self, sandbox: &str) -> String {
+        until("the first idle sandbox becomes the base", || {
+            self.row(sandbox)?["base_snapshot"].as_str().map(str::to_owned)
+        })
+    }
+
     /// Processes of this cluster's functions, on this machine.
     pub(crate) fn processes(&self) -> Vec<i32> {
         processes(&self.mark)

@@ -18,9 +18,7 @@ fn an_idle_sandbox_is_parked_and_a_request_brings_it_back() {
     let cluster = Cluster::start(&config, &[("a", &[])]);
     cluster.apply("f");
     let first = cluster.start_on("a", "f");
-    let base = until("the first idle sandbox becomes the base", || {
-        cluster.row(&first)?["base_snapshot"].as_str().map(str::to_owned)
-    });
+    let base = cluster.until_base_of(&first);
     let second = cluster.start_on("a", "f");
     assert_eq!(cluster.post_to(&second, "f/count").good()["count"], 1);
     let private = cluster.row(&second).unwrap()["private_bytes"].as_u64().unwrap();
@@ -56,9 +54,7 @@ fn what_is_parked_for_long_becomes_an_image() {
     let cluster = Cluster::start(&config, &[("a", &[])]);
     cluster.apply("f");
     let first = cluster.start_on("a", "f");
-    until("the first idle sandbox becomes the base", || {
-        cluster.row(&first)?["base_snapshot"].as_str().map(str::to_owned)
-    });
+    cluster.until_base_of(&first);
     let second = cluster.start_on("a", "f");
     assert_eq!(cluster.post_to(&second, "f/count").good()["count"], 1);
     cluster.until_state(&second, "dedup");
@@ -111,9 +107,7 @@ fn what_an_unparked_sandbox_has_not_touched_comes_back_where_memory_is_plenty() 
     let cluster = Cluster::start(&config, &[("a", &["--fill-above", "10"])]);
     cluster.apply("f");
     let first = cluster.start_on("a", "f");
-    until("the first idle sandbox becomes the base", || {
-        cluster.row(&first)?["base_snapshot"].as_str().map(str::to_owned)
-    });
+    cluster.until_base_of(&first);
     let sandbox = cluster.start_on("a", "f");
     cluster.post_to(&sandbox, "f/ballast?mib=8").good();
     cluster.until_state(&sandbox, "parked");

@@ -18,9 +18,7 @@ fn idle_sandboxes_become_a_base_and_dedup_and_a_request_brings_them_back() {
     let cluster = Cluster::start(&config, &[("a", &[])]);
     cluster.apply("f");
     let first = cluster.start_on("a", "f");
-    let base = until("the first idle sandbox becomes the base", || {
-        cluster.row(&first)?["base_snapshot"].as_str().map(str::to_owned)
-    });
+    let base = cluster.until_base_of(&first);
     let second = cluster.start_on("a", "f");
     assert_eq!(cluster.post_to(&second, "f/count").good()["count"], 1);
     cluster.until_state(&second, "dedup");

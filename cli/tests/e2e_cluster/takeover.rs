@@ -91,9 +91,7 @@ fn parked(args: &[&str]) -> (Cluster, [String; 2], serde_json::Value) {
     let cluster = Cluster::start(&config, &[("a", args)]);
     cluster.apply("f");
     let first = cluster.start_on("a", "f");
-    until("the first idle sandbox becomes the base", || {
-        cluster.row(&first)?["base_snapshot"].as_str().map(str::to_owned)
-    });
+    cluster.until_base_of(&first);
     let second = cluster.start_on("a", "f");
     cluster.post_to(&second, "f/family").good();
     cluster.post_to(&second, "f/ballast?mib=8").good();

@@ -1,4 +1,4 @@
-//! Sandboxes in dedup that outlive their agent.
+//! Sandboxes in dedup and parked ones that outlive their agent.
 
 use super::*;
 
