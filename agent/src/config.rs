@@ -93,7 +93,8 @@ pub struct Config {
     /// Bring back what warm sandboxes have not touched since they came back, while this percentage of the node's memory is free
     #[arg(long, value_name = "PERCENT", conflicts_with = "trim", value_parser = clap::value_parser!(u32).range(0..=100))]
     pub fill_above: Option<u32>,
-    /// When this agent ends, base snapshots and sandboxes in dedup wait so many seconds for the next one on this node; 0: they end with it
+    /// When this agent ends, base snapshots and sandboxes that rest (parked, in dedup) wait so many seconds for the next one on this node; 0: they
+    /// end with it, as they do when it is told so by SIGINT
     #[arg(long, value_name = "SECONDS", default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=3600))]
     pub takeover: u32,
     /// Memory for the images of sandboxes that are warm again: what has not changed is not encoded again

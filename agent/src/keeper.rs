@@ -22,6 +22,7 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -79,7 +80,7 @@ pub(crate) struct KeeperOrder {
 pub struct Keeper {
     exit: ExitWatch,
     line: Line,
-    leaves: bool,
+    leaves: AtomicBool,
 }
 
 /// The agent's end of the socket. Never closed by anybody but the kernel, when this process has ended: the keeper kills
@@ -115,7 +116,8 @@ impl Keeper {
             Err(_elapsed) => Err(KeeperError::Late),
             Ok(Err(source)) => Err(failed(source)),
             Ok(Ok(_)) if answer == READY => {
-                Ok(Self { exit, line: Line(Mutex::new(ours.into_raw_fd())), leaves })
+                let line = Line(Mutex::new(ours.into_raw_fd()));
+                Ok(Self { exit, line, leaves: leaves.into() })
             }
             Ok(Ok(_)) => Err(KeeperError::NotReady),
         }
@@ -132,8 +134,18 @@ impl Keeper {
     }
 
     /// Whether anything is left to the next agent at all.
-    pub(crate) const fn leaves(&self) -> bool {
-        self.leaves
+    pub(crate) fn leaves(&self) -> bool {
+        self.leaves.load(Ordering::Acquire)
+    }
+
+    /// From now on nothing is left to anybody, and what was left is forgotten: there is to be no next agent.
+    pub(crate) fn leave_nothing(&self) {
+        let line = self.line.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.leaves.swap(false, Ordering::AcqRel)
+            && let Err(error) = send(*line, Word::End(0), &[])
+        {
+            tracing::debug!(%error, "the keeper is gone, and so is what it held");
+        }
     }
 
     /// From now on the next agent is to have this, in place of what had the same key.
@@ -148,10 +160,10 @@ impl Keeper {
 
     /// What is told is heard in this order, also after this agent's end.
     fn tell(&self, word: Word, files: &[BorrowedFd<'_>]) {
-        if !self.leaves {
+        let line = self.line.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if !self.leaves() {
             return;
         }
-        let line = self.line.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Err(error) = send(*line, word, files) {
             tracing::debug!(%error, "the keeper is gone, and so is what it held");
         }

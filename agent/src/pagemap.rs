@@ -12,6 +12,18 @@ pub(crate) const OF_FILE: u64 = 1 << 61;
 /// Written since `4` was last written to `clear_refs`. Always 0 where the kernel does not know it.
 pub(crate) const SOFT_DIRTY: u64 = 1 << 55;
 
+/// In an entry that is [`SWAPPED`]: which device, and where on it.
+const DEVICE: u64 = (1 << 5) - 1;
+const PLACE: u64 = ((1 << 50) - 1) << 5;
+/// What stands there for a missing page that is marked as protected by a userfaultfd: the last number there is for a device, which is none
+/// (`SWP_PTE_MARKER`), and the mark (`PTE_MARKER_UFFD_WP`), as Linux has them in `swap.h` and `swapops.h`.
+const MARK: u64 = DEVICE | 1 << 5;
+
+/// Whether an entry is that of a page which is missing for certain and marked, not of one that is on a disk.
+pub(crate) const fn is_mark(entry: u64) -> bool {
+    entry & (PRESENT | SWAPPED | OF_FILE | DEVICE | PLACE) == SWAPPED | MARK
+}
+
 /// Entries read at a time.
 const ENTRIES: usize = 8_192;
 const ENTRY_BYTES: usize = 8;

@@ -45,7 +45,7 @@ const LINK_MAX: usize = 256;
 /// Threads that bring missing pages: one for each processor, but not fewer and not more than these.
 const PAGER_THREADS: std::ops::RangeInclusive<usize> = 2..=8;
 
-/// Runs the agent; returns when SIGTERM or SIGINT came and everything is gone.
+/// Runs the agent; returns when SIGTERM or SIGINT came and everything is gone but, after SIGTERM, what is left to the next agent.
 pub async fn run(config: Config, claim: Claim) -> Result<()> {
     config.heat().check().context("understand --heat-...")?;
     let stop = CancellationToken::new();
@@ -65,10 +65,11 @@ pub async fn run(config: Config, claim: Claim) -> Result<()> {
         program: std::env::current_exe().context("find this program")?,
         takeover: Duration::from_secs(config.takeover.into()),
     };
-    let host = Host::start_claimed(host_config, claim, &reaper, &tasks).await.context("set the node up")?;
-    let host = Arc::new(host);
+    // Whatever may fail, before what the agent before left is this one's.
     let listener =
         TcpListener::bind(config.listen).await.with_context(|| format!("listen on {}", config.listen))?;
+    let host =
+        Arc::new(Host::start_claimed(host_config, claim, &reaper, &tasks).await.context("set the node up")?);
     let address = listener.local_addr().context("learn the port")?.to_string();
     let channel = channel(&config.controller, &security)?;
     let bases = Arc::new(bases(&config, &security));
@@ -276,7 +277,10 @@ async fn until_told(host: Host, stop: CancellationToken) {
     let (mut terminate, mut interrupt) = (terminate, interrupt);
     tokio::select! {
         _ = terminate.recv() => tracing::info!("told to stop"),
-        _ = interrupt.recv() => tracing::info!("interrupted"),
+        _ = interrupt.recv() => {
+            tracing::info!("interrupted: there is to be no next agent");
+            host.leave_nothing();
+        }
         status = host.keeper_died() => tracing::error!(%status, "the keeper died; shutting down in order"),
         () = stop.cancelled() => {}
     }

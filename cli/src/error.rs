@@ -71,6 +71,8 @@ pub(crate) enum CliError {
     Doctor { source: io::Error },
     #[error("node {node} still has sandboxes ({sandboxes}) after {}", Span(*.within))]
     NotDrained { node: String, sandboxes: u32, within: Duration },
+    #[error("node {node} still has sandboxes that do not rest ({sandboxes}) after {}", Span(*.within))]
+    NotAtRest { node: String, sandboxes: u32, within: Duration },
     #[error(transparent)]
     Security(#[from] SecurityError),
     #[error(transparent)]
@@ -135,7 +137,7 @@ impl CliError {
                 "io".into()
             }
             Self::Recording(_) => "recording".into(),
-            Self::NotDrained { .. } => "deadline".into(),
+            Self::NotDrained { .. } | Self::NotAtRest { .. } => "deadline".into(),
             Self::NoTerminal | Self::Map(_) | Self::NothingToSend => "invalid".into(),
             Self::LoadTrace(_) => "load_trace".into(),
             Self::Security(_) | Self::Cert(_) => "certificate".into(),

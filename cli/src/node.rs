@@ -1,4 +1,4 @@
-//! `medes node cordon|uncordon|drain`: keep work away from a node, and let it come again.
+//! `medes node cordon|uncordon|drain|rest`: keep work away from a node, and let it come again.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::{
     output::Output,
 };
 
-/// Between two looks at what a node that is being drained still does.
+/// Between two looks at what a node that gets no more work still does.
 const LOOK: Duration = Duration::from_millis(200);
 
 #[derive(Debug, clap::Subcommand)]
@@ -32,6 +32,17 @@ pub(crate) enum NodeVerb {
         #[arg(long, default_value = "15m")]
         within: Span,
     },
+    /// Send nothing to a node, and wait until all that is left on it rests: before its agent is replaced
+    ///
+    /// Requests inside its sandboxes are seen to their end, and then these are parked or deduplicated; what cannot be ends. An agent with
+    /// `--takeover` leaves them to the next one on the node. The node stays so until `medes node uncordon`.
+    Rest {
+        #[command(flatten)]
+        args: NodeArgs,
+        /// How long to wait; 0s only asks
+        #[arg(long, default_value = "5m")]
+        within: Span,
+    },
 }
 
 #[derive(Debug, clap::Args)]
@@ -46,42 +57,63 @@ struct StandingView<'a> {
     standing: &'static str,
     changed: bool,
     sandboxes: u32,
+    resting: u32,
     requests: u32,
 }
 
+/// What a node has at one look.
+#[derive(Default)]
+struct Holds {
+    sandboxes: u32,
+    resting: u32,
+    requests: u32,
+}
+
+impl Holds {
+    /// Sandboxes that a node of this standing is to lose yet.
+    fn too_many(&self, standing: Standing) -> u32 {
+        match standing {
+            Standing::Resting => self.sandboxes.saturating_sub(self.resting),
+            _ => self.sandboxes,
+        }
+    }
+}
+
 pub(crate) async fn run(verb: NodeVerb, client: &Client, output: &Output) -> Result<(), CliError> {
-    let (args, standing, within) = match verb {
-        NodeVerb::Cordon(args) => (args, Standing::Cordoned, None),
-        NodeVerb::Uncordon(args) => (args, Standing::Open, None),
-        NodeVerb::Drain { args, within } => (args, Standing::Draining, Some(within.0)),
+    let (verb, args, standing, within) = match verb {
+        NodeVerb::Cordon(args) => ("cordon", args, Standing::Cordoned, None),
+        NodeVerb::Uncordon(args) => ("uncordon", args, Standing::Open, None),
+        NodeVerb::Drain { args, within } => ("drain", args, Standing::Draining, Some(within.0)),
+        NodeVerb::Rest { args, within } => ("rest", args, Standing::Resting, Some(within.0)),
     };
     let node = args.node.as_str();
-    let doing = match standing {
-        Standing::Cordoned => format!("cordon {node}"),
-        Standing::Draining => format!("drain {node}"),
-        Standing::Open | Standing::Unspecified => format!("uncordon {node}"),
-    };
     let request = wire::SetStandingRequest { node: node.into(), standing: standing.into() };
+    let doing = format!("{verb} {node}");
     let reply = client.call(&doing, QUICK, async |mut control| control.set_standing(request).await).await?;
     let mut holds = holds(client, node).await?;
     if let Some(within) = within {
-        let emptied = async {
-            while holds != (0, 0) {
+        let settled = async {
+            while (holds.too_many(standing), holds.requests) != (0, 0) {
                 tokio::time::sleep(LOOK).await;
                 holds = self::holds(client, node).await?;
             }
             Ok::<(), CliError>(())
         };
-        match tokio::time::timeout(within, emptied).await {
-            Ok(emptied) => emptied?,
+        match tokio::time::timeout(within, settled).await {
+            Ok(settled) => settled?,
             Err(_elapsed) if within.is_zero() => {}
             Err(_elapsed) => {
-                return Err(CliError::NotDrained { node: node.into(), sandboxes: holds.0, within });
+                let (node, sandboxes) = (node.into(), holds.too_many(standing));
+                return Err(match standing {
+                    Standing::Resting => CliError::NotAtRest { node, sandboxes, within },
+                    _ => CliError::NotDrained { node, sandboxes, within },
+                });
             }
         }
     }
-    let (sandboxes, requests) = holds;
-    let view = StandingView { node, standing: standing.word(), changed: reply.changed, sandboxes, requests };
+    let Holds { sandboxes, resting, requests } = holds;
+    let (standing, changed) = (standing.word(), reply.changed);
+    let view = StandingView { node, standing, changed, sandboxes, resting, requests };
     output.answer(&view, || {
         let already = if view.changed { "" } else { " already" };
         let sandboxes = human::count(u64::from(sandboxes), "sandbox", "sandboxes");
@@ -89,9 +121,11 @@ pub(crate) async fn run(verb: NodeVerb, client: &Client, output: &Output) -> Res
     })
 }
 
-/// Sandboxes of a node and requests inside them. A node that is away holds nothing.
-async fn holds(client: &Client, node: &str) -> Result<(u32, u32), CliError> {
+/// What a node has now. One that is away has nothing.
+async fn holds(client: &Client, node: &str) -> Result<Holds, CliError> {
     let nodes = client.list_nodes().await?.nodes;
     let row = nodes.into_iter().find(|row| row.node == node);
-    Ok(row.map_or((0, 0), |row| (row.sandboxes, row.requests)))
+    let holds =
+        row.map(|row| Holds { sandboxes: row.sandboxes, resting: row.resting, requests: row.requests });
+    Ok(holds.unwrap_or_default())
 }

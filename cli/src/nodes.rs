@@ -43,6 +43,7 @@ struct NodeView {
     connected: bool,
     incarnation: u64,
     requests: u32,
+    resting: u32,
 }
 
 #[derive(Serialize)]
@@ -68,6 +69,7 @@ impl TryFrom<wire::NodeRow> for NodeView {
             connected,
             incarnation,
             requests,
+            resting,
         } = row;
         let standing = Standing::from_wire(standing, "nodes.standing")?.word();
         let NodeMemory { cap_bytes, used_bytes, base_bytes, image_bytes, agent_bytes } =
@@ -91,6 +93,7 @@ impl TryFrom<wire::NodeRow> for NodeView {
             connected,
             incarnation,
             requests,
+            resting,
         })
     }
 }

@@ -97,6 +97,23 @@ fn a_drain_waits_until_the_node_is_empty() {
 }
 
 #[test]
+fn a_rest_waits_until_what_is_left_rests() {
+    let controller = FakeController::start();
+    // It had two, of which one rests.
+    let rested = json(&controller.medes(&["node", "rest", "node-0", "--json"]));
+    assert_eq!(
+        (&rested["standing"], &rested["sandboxes"], &rested["resting"]),
+        (&"resting".into(), &1.into(), &1.into())
+    );
+    assert_eq!(controller.asked.lines(), ["node-0 4", "list nodes"]);
+    // Of the two of node-1 one never rests.
+    let late = controller.medes(&["node", "rest", "node-1", "--within", "50ms"]);
+    assert_eq!(late.status.code(), Some(1));
+    let why = "node node-1 still has sandboxes that do not rest (1) after 50ms";
+    assert!(stderr(&late).contains(why), "{}", stderr(&late));
+}
+
+#[test]
 fn the_policy_is_shown_and_changed_while_the_controller_runs() {
     let controller = FakeController::start();
     assert_eq!(stdout(&controller.medes(&["policy", "show"])), "name = \"fixed\"\n");

@@ -252,6 +252,7 @@ impl Control for ControlService {
             connected: row.connected,
             incarnation: row.incarnation,
             requests: count(row.requests),
+            resting: count(row.resting),
         });
         let size = self.registry.size();
         Ok(Response::new(wire::ListNodesReply {

@@ -279,7 +279,7 @@ impl Store {
             let mut standings = write.open_table(STANDINGS)?;
             match standing {
                 Standing::Open | Standing::Unspecified => drop(standings.remove(node.as_str())?),
-                Standing::Cordoned | Standing::Draining => {
+                Standing::Cordoned | Standing::Draining | Standing::Resting => {
                     standings.insert(node.as_str(), standing.word())?;
                 }
             }

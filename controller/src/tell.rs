@@ -68,6 +68,7 @@ fn log(told: &Told) {
         What::Node { change: NodeChange::Lost, sandboxes } => tracing::warn!(node, sandboxes, "node lost"),
         What::Node { change: NodeChange::Cordoned, .. } => tracing::info!(node, "node cordoned"),
         What::Node { change: NodeChange::Draining, .. } => tracing::info!(node, "node draining"),
+        What::Node { change: NodeChange::Resting, .. } => tracing::info!(node, "node being put to rest"),
         What::Node { change: NodeChange::Opened, .. } => tracing::info!(node, "node open again"),
         What::Node { .. } => tracing::warn!(node, "node's stream broke"),
         What::Dedup(summary) => {

@@ -6,6 +6,7 @@ use crate::{
     probe::Init,
     remote::{Remote, RemoteError, quoted},
     service::Service,
+    services::AGENT,
     units,
 };
 
@@ -41,7 +42,11 @@ pub fn stop(remote: &Remote, init: Init, prefix: &str, name: &str) -> Result<(),
         Init::Systemd => systemd_stop(name),
         Init::Supervise => supervise_stop(prefix, name),
     };
-    remote.run(&format!("end the {name}"), &script, Duration::from_secs(120)).map(drop)
+    remote.run(&format!("end the {name}"), &script, Duration::from_secs(120))?;
+    if name == AGENT && init == Init::Supervise {
+        remote.run("end what waits for a next agent", &keepers_stop(prefix), Duration::from_secs(60))?;
+    }
+    Ok(())
 }
 
 /// The last lines that a service wrote. Empty when they cannot be had.
@@ -105,5 +110,19 @@ fn supervise_stop(prefix: &str, name: &str) -> String {
         "S=$(cat {prefix}/run/{name}.pid 2>/dev/null || true)\n[ -n \"$S\" ] || exit 0\n\
          grep -q medes-supervise /proc/$S/cmdline 2>/dev/null || exit 0\n\
          kill -TERM $S\nwhile kill -0 $S 2>/dev/null; do sleep 0.1; done\nrm -f {prefix}/run/{name}.pid"
+    )
+}
+
+/// An agent that is told to end for good leaves nothing, but one that was killed may have left what rests on its node.
+fn keepers_stop(prefix: &str) -> String {
+    let prefix = quoted(prefix);
+    format!(
+        "P=$(readlink -f {prefix} || true)\nN=$(readlink /proc/self/ns/net)\n\
+         for C in /proc/[0-9]*/cmdline; do\n\
+         \x20 L=$( (tr '\\0' ' ' <$C) 2>/dev/null || true)\n\
+         \x20 case $L in \"$P\"/versions/*/bin/medes-agent\\ keeper*) ;; *) continue ;; esac\n\
+         \x20 K=${{C%/cmdline}}\n  [ \"$(readlink $K/ns/net || true)\" = \"$N\" ] || continue\n\
+         \x20 kill -TERM ${{K#/proc/}} 2>/dev/null || true\n\
+         \x20 W=0\n  while [ -d $K ] && [ $W -lt 100 ]; do W=$((W + 1)); sleep 0.1; done\ndone"
     )
 }

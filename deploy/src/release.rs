@@ -7,6 +7,7 @@ use crate::{
     archive::{self, ArchiveError, Entry, What},
     elf::{self, Glibc},
     hosts::Cluster,
+    probe::Init,
     service::Service,
     services, units,
 };
@@ -80,8 +81,8 @@ impl Release {
     ///
     /// # Errors
     /// None that could be helped: descriptions are plain data.
-    pub fn of_host(&self, cluster: &Cluster, host: &str) -> Result<HostRelease, ReleaseError> {
-        let services = services::of_host(cluster, host, self.criu);
+    pub fn of_host(&self, cluster: &Cluster, host: &str, init: Init) -> Result<HostRelease, ReleaseError> {
+        let services = services::of_host(cluster, host, self.criu, init);
         let mut own = Vec::new();
         let mut text = |name: String, text: String| {
             own.push(Entry { name, what: What::Text(text.into_bytes()) });
@@ -145,7 +146,7 @@ mod tests {
         let (one, two) = (programs("one"), programs("two"));
         let version = |programs: &tempfile::TempDir, cap: &str, host: &str| {
             let release = Release::gather(programs.path(), None).unwrap();
-            release.of_host(&cluster(cap), host).unwrap().version
+            release.of_host(&cluster(cap), host, Init::Supervise).unwrap().version
         };
         assert_eq!(version(&one, "1GiB", "10.0.0.2"), version(&programs("one"), "1GiB", "10.0.0.2"));
         assert_ne!(version(&one, "1GiB", "10.0.0.2"), version(&two, "1GiB", "10.0.0.2"));
@@ -159,7 +160,7 @@ mod tests {
         let programs = programs("x");
         let release = Release::gather(programs.path(), None).unwrap();
         let names = |host| -> Vec<String> {
-            let release = release.of_host(&cluster("1GiB"), host).unwrap();
+            let release = release.of_host(&cluster("1GiB"), host, Init::Supervise).unwrap();
             release.entries.into_iter().map(|entry| entry.name).collect()
         };
         assert!(names("10.0.0.1").contains(&"service/controller.toml".to_owned()));

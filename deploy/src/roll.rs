@@ -1,5 +1,5 @@
-//! One version replaces another, host after host: the controller first, then agents, a few at a time, each drained
-//! before. When one does not come up, every host that was changed goes back to what it was.
+//! One version replaces another, host after host: the controller first, then agents, a few at a time, each when all on its node rests or has
+//! gone elsewhere. When one does not come up, every host that was changed goes back to what it was.
 
 use std::{
     collections::BTreeMap,
@@ -15,7 +15,7 @@ use crate::{
     plan::{HostPlan, Need},
     remote::{Remote, RemoteError, quoted},
     service::Service,
-    services::{AGENT, CONTROLLER},
+    services::{AGENT, CONTROLLER, is_taken_over},
 };
 
 const QUICK: Duration = Duration::from_secs(30);
@@ -184,7 +184,7 @@ fn forward(
     Ok(())
 }
 
-/// Drains the node, replaces its agent, waits for it, and lets work come again.
+/// Clears the node, replaces its agent, waits for it, and lets work come again.
 fn change_agent(
     session: &Session<'_>,
     plan: &HostPlan,
@@ -194,15 +194,11 @@ fn change_agent(
     let Some(node) = session.cluster.node_on(&plan.host) else { return Ok(()) };
     let (agent, controller) = (session.remote(&plan.host), session.controller());
     let before = row(session, &node.name)?;
-    if before.as_ref().is_some_and(|row| row.connected) {
-        (session.say)(&plan.host, "draining");
-        let within = pace.drain_within;
-        let verb = format!("node drain {} --within {}s", quoted(&node.name), within.as_secs());
-        let drained = health::medes(controller, session.cluster, &verb, within + QUICK);
-        if let Err(error) = drained {
-            open(session, &node.name)?;
-            return Err(error.into());
-        }
+    if before.as_ref().is_some_and(|row| row.connected)
+        && let Err(error) = clear(session, plan, &node.name, pace.drain_within)
+    {
+        open(session, &node.name)?;
+        return Err(error);
     }
     if plan.version == version {
         end_unwanted(session, plan)?;
@@ -213,6 +209,25 @@ fn change_agent(
     health::agent_up((agent, controller), session.cluster, &node.name, version, before, pace.wait)?;
     open(session, &node.name)?;
     (session.say)(&plan.host, "the agent is up");
+    Ok(())
+}
+
+/// Sees to it that nothing on a node is in the way of its agent's end: what rests may stay if the next agent takes it over, else the node is drained.
+fn clear(session: &Session<'_>, plan: &HostPlan, node: &str, within: Duration) -> Result<(), ChangeError> {
+    let ask = |verb: &str| {
+        let verb = format!("node {verb} {} --within {}s", quoted(node), within.as_secs());
+        health::medes(session.controller(), session.cluster, &verb, within + QUICK)
+    };
+    if described(session, session.remote(&plan.host), AGENT)?.is_some_and(|agent| is_taken_over(&agent)) {
+        (session.say)(&plan.host, "putting to rest");
+        match ask("rest") {
+            Ok(_) => return Ok(()),
+            // Also a controller that does not know it yet.
+            Err(error) => (session.say)(&plan.host, &format!("not all of it rests: {error}")),
+        }
+    }
+    (session.say)(&plan.host, "draining");
+    ask("drain")?;
     Ok(())
 }
 

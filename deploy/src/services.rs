@@ -3,6 +3,7 @@
 use crate::{
     certificates,
     hosts::{Cluster, Node},
+    probe::Init,
     service::{HERE, Service, Socket},
 };
 
@@ -10,7 +11,7 @@ use crate::{
 const CONTROLLER_CAPABILITIES: [&str; 0] = [];
 
 /// What an agent may ever do, and what for. `medes doctor` says what is missing on a machine.
-pub const AGENT_CAPABILITIES: [&str; 18] = [
+pub const AGENT_CAPABILITIES: [&str; 19] = [
     "CAP_BPF",                // loads its kernel programs
     "CAP_CHECKPOINT_RESTORE", // CRIU: process numbers, links to files of other processes
     "CAP_CHOWN",              // CRIU: owners of restored files
@@ -29,6 +30,7 @@ pub const AGENT_CAPABILITIES: [&str; 18] = [
     "CAP_SYS_CHROOT",         // a sandbox's own root
     "CAP_SYS_PTRACE",         // stops sandboxes, reads their memory
     "CAP_SYS_RESOURCE",       // limits of restored processes
+    "CAP_SYS_TIME",           // CRIU: the clocks of a restored sandbox's own time namespace
 ];
 
 /// The names of the services, as units and files have them.
@@ -36,14 +38,30 @@ pub const CONTROLLER: &str = "controller";
 /// See [`CONTROLLER`].
 pub const AGENT: &str = "agent";
 
+/// The argument by which an agent leaves what rests on its node to the next one there.
+const TAKEOVER: &str = "--takeover";
+/// For how long. The next one comes in a second; if none does, the host has its memory back after that.
+const TAKEOVER_SECONDS: u32 = 120;
+
+/// Whether what rests on the node of this agent outlives it.
+pub fn is_taken_over(agent: &Service) -> bool {
+    let mut args = agent.args.iter();
+    let seconds = args.find_map(|arg| match arg.strip_prefix(TAKEOVER)? {
+        "" => Some(None),
+        rest => Some(Some(rest.strip_prefix('=')?)),
+    });
+    let seconds = seconds.and_then(|seconds| seconds.or_else(|| args.next().map(|next| &**next)));
+    seconds.is_some_and(|seconds| seconds != "0")
+}
+
 /// The services of one host, by name, in the order in which they start.
-pub fn of_host(cluster: &Cluster, host: &str, criu: bool) -> Vec<(&'static str, Service)> {
+pub fn of_host(cluster: &Cluster, host: &str, criu: bool, init: Init) -> Vec<(&'static str, Service)> {
     let mut all = Vec::new();
     if cluster.controller.host == host {
         all.push((CONTROLLER, controller(cluster)));
     }
     if let Some(node) = cluster.node_on(host) {
-        all.push((AGENT, agent(cluster, node, criu)));
+        all.push((AGENT, agent(cluster, node, criu, init)));
     }
     all
 }
@@ -85,7 +103,7 @@ fn controller(cluster: &Cluster) -> Service {
     }
 }
 
-fn agent(cluster: &Cluster, node: &Node, criu: bool) -> Service {
+fn agent(cluster: &Cluster, node: &Node, criu: bool, init: Init) -> Service {
     let Cluster { prefix, controller, .. } = cluster;
     let mut args = vec!["--node".to_owned(), node.name.clone()];
     args.extend(["--controller".into(), controller.control.to_string()]);
@@ -101,6 +119,11 @@ fn agent(cluster: &Cluster, node: &Node, criu: bool) -> Service {
     if criu {
         args.extend(["--criu".into(), format!("{HERE}/criu")]);
     }
+    // systemd ends all that is in a service's control groups with the service.
+    let says = |arg: &String| arg == TAKEOVER || arg.starts_with(&format!("{TAKEOVER}="));
+    if init == Init::Supervise && !node.args.iter().any(says) {
+        args.extend([TAKEOVER.into(), TAKEOVER_SECONDS.to_string()]);
+    }
     args.extend(node.args.iter().cloned());
     Service {
         description: format!("Medes agent of node {}", node.name),
@@ -109,5 +132,29 @@ fn agent(cluster: &Cluster, node: &Node, criu: bool) -> Service {
         capabilities: AGENT_CAPABILITIES.map(str::to_owned).to_vec(),
         stop_within_s: 60,
         sockets: Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_agent_says_whether_it_is_taken_over() {
+        let agent = |args: &[&str]| Service {
+            description: String::new(),
+            program: String::new(),
+            args: args.iter().map(|arg| (*arg).to_owned()).collect(),
+            capabilities: Vec::new(),
+            stop_within_s: 1,
+            sockets: Vec::new(),
+        };
+        for args in [&["--takeover", "120"][..], &["--node", "n", "--takeover=5", "--x"]] {
+            assert!(is_taken_over(&agent(args)), "{args:?}");
+        }
+        for args in [&["--takeover", "0"][..], &["--takeover=0"], &["--takeover"], &["--takeovers", "3"], &[]]
+        {
+            assert!(!is_taken_over(&agent(args)), "{args:?}");
+        }
     }
 }

@@ -119,7 +119,7 @@ fn controller_hardening(prefix: &str) -> String {
 /// It makes namespaces, mounts and control groups and restores whatever processes it dumped, so most walls would be in
 /// its way. Its keeper must outlive it for a moment: systemd ends the agent alone and sweeps what is left.
 fn agent_hardening() -> String {
-    "Delegate=yes\nKillMode=mixed\nProtectClock=yes\nProtectKernelLogs=yes\nProtectKernelModules=yes\n\
+    "Delegate=yes\nKillMode=mixed\nProtectKernelLogs=yes\nProtectKernelModules=yes\n\
      ProtectHostname=no\nLockPersonality=no\nOOMScoreAdjust=-500\nUMask=0077\n"
         .into()
 }

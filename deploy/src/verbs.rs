@@ -130,7 +130,8 @@ pub fn deploy(session: &Session<'_>, options: &Options) -> Result<Vec<HostPlan>,
     if !unfit.is_empty() {
         return Err(DeployError::Unfit(unfit));
     }
-    let releases = hosts.iter().map(|host| release.of_host(session.cluster, host));
+    let releases =
+        hosts.iter().zip(&probes).map(|(host, probe)| release.of_host(session.cluster, host, probe.init));
     let releases = releases.collect::<Result<Vec<_>, _>>()?;
     let plans: Vec<HostPlan> = hosts
         .iter()

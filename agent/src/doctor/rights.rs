@@ -5,7 +5,7 @@ use caps::{CapSet, Capability, CapsHashSet};
 use super::{Check, Verdict};
 
 /// Without one of these no sandbox starts, or none is dumped.
-const NEEDED: [Capability; 9] = [
+const NEEDED: [Capability; 10] = [
     Capability::CAP_SYS_ADMIN,
     Capability::CAP_SYS_PTRACE,
     Capability::CAP_SYS_CHROOT,
@@ -15,6 +15,8 @@ const NEEDED: [Capability; 9] = [
     Capability::CAP_SETPCAP,
     Capability::CAP_KILL,
     Capability::CAP_DAC_OVERRIDE,
+    // Each has a time namespace of its own, whose clocks a restore sets.
+    Capability::CAP_SYS_TIME,
 ];
 
 pub(super) fn checks() -> Vec<Check> {

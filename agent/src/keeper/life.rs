@@ -138,7 +138,8 @@ fn keep(input: RawFd) -> Held {
             (Word::TakeBack(key), _) => {
                 held.left.remove(&key);
             }
-            (Word::End(_), _) => {}
+            // There is to be no next agent.
+            (Word::End(_), _) => held.left.clear(),
         }
     }
 }

@@ -1,12 +1,12 @@
 //! From a keeper whose agent has ended to the next agent on the node, over a socket that is named after the node.
 //!
 //! ```text
-//! next agent:  connect                      they are here                        they are served
+//! next agent:  connect                      they are mine                        they are served
 //! keeper:               each thing · how many               the name is yours                     (ends)
 //! ```
 //!
-//! The keeper has them until it hears that they have arrived, and nobody has them twice: the next agent says so before it does anything
-//! with them. It holds what it must not let go of until they are served, which is when another keeper holds it too; should the next agent end
+//! The keeper has them until the next agent says that they are its own, and nobody has them twice: it says so before it does anything with them,
+//! and not before it knows that it can start, so that one that cannot loses nothing. The keeper holds what it must not let go of until they are served, which is when another keeper holds it too; should the next agent end
 //! before that, it ends the parked ones. Both ends look who is at the other one: somebody else may take the name.
 
 use std::io;
@@ -15,6 +15,8 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, connect, getsockopt, listen, setsockopt,
     socket,
@@ -58,26 +60,38 @@ pub(super) enum Fate {
 #[derive(Debug)]
 pub(super) struct Heir {
     door: OwnedFd,
+    /// Signals that say that nobody will come.
+    told: SignalFd,
 }
 
 impl Heir {
-    /// From now on the next agent on this node can come; it waits.
+    /// From now on the next agent on this node can come; it waits. SIGTERM and SIGINT must be blocked.
     pub(super) fn expect(node: &str) -> io::Result<Self> {
         let door = new_socket()?;
         bind(door.as_raw_fd(), &address(node)?)?;
         listen(&door, Backlog::new(1)?)?;
-        Ok(Self { door })
+        let mut signals = SigSet::empty();
+        signals.add(Signal::SIGTERM);
+        signals.add(Signal::SIGINT);
+        let told = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
+        Ok(Self { door, told })
     }
 
-    /// Waits for it and gives it all of these. Returns after so long even if nobody came.
+    /// Waits for it and gives it all of these. Returns after so long even if nobody came, and when this process is told to end.
     pub(super) fn hand_over(self, left: &[Left], wait: Duration) -> io::Result<Fate> {
+        // Who told the agent to end may have told this process too, and did not mean this.
+        while self.told.read_signal()?.is_some() {}
         let until = Instant::now() + wait;
         while let Some(rest) = until.checked_duration_since(Instant::now()) {
             let timeout = PollTimeout::try_from(rest).unwrap_or(PollTimeout::MAX);
-            match poll(&mut [PollFd::new(self.door.as_fd(), PollFlags::POLLIN)], timeout) {
+            let either = [self.door.as_fd(), self.told.as_fd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+            match poll(&mut either.clone(), timeout) {
                 Ok(0) | Err(Errno::EINTR) => continue,
                 ready => ready?,
             };
+            if self.told.read_signal()?.is_some() {
+                break;
+            }
             match accept(&self.door).and_then(|visitor| give(visitor, left)) {
                 Ok(visitor) => {
                     // In this order: who hears of it can take the name.
@@ -104,7 +118,8 @@ fn give(visitor: OwnedFd, left: &[Left]) -> io::Result<OwnedFd> {
     send(line, all, &[])?;
     match next_word(line)? {
         Some(Heard { word, .. }) if word == all => Ok(visitor),
-        _ => Err(io::ErrorKind::InvalidData.into()),
+        Some(_) => Err(io::ErrorKind::InvalidData.into()),
+        None => Err(io::Error::new(io::ErrorKind::ConnectionReset, "it ended before it had begun")),
     }
 }
 
@@ -126,6 +141,16 @@ pub(crate) struct Before {
 }
 
 impl Before {
+    /// All that it has given is this agent's from now on, and its name is free. Blocks until it has heard that.
+    pub(crate) fn begin(&self) -> io::Result<()> {
+        let (line, all) = (self.line.as_raw_fd(), Word::End(self.count));
+        send(line, all, &[])?;
+        match next_word(line)? {
+            Some(Heard { word, .. }) if word == all => Ok(()),
+            _ => Err(io::ErrorKind::UnexpectedEof.into()),
+        }
+    }
+
     /// All of it is served: it can end.
     pub(crate) fn let_go(self) {
         if let Err(error) = send(self.line.as_raw_fd(), Word::End(self.count), &[]) {
@@ -155,10 +180,7 @@ pub(crate) fn receive(node: &str) -> io::Result<(Vec<Left>, Option<Before>)> {
             Some(Heard { word: Word::Leave(key), files }) if left.len() < LEFT_MAX => {
                 left.push(Left { key, files });
             }
-            Some(Heard { word: end @ Word::End(count), .. }) if count == left.len() as u64 => {
-                send(line, end, &[])?;
-                // From here on nobody else will have them. If it does not say that the name is free, this agent leaves nothing itself.
-                let _heard = next_word(line)?;
+            Some(Heard { word: Word::End(count), .. }) if count == left.len() as u64 => {
                 return Ok((left, Some(Before { line: keeper, count })));
             }
             // It had nothing to give, and has ended.

@@ -22,6 +22,7 @@ use super::take::{Cold, Take};
 use super::working_set::WorkingSet;
 use crate::inject::{Operation, Stage};
 use crate::maps;
+use crate::pagemap;
 use crate::uffd::{self, MISSING, PROTECT};
 
 /// Pages copied between two looks whether it is wanted back: a millisecond or two.
@@ -160,11 +161,10 @@ impl Process {
         let (mut numbers, mut zeros) = (Vec::new(), Vec::new());
         let (mut there, mut written) = (Vec::new(), Vec::new());
         for span in &self.registered {
-            let mut any = false;
+            let (mut any, mut unclear) = (false, Vec::new());
             uffd::present(&self.pagemap, span.clone(), |range, categories| {
                 let range = pages(&range);
                 let is_old = |page: &u64| !state.is_as_stored(*page);
-                let before = numbers.len();
                 if categories & uffd::ZERO_PAGE != 0 {
                     zeros.extend(range);
                 } else if categories & uffd::WRITTEN != 0 {
@@ -172,10 +172,8 @@ impl Process {
                     numbers.extend(range.clone());
                     written.push(range);
                 } else if categories & uffd::SWAPPED != 0 {
-                    // Marked and missing, or on a disk: nobody can tell which, so it must not be one that stays.
-                    numbers.extend(range.filter(is_old));
-                    any |= numbers.len() > before;
-                    return;
+                    // Marked and missing, or on a disk: not one that stays.
+                    return unclear.extend(range.filter(is_old));
                 } else {
                     there.push(range.clone());
                     numbers.extend(range.filter(is_old));
@@ -183,10 +181,13 @@ impl Process {
                 any = true;
             })
             .map_err(|source| ParkError::Look { pid: self.pid, source })?;
+            any |= !unclear.is_empty();
+            self.tell_apart(&state, unclear, &mut numbers, &mut zeros)?;
             if any {
                 self.present.push(span.clone());
             }
         }
+        numbers.sort_unstable();
         self.working_set = state.working_set.clone();
         let is_written = |page| is_in(&written, page) || state.rewritten.contains(&page);
         // Before the first time everything was written.
@@ -224,6 +225,28 @@ impl Process {
         Ok(())
     }
 
+    /// Pages that are on a disk, or marked and missing; if the latter, nobody can read them and what they are is known here: as they are stored
+    /// (what is noted of writes may be about a page that has been moved away), or zeros since they were given up (MADV_FREE leaves the mark).
+    fn tell_apart(
+        &self,
+        state: &State,
+        unclear: Vec<u64>,
+        numbers: &mut Vec<u64>,
+        zeros: &mut Vec<u64>,
+    ) -> Result<(), ParkError> {
+        for page in unclear {
+            let mut is_missing = false;
+            pagemap::entries(&self.pagemap, page, 1, |_, entry| is_missing = pagemap::is_mark(entry))
+                .map_err(|source| ParkError::Look { pid: self.pid, source })?;
+            match is_missing {
+                true if state.store().find(page).is_some() => {}
+                true if state.given_up.contains(&page) => zeros.push(page),
+                _ => numbers.push(page),
+            }
+        }
+        Ok(())
+    }
+
     /// Copies these pages out, some at a time: it may be wanted back meanwhile.
     pub(super) fn copy(&mut self, cancelled: &CancellationToken) -> Result<(), ParkError> {
         self.saved.bytes = vec![0; self.saved.numbers.len() * PAGE_BYTES];
@@ -243,7 +266,15 @@ impl Process {
     pub(super) fn commit(&mut self, stored: Option<Store>) {
         let mut state = self.space.lock();
         if let Some(stored) = stored {
+            // Of one that goes on, only what is cold loses its mark.
+            let taken = (!self.cold.pages.is_empty()).then_some(&self.cold.pages);
+            let marked =
+                taken.map(|taken| state.given_up.iter().filter(|page| taken.binary_search(page).is_err()));
+            let marked: Vec<u64> = marked.into_iter().flatten().copied().collect();
             state.replace(stored);
+            let is_stored = |page: &u64| state.store().find(*page).is_some();
+            let marked: Vec<u64> = marked.into_iter().filter(|page| !is_stored(page)).collect();
+            state.given_up.extend(marked);
         }
         state.begin_missing();
         state.working_set = std::mem::take(&mut self.working_set);

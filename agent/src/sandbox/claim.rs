@@ -43,7 +43,8 @@ pub(crate) struct Place {
 }
 
 impl Claim {
-    /// Takes the name, and takes over what was left. Blocks until the keeper of an agent that has just ended has cleaned up.
+    /// Takes the name, and receives what was left, which stays the keeper's until the node is started. Blocks until the keeper of an agent that has
+    /// just ended has cleaned up.
     ///
     /// # Errors
     /// Another agent of this name runs, or it is no name.
@@ -55,9 +56,16 @@ impl Claim {
             (Vec::new(), None)
         });
         let (of_node, left): (Vec<_>, Vec<_>) = left.into_iter().partition(|left| left.key == Key::Node);
-        let standing = of_node.into_iter().next().map(Standing::of).transpose();
-        let standing = standing.map_err(HostError::io("understand what the agent before left"))?;
-        Ok(Self { lock, left, before, standing })
+        match of_node.into_iter().next().map(Standing::of).transpose() {
+            Ok(standing) => Ok(Self { lock, left, before, standing }),
+            Err(error) => {
+                tracing::warn!(%error, "what the agent before left makes no sense here, and ends");
+                // Its keeper ends what somebody has taken and does not serve.
+                let begun = before.map_or(Ok(()), |before| before.begin());
+                begun.map_err(HostError::io("decline what the agent before left"))?;
+                Ok(Self { lock, left: Vec::new(), before: None, standing: None })
+            }
+        }
     }
 
     /// Gives this process the mount namespace that sandboxes of this node are in, or one of its own, and makes it the parent of its

@@ -166,7 +166,9 @@ impl Host {
             return Err(HostError::NotPrivate);
         }
         let Claim { lock, left, before, standing } = claim;
-        let (config, cgroup, dev, sandboxes) = run_blocking(move || -> Result<_, HostError> {
+        let (config, cgroup, dev, sandboxes, before) = run_blocking(move || -> Result<_, HostError> {
+            let begun = before.as_ref().map_or(Ok(()), Before::begin);
+            begun.map_err(HostError::io("take over what the agent before left"))?;
             let (cgroup, (dev, sandboxes)) = match standing {
                 None => {
                     let cgroup = NodeCgroup::create(&format!("medes-{}", config.node))?;
@@ -177,7 +179,7 @@ impl Host {
                     (NodeCgroup::take_over(place.branches)?, folders(&config.run_dir))
                 }
             };
-            Ok((config, cgroup, dev, sandboxes))
+            Ok((config, cgroup, dev, sandboxes, before))
         })
         .await?;
         let door = Door::open().map_err(HostError::io("start the namespace thread"))?;
@@ -251,6 +253,11 @@ impl Host {
     /// From now on the next agent is not to have this.
     pub(crate) fn take_back(&self, key: Key) {
         self.shared.keeper.take_back(key);
+    }
+
+    /// From now on nothing is left to anybody: all ends with this agent.
+    pub(crate) fn leave_nothing(&self) {
+        self.shared.keeper.leave_nothing();
     }
 
     /// What the agent before left, and who is to hear when all of it is served; nothing the second time.

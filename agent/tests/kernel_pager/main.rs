@@ -7,6 +7,7 @@
 
 mod checker;
 mod desk;
+mod marks;
 mod meanings;
 mod memory;
 mod moved;
@@ -24,9 +25,17 @@ mod trouble;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let tests: Vec<runner::Test> =
-        [there_and_back::TESTS, trim::TESTS, meanings::TESTS, moved::TESTS, programs::TESTS, trouble::TESTS]
-            .concat();
-    let programs = [checker::PROGRAMS, meanings::PROGRAMS, moved::PROGRAMS, trouble::HELPERS].concat();
+    let tests: Vec<runner::Test> = [
+        there_and_back::TESTS,
+        trim::TESTS,
+        marks::TESTS,
+        meanings::TESTS,
+        moved::TESTS,
+        programs::TESTS,
+        trouble::TESTS,
+    ]
+    .concat();
+    let programs =
+        [checker::PROGRAMS, marks::PROGRAMS, meanings::PROGRAMS, moved::PROGRAMS, trouble::HELPERS].concat();
     runner::main(&tests, &programs)
 }

@@ -208,8 +208,19 @@ impl Cluster {
 
     /// As a service manager stops it.
     pub(crate) fn stop_agent(&mut self, name: &str) {
+        self.end_agent(name, Signal::SIGTERM);
+    }
+
+    /// It ends by itself, and not well.
+    pub(crate) fn agent_fails(&mut self, name: &str) {
         let mut agent = self.agents.remove(name).unwrap();
-        agent.signal(Signal::SIGTERM);
+        assert!(!agent.wait().success(), "{}", agent.log());
+    }
+
+    /// Ends it by a signal that it listens to.
+    pub(crate) fn end_agent(&mut self, name: &str, signal: Signal) {
+        let mut agent = self.agents.remove(name).unwrap();
+        agent.signal(signal);
         assert!(agent.wait().success(), "{}", agent.log());
     }
 

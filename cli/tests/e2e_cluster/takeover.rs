@@ -5,6 +5,10 @@ use std::{
     time::Duration,
 };
 
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use serde_json::json;
 
 use crate::cluster::{Cluster, QUIET, can_run};
@@ -312,6 +316,72 @@ fn what_nobody_comes_for_goes() {
     cluster.all_attached();
     assert_eq!(cluster.state(&sandbox), "gone");
     assert!(keepers(&node).is_empty(), "this one leaves nothing");
+}
+
+#[test]
+fn an_agent_that_cannot_start_loses_nothing_of_it() {
+    if !can_run("an_agent_that_cannot_start_loses_nothing_of_it") {
+        return;
+    }
+    let (mut cluster, [first, second], was) = parked(WAITS);
+    cluster.ask(&["dedup", &first]);
+    let processes = members(&cluster);
+    cluster.kill_agent("a");
+    for _ in 0..2 {
+        // An address of nobody.
+        cluster.start_agent("a", &["--metrics", "192.0.2.1:9"]);
+        cluster.agent_fails("a");
+    }
+    assert_eq!(members(&cluster), processes);
+    cluster.start_agent("a", WAITS);
+    cluster.until_state(&first, "dedup");
+    cluster.until_state(&second, "parked");
+    let back = cluster.post_to(&second, "f/weigh");
+    assert_eq!((back.start(), &back.good()), ("unpark", &was["sum"]));
+}
+
+#[test]
+fn an_agent_that_is_told_to_end_for_good_leaves_nothing() {
+    if !can_run("an_agent_that_is_told_to_end_for_good_leaves_nothing") {
+        return;
+    }
+    let (mut cluster, sandboxes, _) = parked(WAITS);
+    let (node, processes) = (cluster.node("a"), members(&cluster));
+    assert!(!keepers(&node).is_empty());
+    cluster.end_agent("a", Signal::SIGINT);
+    until("the keeper has ended", || keepers(&node).is_empty().then_some(()));
+    assert!(cluster.left_by("a").is_empty(), "{:?}", cluster.left_by("a"));
+    assert_eq!(processes.iter().find(runs), None);
+    cluster.start_agent("a", &[]);
+    sandboxes.iter().for_each(|sandbox| cluster.until_state(sandbox, "gone"));
+}
+
+#[test]
+fn a_keeper_that_waits_for_an_agent_can_be_told_that_none_will_come() {
+    if !can_run("a_keeper_that_waits_for_an_agent_can_be_told_that_none_will_come") {
+        return;
+    }
+    let (mut cluster, _, _) = parked(WAITS);
+    let (node, processes, keeper) = (cluster.node("a"), members(&cluster), keeper(&cluster));
+    // Told while its agent is well, it keeps what it has.
+    kill(keeper, Signal::SIGTERM).unwrap();
+    cluster.kill_agent("a");
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(!keepers(&node).is_empty() && processes.iter().all(|pid| runs(&pid)), "they wait");
+    until("nothing of it is left", || {
+        // It may still have been busy when it was told, or have ended.
+        let _gone = kill(keeper, Signal::SIGTERM);
+        (cluster.left_by("a").is_empty() && keepers(&node).is_empty()).then_some(())
+    });
+    assert_eq!(processes.iter().find(runs), None);
+}
+
+/// The process that watches over the agent of node a.
+fn keeper(cluster: &Cluster) -> Pid {
+    let groups = cluster.left_by("a").into_iter().filter(|path| path.starts_with('/'));
+    let procs = groups.map(|group| std::fs::read_to_string(format!("{group}/keeper/cgroup.procs")));
+    let pid = procs.flatten().find_map(|procs| procs.lines().next()?.parse().ok());
+    Pid::from_raw(pid.unwrap())
 }
 
 /// Processes of all sandboxes of node a, as their control groups have it: the environment of one that is parked cannot be read.

@@ -301,6 +301,7 @@ impl Control for Fake {
             silent_ms: 400,
             sandboxes: if number == 0 { self.held.load(Ordering::SeqCst) } else { 2 },
             requests: 0,
+            resting: 1,
             snapshots: vec![wire::SnapshotReport {
                 snapshot: 9,
                 function: "html".into(),
@@ -348,7 +349,8 @@ impl Control for Fake {
         if node == "node-9" {
             return Err(Status::not_found("there is no node node-9"));
         }
-        self.drained.store(standing == wire::Standing::Draining as i32, Ordering::SeqCst);
+        let leaves = [wire::Standing::Draining, wire::Standing::Resting].map(i32::from);
+        self.drained.store(leaves.contains(&standing), Ordering::SeqCst);
         Ok(Response::new(wire::SetStandingReply { changed: node == "node-0" }))
     }
 

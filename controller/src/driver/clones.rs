@@ -69,7 +69,7 @@ impl Driver {
     /// request that waits for the sandbox waits for that as well.
     pub(super) fn make_init(&mut self, now: Now, id: SandboxId, out: &mut Vec<Action>) {
         let Some(sandbox) = self.sandboxes.get(&id) else { return };
-        let stays = sandbox.uses == 0 && !self.is_unwanted(sandbox) && !self.is_drained(sandbox);
+        let stays = sandbox.uses == 0 && !self.is_unwanted(sandbox) && !self.is_out_of_service(sandbox);
         let has_room = self.has_room_for_init(&sandbox.node, sandbox.report.private_bytes);
         if stays && has_room && !self.stopping && self.wants_init(now, &sandbox.function) {
             self.make_base(now, id, true, None, out);

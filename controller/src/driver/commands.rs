@@ -7,6 +7,7 @@ use medes_proto::{
     fleet::{Command, Success},
     ids::{CommandId, NodeId, SandboxId},
     sandbox::StartKind,
+    standing::Standing,
     trace::{About, Cause, Trouble, What},
 };
 
@@ -232,9 +233,12 @@ impl Driver {
             self.purge(now, id, PurgeReason::Unwanted, None, out);
             return;
         }
-        if sandbox.is_idle() && self.is_drained(sandbox) {
-            self.leave_drained(now, id, out);
-            return;
+        if sandbox.is_idle() {
+            match self.standing(sandbox.goes_to()) {
+                Standing::Draining => return self.leave_drained(now, id, out),
+                Standing::Resting => return self.go_to_rest(now, id, out),
+                Standing::Open | Standing::Cordoned | Standing::Unspecified => {}
+            }
         }
         let name = sandbox.function.clone();
         self.arm_review(now, id);

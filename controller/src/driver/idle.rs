@@ -5,6 +5,7 @@ use std::{cell::RefCell, collections::BTreeMap, time::Duration};
 use medes_proto::{
     ids::{FunctionName, SandboxId},
     sandbox::SandboxReport,
+    standing::Standing,
     trace::{About, Cause, Choice, What},
 };
 
@@ -123,10 +124,15 @@ impl Driver {
             bytes => bytes,
         };
         let room = self.sandboxes.get(&id).is_some_and(|s| self.has_room(&s.node, needed(s)));
+        let open = self.sandboxes.get(&id).is_some_and(|s| self.standing(&s.node) == Standing::Open);
         // A base costs what the sandbox holds, once more; so does a restore.
-        if matches!(review.verdict, Verdict::MakeBase | Verdict::Restore) && !room {
-            review.rejected.insert(0, (review.verdict, "its node has no room for that"));
-            (review.verdict, review.because) = (Verdict::Keep, "its node has no room for more");
+        if matches!(review.verdict, Verdict::MakeBase | Verdict::Restore) && !(room && open) {
+            let (why_not, because) = match open {
+                true => ("its node has no room for that", "its node has no room for more"),
+                false => ("its node is kept from work", "its node is kept from work"),
+            };
+            review.rejected.insert(0, (review.verdict, why_not));
+            (review.verdict, review.because) = (Verdict::Keep, because);
         }
         let kept = (review.verdict == Verdict::Keep).then_some(review.because);
         // What has been said is not said again.
@@ -222,7 +228,7 @@ impl Driver {
     }
 
     /// Whether a sandbox is parked where the policy would have its memory taken.
-    fn parks(&self, id: SandboxId) -> bool {
+    pub(super) fn parks(&self, id: SandboxId) -> bool {
         self.settings.keeping.park
             && self.sandboxes.get(&id).is_some_and(|sandbox| sandbox.life == Life::Warm)
     }

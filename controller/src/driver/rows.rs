@@ -12,7 +12,7 @@ use medes_proto::{
 
 use super::{
     Driver,
-    state::{Sandbox, SnapshotLife},
+    state::{Node, Sandbox, SnapshotLife},
 };
 use crate::now::Now;
 
@@ -75,6 +75,8 @@ pub struct NodeRow {
     pub incarnation: u64,
     /// Inside its sandboxes, also those that nobody waits for any more.
     pub requests: usize,
+    /// Of its sandboxes, those that are parked or in dedup and with which nothing is being done.
+    pub resting: usize,
 }
 
 impl Driver {
@@ -137,14 +139,14 @@ impl Driver {
             standing: self.standing(name),
             connected: node.connection.is_some(),
             incarnation: node.incarnation,
-            requests: node
-                .sandboxes
-                .iter()
-                .filter_map(|id| self.sandboxes.get(id))
-                .map(Sandbox::inside)
-                .sum(),
+            requests: self.all_on(node).map(Sandbox::inside).sum(),
+            resting: self.all_on(node).filter(|sandbox| sandbox.life.is_put_away() && !sandbox.busy).count(),
         });
         rows.collect()
+    }
+
+    fn all_on<'d>(&'d self, node: &'d Node) -> impl Iterator<Item = &'d Sandbox> {
+        node.sandboxes.iter().filter_map(|id| self.sandboxes.get(id))
     }
 
     /// The node that has a sandbox, and its host:port.

@@ -73,13 +73,13 @@ impl Driver {
         free.into_iter().map(|(_, id)| id).collect()
     }
 
-    /// Sandboxes of the function's present text on nodes that can be reached and are not being drained.
+    /// Sandboxes of the function's present text on nodes that can be reached and are in service.
     pub(super) fn usable(&self, name: &FunctionName) -> impl Iterator<Item = &Sandbox> {
         self.of_function(name).filter(|sandbox| self.is_usable(sandbox))
     }
 
     fn is_usable(&self, sandbox: &Sandbox) -> bool {
-        !self.is_unwanted(sandbox) && self.is_reachable(sandbox.goes_to()) && !self.is_drained(sandbox)
+        !self.is_unwanted(sandbox) && self.is_reachable(sandbox.goes_to()) && !self.is_out_of_service(sandbox)
     }
 
     pub(super) fn of_function(&self, name: &FunctionName) -> impl Iterator<Item = &Sandbox> {

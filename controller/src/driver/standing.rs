@@ -1,4 +1,4 @@
-//! Nodes that people keep work away from: cordoned, or being drained.
+//! Nodes that people keep work away from: cordoned, being drained, or put to rest.
 //!
 //! It is kept by name, so it outlives the node's agent: who drains a node for an upgrade also says when work may come
 //! again.
@@ -7,12 +7,12 @@ use medes_proto::{
     failure::{Failure, FailureKind},
     ids::{NodeId, SandboxId},
     standing::Standing,
-    trace::NodeChange,
+    trace::{Alternative, Choice, NodeChange, What},
 };
 
 use super::{
-    Action, Driver, failure,
-    state::{Node, Sandbox},
+    Action, Driver, PurgeReason, failure,
+    state::{Life, Node, Sandbox},
 };
 use crate::now::Now;
 
@@ -59,11 +59,12 @@ impl Driver {
         let change = match standing {
             Standing::Cordoned => NodeChange::Cordoned,
             Standing::Draining => NodeChange::Draining,
+            Standing::Resting => NodeChange::Resting,
             Standing::Open | Standing::Unspecified => NodeChange::Opened,
         };
         match standing {
-            Standing::Cordoned | Standing::Draining => drop(self.standings.insert(node.clone(), standing)),
             Standing::Open | Standing::Unspecified => drop(self.standings.remove(node)),
+            _ => drop(self.standings.insert(node.clone(), standing)),
         }
         let all: Vec<SandboxId> =
             self.nodes.get(node).map(|node| node.sandboxes.iter().copied().collect()).unwrap_or_default();
@@ -77,8 +78,36 @@ impl Driver {
         self.wake_waiting();
     }
 
-    /// A sandbox that is to end as soon as nobody uses it, because of where it is.
-    pub(super) fn is_drained(&self, sandbox: &Sandbox) -> bool {
-        self.standing(sandbox.goes_to()) == Standing::Draining
+    /// A sandbox that gets no more requests because of where it is.
+    pub(super) fn is_out_of_service(&self, sandbox: &Sandbox) -> bool {
+        matches!(self.standing(sandbox.goes_to()), Standing::Draining | Standing::Resting)
     }
+
+    /// Nobody uses a sandbox of a node that is being put to rest: it is parked or deduplicated, and what cannot be ends. What rests already is
+    /// left to the policy.
+    pub(super) fn go_to_rest(&mut self, now: Now, id: SandboxId, out: &mut Vec<Action>) {
+        let Some(sandbox) = self.sandboxes.get(&id) else { return };
+        if sandbox.life.is_put_away() {
+            return self.arm_review(now, id);
+        }
+        if sandbox.life != Life::Warm {
+            return;
+        }
+        if sandbox.dump_blocked_until.is_some_and(|until| until > now) {
+            self.purge(now, id, PurgeReason::Drained, None, out);
+            return;
+        }
+        self.decide(id, What::Review(rest_choice(self.parks(id))), out);
+        match self.parks(id) {
+            true => self.park(now, id, out),
+            false => self.dedup(now, id, false, None, out),
+        };
+    }
+}
+
+fn rest_choice(parks: bool) -> Choice {
+    let what = if parks { "park" } else { "dedup" };
+    let mut choice = Choice::of(Alternative::new(what, "its node is being put to rest"));
+    choice.reject(Alternative::new("keep", "what is warm ends with its agent"));
+    choice
 }

@@ -110,7 +110,7 @@ impl Driver {
         } else if !self.is_reachable(&sandbox.node) {
             "its node is away"
         } else if self.standing(&sandbox.node) != Standing::Open {
-            "its node is cordoned or being drained"
+            "its node is cordoned, or going out of service"
         } else if !self.may_start_on(now, &sandbox.node) {
             "its node is avoided, or starts as many as it may"
         } else if !self.has_room(&sandbox.node, need) {
@@ -128,7 +128,7 @@ impl Driver {
         if !self.is_reachable(name) {
             "it is away"
         } else if self.standing(name) != Standing::Open {
-            "it is cordoned or being drained"
+            "it is cordoned, or going out of service"
         } else if !self.may_start_on(now, name) {
             "it is avoided, or starts as many as it may"
         } else if !self.has_room(name, need) {

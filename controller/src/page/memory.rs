@@ -110,6 +110,7 @@ mod tests {
             connected: true,
             incarnation: 1,
             requests: 0,
+            resting: 0,
         }
     }
 

@@ -167,7 +167,12 @@ impl Life<'_> {
         let then =
             if self.ending.is_some_and(|(earlier, _)| earlier == Then::End) { Then::End } else { then };
         self.ending = Some((then, deadline));
-        self.signal(Signal::SIGTERM);
+        self.signal(match then {
+            // An agent leaves what rests to the next one.
+            Then::Renew => Signal::SIGTERM,
+            // There will be no next one.
+            Then::End => Signal::SIGINT,
+        });
     }
 
     fn kill_if_due(&mut self, now: Instant) {

@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::{
     lab::{self, Lab, address, until},
-    traffic::Traffic,
+    traffic::{self, Traffic},
 };
 
 /// Told apart from other clusters on this machine.
@@ -110,18 +110,16 @@ fn a_cluster_is_deployed_upgraded_under_load_brought_back_and_removed() {
     let deployer = Deployer { lab: &lab, hosts: hosts_file(&lab, "hosts.toml", "") };
     first_deployment(&lab, &deployer);
     let first = deployer.versions();
-    let file = format!(
-        "name = 'f'\ncommand = ['/usr/bin/python3', 'function.py']\ndir = '{}'\nmemory = '64MiB'\n",
-        lab::repo().join("cli/tests/e2e_cluster").display()
-    );
-    medes(&lab, &["function", "apply", lab.file("function.toml", &file).to_str().unwrap()]);
+    apply(&lab, "f");
     // Everybody shows who it is, so callers do, too.
     let token: Value = serde_json::from_str(&medes(&lab, &["token", "create", "callers", "--json"])).unwrap();
     let token = token["token"].as_str().unwrap();
-    let traffic = Traffic::start(&lab, &format!("{}:7080", address(0)), "/invoke/f/count", token);
+    let traffic = Traffic::start(&lab, &gateway(), "/invoke/f/count", token);
     traffic.some_more();
 
+    let mut resting = two_that_are_to_rest(&lab, token);
     upgrade(&lab, &deployer, &traffic);
+    still_there(&lab, &mut resting, token);
     let second = deployer.versions();
     assert!(first.iter().zip(&second).all(|(first, second)| first != second), "{second:?}");
 
@@ -131,6 +129,7 @@ fn a_cluster_is_deployed_upgraded_under_load_brought_back_and_removed() {
 
     let (good, _, said) = deployer.run(&["rollback"]);
     assert!(good, "{said}");
+    still_there(&lab, &mut resting, token);
     assert_eq!(deployer.versions(), first);
     traffic.some_more();
     assert!(traffic.all_good() > 50);
@@ -191,6 +190,68 @@ fn upgrade(lab: &Lab, deployer: &Deployer<'_>, traffic: &Traffic) {
     let standings = medes(lab, &["nodes", "--json"]);
     assert_eq!(standings.matches("\"standing\":\"open\"").count(), 3, "{standings}");
     traffic.some_more();
+}
+
+/// A sandbox that counts.
+struct Resting {
+    function: &'static str,
+    node: String,
+    sandbox: String,
+    /// Requests that it has had.
+    count: u64,
+}
+
+/// Two of them: one is in dedup, the other still warm.
+fn two_that_are_to_rest(lab: &Lab, token: &str) -> Vec<Resting> {
+    let mut all: Vec<_> = [("g", "b"), ("h", "c")]
+        .map(|(function, name)| {
+            apply(lab, function);
+            let node = node(name);
+            let started = medes(lab, &["start", function, "--node", &node, "--json"]);
+            let started: Value = serde_json::from_str(&started).unwrap();
+            let sandbox = started["sandbox"]["sandbox"].as_str().unwrap().to_owned();
+            Resting { function, node, sandbox, count: 0 }
+        })
+        .into();
+    all.iter_mut().for_each(|one| one.call(lab, token));
+    medes(lab, &["dedup", &all[0].sandbox]);
+    all
+}
+
+impl Resting {
+    /// One more request, to this one and no other.
+    #[track_caller]
+    fn call(&mut self, lab: &Lab, token: &str) {
+        let path = format!("/invoke/{}/count", self.function);
+        let answer = traffic::call(lab, (&gateway(), &path), token, &self.sandbox);
+        self.count += 1;
+        assert_eq!(serde_json::from_str::<Value>(&answer).unwrap()["count"], self.count, "{answer}");
+    }
+}
+
+/// Each rests where it was, and goes on from there.
+#[track_caller]
+fn still_there(lab: &Lab, resting: &mut [Resting], token: &str) {
+    let rows: Value = serde_json::from_str(&medes(lab, &["ps", "--json"])).unwrap();
+    for Resting { node, sandbox, .. } in &*resting {
+        let row = rows.as_array().unwrap().iter().find(|row| row["sandbox"] == **sandbox);
+        let row = row.unwrap_or_else(|| panic!("{sandbox} is gone: {rows}"));
+        assert_eq!(row["node"], **node, "{row}");
+        assert!(["dedup", "parked"].contains(&row["state"].as_str().unwrap()), "{row}");
+    }
+    resting.iter_mut().for_each(|one| one.call(lab, token));
+}
+
+fn gateway() -> String {
+    format!("{}:7080", address(0))
+}
+
+fn apply(lab: &Lab, name: &str) {
+    let file = format!(
+        "name = '{name}'\ncommand = ['/usr/bin/python3', 'function.py']\ndir = '{}'\nmemory = '64MiB'\n",
+        lab::repo().join("cli/tests/e2e_cluster").display()
+    );
+    medes(lab, &["function", "apply", lab.file("function.toml", &file).to_str().unwrap()]);
 }
 
 /// The third host's agent cannot open a socket on an address that is not the host's: it ends at once, again and again.

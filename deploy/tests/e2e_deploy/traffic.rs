@@ -49,6 +49,26 @@ for thread in threads: thread.join()
 print("done", flush=True)
 "#;
 
+const ONE: &str = r#"
+import http.client, sys
+gateway, path, token, sandbox = sys.argv[1:5]
+connection = http.client.HTTPConnection(gateway, timeout=100)
+headers = {"authorization": "Bearer " + token, "x-medes-prefer-sandbox": sandbox}
+connection.request("POST", path, body=b"", headers=headers)
+answer = connection.getresponse()
+print(answer.read().decode())
+sys.exit(answer.status != 200)
+"#;
+
+/// One request that is meant for this sandbox, and its answer.
+#[track_caller]
+pub(crate) fn call(lab: &Lab, (gateway, path): (&str, &str), token: &str, sandbox: &str) -> String {
+    let output = lab.command("python3").args(["-c", ONE, gateway, path, token, sandbox]).output().unwrap();
+    let answer = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{answer}{}", String::from_utf8_lossy(&output.stderr));
+    answer
+}
+
 /// Callers at work.
 pub(crate) struct Traffic {
     child: Child,

@@ -61,7 +61,7 @@ worded!(crate::sandbox::SandboxState, "SANDBOX_STATE_", crate::sandbox::SandboxS
 worded!(crate::sandbox::StartKind, "START_KIND_", crate::sandbox::StartKind::Clone);
 worded!(crate::failure::FailureKind, "FAILURE_KIND_", crate::failure::FailureKind::Internal);
 worded!(super::Cause, "CAUSE_", super::Cause::NodeLost);
-worded!(super::NodeChange, "CHANGE_", super::NodeChange::Opened);
+worded!(super::NodeChange, "CHANGE_", super::NodeChange::Resting);
 
 fn from_word<T: Worded, E: serde::de::Error>(text: &str) -> Result<T, E> {
     let found = T::all().into_iter().find(|value| value.word() == text);

@@ -313,8 +313,12 @@ impl World {
             }
             83 => {
                 let node = format!("n{at}").parse().unwrap();
-                let standing = [Standing::Open, Standing::Open, Standing::Cordoned, Standing::Draining];
-                let standing = standing[self.dice.below(4)];
+                let standing = match self.dice.below(6) {
+                    0 => Standing::Cordoned,
+                    1 => Standing::Draining,
+                    2 => Standing::Resting,
+                    _ => Standing::Open,
+                };
                 self.tell(Event::Stands { node, standing });
             }
             84 if self.dice.one_in(40) => self.tune(),

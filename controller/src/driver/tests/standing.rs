@@ -61,6 +61,47 @@ fn a_draining_node_is_sent_nothing_and_gets_empty_as_its_requests_end() {
 }
 
 #[test]
+fn on_a_resting_node_what_is_warm_goes_to_rest_when_its_request_has_ended_and_what_rests_stays() {
+    let (mut bench, [one, two], sandbox) = two_nodes();
+    bench.request(1);
+    stands(&mut bench, "n1", Standing::Resting);
+    assert!(bench.commands().is_empty(), "the request inside is seen to its end");
+    bench.request(2);
+    assert_eq!(commanded(&bench), [two]);
+    bench.clear();
+    bench.answered(1);
+    assert_eq!(commanded(&bench), [one]);
+    let (id, command) = bench.command();
+    assert!(matches!(command, Command::Dedup { sandbox: taken, .. } if taken == sandbox));
+    bench.succeed(one, id, &command);
+    let row = &bench.driver.node_rows(bench.now)[0];
+    assert_eq!((row.sandboxes, row.resting), (1, 1));
+    bench.clear();
+    // It is not asked for, and not brought back, before the node is open again.
+    bench.ask(Operation::Start { function: "f".parse().unwrap(), node: None, cold: false });
+    assert!(commanded(&bench).iter().all(|connection| *connection == two), "{:?}", bench.actions);
+    stands(&mut bench, "n1", Standing::Open);
+    bench.clear();
+    bench.request(3);
+    bench.request(4);
+    assert!(bench.refused().is_empty());
+    let back =
+        |command: &Command| matches!(command, Command::Restore { sandbox: back, .. } if *back == sandbox);
+    assert!(bench.commands().iter().any(|(_, command)| back(command)), "{:?}", bench.actions);
+}
+
+#[test]
+fn on_a_resting_node_what_cannot_rest_ends() {
+    let (mut bench, [one, _], sandbox) = two_nodes();
+    stands(&mut bench, "n1", Standing::Resting);
+    let (id, command) = bench.command();
+    assert!(matches!(command, Command::Dedup { sandbox: taken, .. } if taken == sandbox));
+    bench.clear();
+    bench.done(one, id, Err(crash(FailureKind::Unsupported)));
+    assert!(matches!(bench.command().1, Command::Purge { sandbox: ended } if ended == sandbox));
+}
+
+#[test]
 fn what_waits_when_the_only_node_is_kept_from_work_is_served_when_it_is_open_again() {
     let (mut bench, _) = Bench::with_node(Settings::default());
     stands(&mut bench, "n1", Standing::Draining);
