@@ -58,18 +58,12 @@ pub async fn run(config: Config, claim: Claim) -> Result<()> {
     let reaper_stop = CancellationToken::new();
     let reaper_tasks = TaskTracker::new();
     let reaper = Reaper::start(&reaper_tasks, reaper_stop.clone()).context("start the reaper")?;
-    let host_config = HostConfig {
-        node: config.node.to_string(),
-        run_dir: config.state_dir.join("run"),
-        run_bytes_max: config.scratch.0,
-        program: std::env::current_exe().context("find this program")?,
-        takeover: Duration::from_secs(config.takeover.into()),
-    };
+    let host_config = host_config(&config)?;
     // Whatever may fail, before what the agent before left is this one's.
     let listener =
         TcpListener::bind(config.listen).await.with_context(|| format!("listen on {}", config.listen))?;
-    let host =
-        Arc::new(Host::start_claimed(host_config, claim, &reaper, &tasks).await.context("set the node up")?);
+    let host = Host::start_claimed(host_config, claim, &reaper, &tasks).await;
+    let host = Arc::new(host.context("set the node up")?);
     let address = listener.local_addr().context("learn the port")?.to_string();
     let channel = channel(&config.controller, &security)?;
     let bases = Arc::new(bases(&config, &security));
@@ -116,6 +110,16 @@ pub async fn run(config: Config, claim: Claim) -> Result<()> {
     reaper_tasks.close();
     reaper_tasks.wait().await;
     Ok(())
+}
+
+fn host_config(config: &Config) -> Result<HostConfig> {
+    Ok(HostConfig {
+        node: config.node.to_string(),
+        run_dir: config.state_dir.join("run"),
+        run_bytes_max: config.scratch.0,
+        program: std::env::current_exe().context("find this program")?,
+        takeover: Duration::from_secs(config.takeover.into()),
+    })
 }
 
 /// Waits for tasks that have been told to end, and then for the spans that they left.
