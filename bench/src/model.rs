@@ -109,6 +109,9 @@ pub(crate) struct FunctionModel {
     /// A base snapshot after some requests.
     pub(crate) base_bytes: u64,
     pub(crate) init_bytes: u64,
+    /// What an agent holds more while sandboxes are aligned with the init snapshot, and a few seconds longer.
+    #[serde(default)]
+    pub(crate) index_bytes: u64,
     pub(crate) dirty: Dirty,
 }
 
@@ -215,8 +218,14 @@ impl FunctionModel {
             ensure!(good, "{name}: {held:?} makes no sense");
         }
         ensure!(self.warm.all_bytes > 0, "a warm sandbox holds memory");
-        let sizes =
-            [self.stored_bytes, self.alone_bytes, self.parked_stored_bytes, self.base_bytes, self.init_bytes];
+        let sizes = [
+            self.stored_bytes,
+            self.alone_bytes,
+            self.parked_stored_bytes,
+            self.base_bytes,
+            self.init_bytes,
+            self.index_bytes,
+        ];
         ensure!(sizes.iter().all(|bytes| *bytes <= BYTES_MAX), "a size is more than {BYTES_MAX} bytes");
         ensure!(self.base_bytes > 0, "a base has pages");
         Ok(())
@@ -252,6 +261,7 @@ pub(crate) mod tests {
             parked_stored_bytes: 400_000,
             base_bytes: 9_000_000,
             init_bytes: 8_000_000,
+            index_bytes: 4_000_000,
             dirty: Dirty { hot_pages: 5, written_pages: 10, touched_pages: 20 },
         }
     }

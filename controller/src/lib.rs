@@ -15,6 +15,7 @@ mod accounting;
 pub mod agents;
 pub mod config;
 mod control;
+mod door;
 pub mod driver;
 mod fleet;
 mod gateway;

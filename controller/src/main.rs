@@ -18,7 +18,7 @@ use medes_controller::{
     server::{Controller, Place, Sockets},
     tuner::Reloaded,
 };
-use medes_identity::{identity::Role, security::Security};
+use medes_identity::{identity::Role, security::Security, web::WebCertificate};
 use medes_metrics::{health::Health, list::Of};
 use nix::sys::prctl;
 use tokio::signal::unix::{SignalKind, signal};
@@ -55,6 +55,12 @@ struct Arguments {
     /// Certificate of this controller; its key (NAME-key.pem) and the cluster's ca.pem lie in the same folder.
     #[arg(long, env = "MEDES_IDENTITY", value_name = "NAME.pem")]
     identity: Option<PathBuf>,
+    /// Serve callers and people over HTTPS with this certificate, of an authority that they know; default: plain HTTP. Read again when it changes.
+    #[arg(long, value_name = "NAME.pem")]
+    https: Option<PathBuf>,
+    /// Its key; default: NAME-key.pem, beside it.
+    #[arg(long, value_name = "FILE", requires = "https")]
+    https_key: Option<PathBuf>,
     /// Serve others than this machine without certificates: whoever reaches the port may do everything.
     #[arg(long, conflicts_with = "identity")]
     plaintext: bool,
@@ -92,6 +98,12 @@ fn main() -> ExitCode {
     }
 }
 
+/// What callers and people are shown, if they are shown anything.
+fn web(file: Option<&Path>, key: Option<&Path>) -> anyhow::Result<Option<WebCertificate>> {
+    let load = |file| WebCertificate::load(file, key, SystemTime::now());
+    file.map(load).transpose().context("load the certificate for callers")
+}
+
 /// For the metrics' last readers, after everything else has ended.
 const METRICS_STOP_MAX: Duration = Duration::from_secs(1);
 
@@ -117,7 +129,8 @@ async fn run(arguments: Arguments, sockets: Sockets) -> anyhow::Result<bool> {
     let security =
         Security::choose(arguments.identity.as_deref(), arguments.plaintext, &here, SystemTime::now())?;
     security.must_be(Role::Controller, None)?;
-    let place = Place { state_dir, control, gateway, page, spans, security };
+    let web = web(arguments.https.as_deref(), arguments.https_key.as_deref())?;
+    let place = Place { state_dir, control, gateway, page, spans, security, web };
     let controller = Controller::start_at(place, config, sockets).await?;
     health.answered_by(controller.lacks());
     let line = serde_json::json!({

@@ -2,10 +2,9 @@
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use axum::serve::{Listener, ListenerExt};
 use futures::future::BoxFuture;
 use medes_dedup::key::DomainKey;
-use medes_identity::{access::Service, guard::Guard, security::Security};
+use medes_identity::{access::Service, guard::Guard, security::Security, web::WebCertificate};
 use medes_proto::{
     limits,
     wire::{
@@ -13,13 +12,14 @@ use medes_proto::{
         tokens_server::TokensServer,
     },
 };
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     agents::Agents,
     config::{Config, Document},
     control::ControlService,
+    door::Door,
     driver::{Driver, Event, Settings},
     fleet::{FleetService, Greeting},
     gateway::{self, Gateway},
@@ -53,6 +53,8 @@ pub struct Place {
     pub spans: Option<String>,
     /// How it speaks with agents and tools.
     pub security: Security,
+    /// What callers of the gateway and people at the page are shown; `None`: they come over plain HTTP.
+    pub web: Option<WebCertificate>,
 }
 
 impl Place {
@@ -95,9 +97,9 @@ pub enum StartError {
         /// Why not.
         source: std::io::Error,
     },
-    /// The page, which speaks HTTP without TLS.
+    /// The page, over HTTP without TLS.
     #[error(
-        "the page can be at an address of this machine alone where certificates are used, not at {0}: put what speaks TLS before it"
+        "the page can be at {0} with a certificate for people alone (--https), since the cluster uses certificates; without one, at an address of this machine"
     )]
     PageInTheOpen(SocketAddr),
     /// The export of spans.
@@ -149,7 +151,7 @@ impl Controller {
         let opened = Store::open(&place.state_dir)?;
         let (control_listener, control) = listen(place.control, sockets.control).await?;
         let (gateway_listener, gateway) = listen(place.gateway, sockets.gateway).await?;
-        let people = listen_for_people(place.page, &place.security).await?;
+        let people = listen_for_people(&place).await?;
 
         let [tracker, shell_tracker] = std::array::from_fn(|_| TaskTracker::new());
         let [close, end, door, callers] = std::array::from_fn(|_| CancellationToken::new());
@@ -192,12 +194,12 @@ impl Controller {
             close: close.clone(),
         };
         let sources = Sources::of(&service, &tokens, &place.security);
-        let page = people.map(|people| serve_people(people, sources, &tracker, &close));
+        let page = people.map(|people| serve_people(people, sources, place.web.clone(), (&tracker, &close)));
         let services =
             (fleet, RegistryService::new(registry, places, driver.clone()), service, token_service);
         serve_grpc((control_listener, place.security), services, &tracker, close.clone());
-        let door_listener = Door { listener: gateway_listener, closed: door.clone() };
-        serve_http(door_listener, Gateway { invoker, tokens }, &tracker, callers.clone());
+        let gateway_door = Door::new(gateway_listener, door.clone());
+        serve_callers(gateway_door, Gateway { invoker, tokens }, place.web, &tracker, (&callers, &close));
         tracing::info!(%control, %gateway, incarnation, "controller listens");
         Ok(Self {
             control,
@@ -297,57 +299,41 @@ async fn listen(
     listening.map_err(|source| StartError::Listen { address, source })
 }
 
-/// Where the page is, if there is one. With certificates it is for this machine alone: an operator's token would go over the network
-/// in the clear.
-async fn listen_for_people(
-    asked: Option<SocketAddr>,
-    security: &Security,
-) -> Result<Option<Listening>, StartError> {
-    let Some(asked) = asked else { return Ok(None) };
-    if matches!(security, Security::Mutual(_)) && !asked.ip().is_loopback() {
+/// Where the page is, if there is one. With certificates, and none for people, it is for this machine alone: an operator's token would go
+/// over the network in the clear.
+async fn listen_for_people(place: &Place) -> Result<Option<Listening>, StartError> {
+    let Some(asked) = place.page else { return Ok(None) };
+    let is_open = matches!(place.security, Security::Mutual(_)) && place.web.is_none();
+    if is_open && !asked.ip().is_loopback() {
         return Err(StartError::PageInTheOpen(asked));
     }
     listen(asked, None).await.map(Some)
 }
 
+fn serve_callers(
+    door: Door,
+    gateway: Gateway,
+    web: Option<WebCertificate>,
+    tracker: &TaskTracker,
+    (callers, close): (&CancellationToken, &CancellationToken),
+) {
+    if let Some(web) = &web {
+        tracker.spawn(web.clone().keep_fresh(close.clone()));
+    }
+    door.serve(("the gateway", gateway::router(gateway)), web, tracker, callers.clone());
+}
+
 fn serve_people(
     (listener, address): Listening,
     sources: Sources,
-    tracker: &TaskTracker,
-    close: &CancellationToken,
+    web: Option<WebCertificate>,
+    (tracker, close): (&TaskTracker, &CancellationToken),
 ) -> SocketAddr {
     let page = Page::new(sources);
     tracker.spawn(page.clone().watch(close.clone()));
-    let server = axum::serve(listener, page.router()).with_graceful_shutdown(close.clone().cancelled_owned());
-    tracker.spawn(async move {
-        if let Err(error) = server.await {
-            tracing::error!(%error, "the page is no longer served");
-        }
-    });
+    let door = Door::new(listener, CancellationToken::new());
+    door.serve(("the page", page.router()), web, tracker, close.clone());
     address
-}
-
-/// A listener that lets nobody in any more once it is closed. The socket stays as it is: who comes waits.
-struct Door {
-    listener: TcpListener,
-    closed: CancellationToken,
-}
-
-impl Listener for Door {
-    type Io = TcpStream;
-    type Addr = SocketAddr;
-
-    async fn accept(&mut self) -> (TcpStream, SocketAddr) {
-        tokio::select! {
-            biased;
-            () = self.closed.cancelled() => std::future::pending().await,
-            caller = Listener::accept(&mut self.listener) => caller,
-        }
-    }
-
-    fn local_addr(&self) -> std::io::Result<SocketAddr> {
-        self.listener.local_addr()
-    }
 }
 
 fn serve_grpc(
@@ -378,21 +364,6 @@ fn serve_grpc(
         let streams = security.incoming(listener, Service::Control);
         if let Err(error) = router.serve_with_incoming_shutdown(streams, close.cancelled_owned()).await {
             tracing::error!(%error, "gRPC server ended");
-        }
-    });
-}
-
-fn serve_http(door: Door, gateway: Gateway, tracker: &TaskTracker, callers: CancellationToken) {
-    let listener = door.tap_io(|stream| {
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%error, "a caller's connection stays slow");
-        }
-    });
-    let server =
-        axum::serve(listener, gateway::router(gateway)).with_graceful_shutdown(callers.cancelled_owned());
-    tracker.spawn(async move {
-        if let Err(error) = server.await {
-            tracing::error!(%error, "gateway ended");
         }
     });
 }

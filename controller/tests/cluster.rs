@@ -432,6 +432,7 @@ async fn ports_that_are_taken_are_named() {
     let taken = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = taken.local_addr().unwrap();
     let place = Place {
+        web: None,
         state_dir: folder.path().into(),
         control: address,
         gateway: "127.0.0.1:0".parse().unwrap(),

@@ -42,6 +42,7 @@ impl Stage {
         let security = issue(&dir, &folder, Role::Controller, "controller");
         let any = "127.0.0.1:0".parse().unwrap();
         let place = Place {
+            web: None,
             state_dir: dir.path().join("state"),
             control: any,
             gateway: any,
@@ -120,6 +121,7 @@ async fn with_certificates_the_page_asks_for_a_token_and_is_for_its_own_machine(
     }
     let any = "127.0.0.1:0".parse().unwrap();
     let place = Place {
+        web: None,
         state_dir: stage.dir.path().join("other"),
         control: any,
         gateway: any,

@@ -21,6 +21,10 @@ use crate::{
 pub const CONTROLLER: &str = "controller";
 /// By this one a deployment asks the controller. It lies on the controller's host.
 pub const OPERATOR: &str = "operator";
+/// What callers and people are shown, if anything; of another authority.
+pub(crate) const HTTPS: &str = "https";
+/// Files of these names are no node's.
+pub(crate) const OTHERS: [&str; 4] = ["ca", CONTROLLER, OPERATOR, HTTPS];
 const AUTHORITY: &str = "ca.pem";
 /// A certificate that is good for no longer than this is told of.
 const SOON: Duration = Duration::from_secs(30 * 24 * 3600);
@@ -129,10 +133,13 @@ pub fn of_host(cluster: &Cluster, folder: &Path, host: &str) -> Vec<Entry> {
     let agent = cluster.node_on(host).map(|node| &*node.name);
     let holders = on_controller.chain(agent);
     let files = holders.flat_map(|name| [format!("{name}.pem"), format!("{name}-key.pem")]);
-    std::iter::once(AUTHORITY.to_owned())
-        .chain(files)
-        .map(|name| Entry { what: What::File { from: folder.join(&name), program: false }, name })
-        .collect()
+    let ours = std::iter::once(AUTHORITY.to_owned()).chain(files).map(|name| (folder.join(&name), name));
+    let https = cluster.controller.https.iter().filter(|_| cluster.controller.host == host);
+    let https = https.flat_map(|file| {
+        let key = format!("{}-key.pem", file.file_stem().unwrap_or_default().to_string_lossy());
+        [(file.clone(), format!("{HTTPS}.pem")), (file.with_file_name(key), format!("{HTTPS}-key.pem"))]
+    });
+    ours.chain(https).map(|(from, name)| Entry { what: What::File { from, program: false }, name }).collect()
 }
 
 #[cfg(test)]
@@ -165,6 +172,20 @@ mod tests {
             "a-key.pem",
         ];
         assert_eq!(names("10.0.0.1"), first);
+        let mut cluster = cluster;
+        cluster.controller.https = Some("web/site.pem".into());
+        let https: Vec<_> =
+            of_host(&cluster, Path::new("certs"), "10.0.0.1").into_iter().skip(first.len()).collect();
+        let file = |from: &str| What::File { from: from.into(), program: false };
+        let name = |name: &str| name.to_owned();
+        assert_eq!(
+            https,
+            [
+                Entry { name: name("https.pem"), what: file("web/site.pem") },
+                Entry { name: name("https-key.pem"), what: file("web/site-key.pem") },
+            ]
+        );
+        assert_eq!(of_host(&cluster, Path::new("certs"), "10.0.0.2").len(), 3);
     }
 
     #[test]

@@ -96,6 +96,7 @@ struct RawController {
     metrics: Option<SocketAddr>,
     page: Option<SocketAddr>,
     config: Option<PathBuf>,
+    https: Option<PathBuf>,
     #[serde(default)]
     set: Vec<String>,
 }
@@ -161,6 +162,8 @@ pub struct Controller {
     pub page: Option<SocketAddr>,
     /// Its configuration file's text.
     pub config: Option<String>,
+    /// On this machine: the certificate that callers and people are shown. Its key lies beside it, as NAME-key.pem.
+    pub https: Option<PathBuf>,
     /// Changes of single lines of it.
     pub set: Vec<String>,
 }
@@ -194,6 +197,7 @@ impl Cluster {
         let beside = path.parent().unwrap_or(Path::new("."));
         let mut cluster = raw.check(|file| read(&beside.join(file)))?;
         cluster.certificates = cluster.certificates.map(|folder| beside.join(folder));
+        cluster.controller.https = cluster.controller.https.map(|file| beside.join(file));
         Ok(cluster)
     }
 
@@ -230,6 +234,7 @@ impl Raw {
             metrics: raw.metrics,
             page: raw.page,
             config: raw.config.as_deref().map(read).transpose()?,
+            https: raw.https,
             set: raw.set,
             host,
         };
@@ -245,7 +250,7 @@ impl Raw {
                 return Err(field("node.name", &node.name, "there is another node of this name"));
             }
             // Certificates are files by name.
-            if ["ca", certificates::CONTROLLER, certificates::OPERATOR].contains(&&*node.name) {
+            if certificates::OTHERS.contains(&&*node.name) {
                 return Err(field("node.name", &node.name, "another holder of a certificate has this name"));
             }
             // One agent is all a host needs: it uses every processor and all the memory it is given.
@@ -253,6 +258,12 @@ impl Raw {
                 return Err(field("node.host", &node.host, "there is another node on this host"));
             }
             nodes.push(node);
+        }
+        if self.plaintext
+            && let Some(file) = &controller.https
+        {
+            let problem = "where the cluster itself speaks in the clear, this would promise too much";
+            return Err(field("controller.https", &file.to_string_lossy(), problem));
         }
         let certificates = (!self.plaintext).then_some(self.certificates);
         Ok(Cluster { prefix, certificates, ssh: self.ssh, controller, nodes })
@@ -358,6 +369,8 @@ mod tests {
             (format!("[controller]\nhost = 'c.test'\n{one}"), "controller.address"),
             (format!("{base}{}", node("A", "10.0.0.1")), "node.name"),
             (format!("{base}{}", node("operator", "10.0.0.1")), "node.name"),
+            (format!("{base}{}", node("https", "10.0.0.1")), "node.name"),
+            (format!("plaintext = true\n{base}https = 'x.pem'\n{one}"), "controller.https"),
             (format!("{base}{}", node("a", "-oProxyCommand=x")), "host"),
             (format!("{base}{one}{}", node("a", "10.0.0.2")), "node.name"),
             (format!("{base}{one}{}", node("b", "10.0.0.1")), "node.host"),

@@ -80,6 +80,9 @@ fn controller(cluster: &Cluster) -> Service {
     args.extend(["--control".into(), controller.control.to_string()]);
     args.extend(["--gateway".into(), controller.gateway.to_string()]);
     args.extend(identity(cluster, certificates::CONTROLLER));
+    if controller.https.is_some() {
+        args.extend(["--https".into(), certificates::on_host(prefix, certificates::HTTPS)]);
+    }
     if controller.config.is_some() {
         args.extend(["--config".into(), format!("{HERE}/etc/controller.toml")]);
     }

@@ -5,11 +5,10 @@
 //! authorities, so that a new one can be trusted before anything is signed by it.
 
 use std::{
-    fs, io,
-    os::unix::fs::MetadataExt as _,
+    io,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
-    time::{Duration, SystemTime},
+    sync::Arc,
+    time::SystemTime,
 };
 
 use medes_proto::ids::HolderName;
@@ -17,7 +16,7 @@ use rustls::{
     ClientConfig, RootCertStore, ServerConfig,
     client::Resumption,
     crypto::CryptoProvider,
-    pki_types::{PrivateKeyDer, UnixTime, pem::PemObject},
+    pki_types::{CertificateDer, PrivateKeyDer, UnixTime, pem::PemObject},
     server::{NoServerSessionStorage, WebPkiClientVerifier, danger::ClientCertVerifier},
     sign::{CertifiedKey, SingleCertAndKey},
     version::TLS13,
@@ -28,14 +27,12 @@ use crate::{
     access::Service,
     certificate::{self, CertificateError},
     folder::{CA, key_file},
+    fresh::{self, Fresh, read_file},
     identity::Identity,
     verify::{Callers, Expected, Servers},
 };
 
-/// Between two looks at the files.
-const LOOK_EVERY: Duration = Duration::from_secs(2);
-/// No file of these is longer.
-const FILE_BYTES_MAX: u64 = 1 << 20;
+pub use crate::fresh::Look;
 
 /// Credentials that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -88,6 +85,12 @@ pub enum LoadError {
         /// Why not.
         source: rustls::Error,
     },
+    /// Nobody would go by it now.
+    #[error("{path} is not valid now")]
+    Outdated {
+        /// The certificate's file.
+        path: PathBuf,
+    },
     /// A program stays who it is.
     #[error("{path} is of {found}, not of {own}")]
     Other {
@@ -109,37 +112,11 @@ struct Loaded {
     chain: Arc<dyn ClientCertVerifier>,
 }
 
-/// Tells one version of the files from another.
-type Stamps = [Option<(u64, i64, i64, u64)>; 3];
-
-#[derive(Debug)]
-struct State {
-    loaded: Arc<Loaded>,
-    /// Of the files that were read last, whatever came of it.
-    seen: Stamps,
-    /// Of files that made no sense; said when they have not changed until the next look.
-    doubted: bool,
-}
-
-/// What a look at the files found.
-#[derive(Debug)]
-pub enum Look {
-    /// Nothing new.
-    Same,
-    /// New ones, in use from now on.
-    Renewed,
-    /// Something that cannot be used, perhaps because it is still being written. The old ones stay in use.
-    Doubted,
-    /// It has not got better since the last look. Said once.
-    Bad(LoadError),
-}
-
 /// The credentials of a program. Clones share them.
 #[derive(Debug, Clone)]
 pub struct Credentials {
-    files: Arc<[PathBuf; 3]>,
+    fresh: Arc<Fresh<Loaded, 3>>,
     provider: Arc<CryptoProvider>,
-    state: Arc<Mutex<State>>,
 }
 
 impl Credentials {
@@ -148,10 +125,8 @@ impl Credentials {
         let folder = certificate.parent().unwrap_or(Path::new(""));
         let files = [certificate.to_owned(), key_file(certificate), folder.join(CA)];
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let seen = stamps(&files);
-        let loaded = Arc::new(read(&files, &provider, now)?);
-        let state = Arc::new(Mutex::new(State { loaded, seen, doubted: false }));
-        Ok(Self { files: Arc::new(files), provider, state })
+        let fresh = Fresh::load(files, |files| read(files, &provider, now))?;
+        Ok(Self { fresh: Arc::new(fresh), provider })
     }
 
     /// Who shows them.
@@ -161,62 +136,24 @@ impl Credentials {
 
     /// Looks whether the files have changed, and reads them again if so. Blocks on the disk.
     pub fn look(&self, now: SystemTime) -> Look {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let seen = stamps(&self.files);
-        let changed = seen != state.seen;
-        if !changed && !state.doubted {
-            return Look::Same;
-        }
-        let own = &state.loaded.identity;
-        let read = read(&self.files, &self.provider, now).and_then(|loaded| match &loaded.identity {
-            found if found == own => Ok(loaded),
+        self.fresh.look(|files, before| match read(files, &self.provider, now)? {
+            found if found.identity == before.identity => Ok(found),
             found => Err(LoadError::Other {
-                path: self.files[0].clone(),
-                found: Box::new(found.clone()),
-                own: Box::new(own.clone()),
+                path: files[0].clone(),
+                found: Box::new(found.identity),
+                own: Box::new(before.identity.clone()),
             }),
-        });
-        state.seen = seen;
-        match read {
-            Ok(loaded) => {
-                (state.loaded, state.doubted) = (Arc::new(loaded), false);
-                Look::Renewed
-            }
-            Err(_) if changed => {
-                state.doubted = true;
-                Look::Doubted
-            }
-            Err(error) => {
-                state.doubted = false;
-                Look::Bad(error)
-            }
-        }
+        })
     }
 
     /// Looks again and again until `stop`, and tells what it found.
     pub async fn keep_fresh(self, stop: CancellationToken) {
-        loop {
-            tokio::select! {
-                () = tokio::time::sleep(LOOK_EVERY) => {}
-                () = stop.cancelled() => return,
-            }
-            let credentials = self.clone();
-            let looked = tokio::task::spawn_blocking(move || credentials.look(SystemTime::now())).await;
-            match looked {
-                Ok(Look::Renewed) => {
-                    tracing::info!(identity = %self.identity(), "new certificates are in use");
-                }
-                Ok(Look::Bad(error)) => {
-                    let error = &error as &dyn std::error::Error;
-                    tracing::error!(error, "the new certificates cannot be used; the old ones stay in use");
-                }
-                Ok(Look::Same | Look::Doubted) | Err(_) => {}
-            }
-        }
+        let whose = self.identity().to_string();
+        fresh::keep(move || self.look(SystemTime::now()), whose, stop).await;
     }
 
     fn loaded(&self) -> Arc<Loaded> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).loaded.clone()
+        self.fresh.get()
     }
 
     /// How a door is kept. Made anew for each connection, so it is always about the newest files.
@@ -255,19 +192,17 @@ impl Credentials {
     }
 }
 
-fn stamps(files: &[PathBuf; 3]) -> Stamps {
-    files.each_ref().map(|file| {
-        let found = fs::metadata(file).ok()?;
-        Some((found.ino(), found.mtime(), found.mtime_nsec(), found.len()))
-    })
-}
-
-fn read_file(path: &Path) -> Result<Vec<u8>, LoadError> {
-    let error = |source| LoadError::File { path: path.to_owned(), source };
-    let mut bytes = Vec::new();
-    let file = fs::File::open(path).map_err(error)?;
-    io::Read::read_to_end(&mut io::Read::take(file, FILE_BYTES_MAX), &mut bytes).map_err(error)?;
-    Ok(bytes)
+/// A certificate, those behind it, and the key that belongs to it.
+pub(crate) fn certified(
+    certificate: &Path,
+    key: &Path,
+    chain: Vec<CertificateDer<'static>>,
+    provider: &CryptoProvider,
+) -> Result<CertifiedKey, LoadError> {
+    let secret = PrivateKeyDer::from_pem_slice(&read_file(key)?)
+        .map_err(|source| LoadError::Key { path: key.to_owned(), source })?;
+    CertifiedKey::from_der(chain, secret, provider)
+        .map_err(|source| LoadError::Pair { path: certificate.to_owned(), source })
 }
 
 fn read(
@@ -279,10 +214,7 @@ fn read(
     let chain = certificate::from_pem(&read_file(certificate)?).map_err(|error| bad(certificate, error))?;
     let own = chain.first().ok_or_else(|| bad(certificate, CertificateError::Empty))?.clone();
     let identity = certificate::identity(&own).map_err(|error| bad(certificate, error))?;
-    let secret = PrivateKeyDer::from_pem_slice(&read_file(key)?)
-        .map_err(|source| LoadError::Key { path: key.clone(), source })?;
-    let pair = |source| LoadError::Pair { path: certificate.clone(), source };
-    let certified = CertifiedKey::from_der(chain.clone(), secret, provider).map_err(pair)?;
+    let certified = certified(certificate, key, chain.clone(), provider)?;
 
     let mut roots = RootCertStore::empty();
     for root in certificate::from_pem(&read_file(authority)?).map_err(|error| bad(authority, error))? {

@@ -5,6 +5,8 @@
 //! may move. Both ends of every connection show one ([`security`]), TLS 1.3 only, and what a holder may call is one
 //! table ([`access`]), kept by [`guard`]: what is not in it nobody may call.
 //!
+//! Callers from outside have tokens instead; what they are shown comes from an authority of theirs ([`web`]).
+//!
 //! Lifetimes: an authority lives ten years, a certificate 90 days unless asked otherwise. Both begin five minutes
 //! early, for clocks that differ. Files are read again when they change ([`credentials`]); a connection that is open
 //! lives on with what was shown when it began. Nothing is ever resumed: every connection shows its certificates anew.
@@ -15,7 +17,9 @@ pub mod authority;
 pub mod certificate;
 pub mod credentials;
 pub mod folder;
+mod fresh;
 pub mod guard;
 pub mod identity;
 pub mod security;
 mod verify;
+pub mod web;

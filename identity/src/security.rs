@@ -32,9 +32,9 @@ use crate::{
 };
 
 /// A handshake that takes longer does not come to an end.
-const HANDSHAKE_MAX: Duration = Duration::from_secs(5);
+pub(crate) const HANDSHAKE_MAX: Duration = Duration::from_secs(5);
 /// Handshakes at a time at one door; who comes then waits in the queue of the socket.
-const HANDSHAKES_MAX: usize = 256;
+pub const HANDSHAKES_MAX: usize = 256;
 
 /// How a program speaks with others.
 #[derive(Debug, Clone)]

@@ -65,6 +65,7 @@ pub(super) struct Found {
     pub(super) base: Vec<f64>,
     pub(super) base_bytes: u64,
     pub(super) init_bytes: u64,
+    index_bytes: u64,
     warm: Vec<Usage>,
     cloned: Vec<Usage>,
     parked: Vec<Usage>,
@@ -130,6 +131,7 @@ impl Found {
             parked_stored_bytes: bytes(&self.parked_stored_bytes)?,
             base_bytes: self.base_bytes,
             init_bytes: self.init_bytes,
+            index_bytes: self.index_bytes,
             dirty: self.dirty,
         })
     }
@@ -186,6 +188,7 @@ impl Bench<'_> {
         let (stored, deduped) = stored.map_err(|not| not.error).context("dedup")?;
         self.found.dedup.push(ms(began));
         self.found.stored_bytes.push(deduped.stored_bytes);
+        self.found.index_bytes = self.station.roads.bases.indexes.bytes() as u64;
         let began = Instant::now();
         let restored = restore::restore(&self.station.roads, stored, false).await;
         let (warm, _) = restored.map_err(|not| not.error).context("restore")?;

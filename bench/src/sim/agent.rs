@@ -1,6 +1,6 @@
 //! What a simulated node holds, as its agent knows it.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use medes_controller::driver::{ConnectionId, RequestId};
 use medes_controller::now::Now;
@@ -15,6 +15,11 @@ use crate::model::{self, Dirty, FunctionModel, Model};
 
 /// What an agent keeps of other nodes' snapshots, by default.
 const REPLICA_BYTES_MAX: u64 = 256 << 20;
+/// What it keeps of indexes of bases, of images that sandboxes came back from, by default; and how often it lets go of indexes that nobody has used
+/// since.
+const INDEX_BYTES_MAX: u64 = 128 << 20;
+const EARLIER_BYTES_MAX: u64 = 256 << 20;
+const SWEEP: Duration = Duration::from_secs(5);
 const PAGE_BYTES: u64 = 4096;
 /// So many pages of memory windows an agent has seen of a sandbox that served.
 const WINDOWS: u32 = 8;
@@ -50,6 +55,17 @@ pub(super) struct Held {
     pub(super) doomed: Option<CommandId>,
     /// What the node holds for it.
     pub(super) bytes: u64,
+    /// Of that, the image that it came back from, for its next one.
+    pub(super) earlier_bytes: u64,
+}
+
+/// An index of a base.
+#[derive(Debug)]
+struct Index {
+    of: SnapshotId,
+    bytes: u64,
+    /// When it was used last.
+    used: Now,
 }
 
 /// A snapshot, made here or copied.
@@ -72,6 +88,10 @@ pub(super) struct Agent {
     pub(super) snapshots: BTreeMap<SnapshotId, Snapshot>,
     /// Copies of other nodes' snapshots, the last one used at the end.
     replicas: Vec<(SnapshotId, u64)>,
+    /// Of bases that were used lately, the last one used at the end.
+    indexes: Vec<Index>,
+    /// Bytes of images that warm sandboxes came back from.
+    earlier_bytes: u64,
     pub(super) used_bytes: u64,
     /// The most it ever was.
     pub(super) used_bytes_max: u64,
@@ -99,6 +119,7 @@ impl Held {
             command: Some(command),
             doomed: None,
             bytes: 0,
+            earlier_bytes: 0,
         }
     }
 
@@ -153,19 +174,55 @@ impl Agent {
         self.used_bytes = self.used_bytes.saturating_sub(bytes);
     }
 
-    /// From now on the node holds so much for a sandbox.
+    /// From now on the node holds so much for a sandbox, and no image that it came back from.
     pub(super) fn hold(&mut self, id: SandboxId, bytes: u64) {
         let Some(held) = self.sandboxes.get_mut(&id) else { return };
         let before = std::mem::replace(&mut held.bytes, bytes);
+        self.earlier_bytes -= std::mem::take(&mut held.earlier_bytes);
         self.grow(bytes);
         self.shrink(before);
     }
 
+    /// A sandbox has come back from its image, which is kept if there is room.
+    pub(super) fn keep_earlier(&mut self, id: SandboxId) {
+        let Some(held) = self.sandboxes.get_mut(&id) else { return };
+        let image = std::mem::take(&mut held.stored_bytes);
+        if self.earlier_bytes + image <= EARLIER_BYTES_MAX {
+            held.earlier_bytes = image;
+            self.earlier_bytes += image;
+            return;
+        }
+        let bytes = held.bytes.saturating_sub(image);
+        self.hold(id, bytes);
+    }
+
     /// A sandbox is gone.
     pub(super) fn remove(&mut self, id: SandboxId) -> Option<Held> {
-        let held = self.sandboxes.remove(&id)?;
+        let mut held = self.sandboxes.remove(&id)?;
         self.shrink(held.bytes);
+        self.earlier_bytes -= std::mem::take(&mut held.earlier_bytes);
         Some(held)
+    }
+
+    /// A sandbox was aligned with a base.
+    pub(super) fn use_index(&mut self, now: Now, of: SnapshotId, bytes: u64) {
+        self.sweep(now);
+        match self.indexes.iter().position(|index| index.of == of) {
+            Some(at) => drop(self.indexes.remove(at)),
+            None => self.grow(bytes),
+        }
+        self.indexes.push(Index { of, bytes, used: now });
+        while self.indexes.iter().map(|index| index.bytes).sum::<u64>() > INDEX_BYTES_MAX {
+            let oldest = self.indexes.remove(0);
+            self.shrink(oldest.bytes);
+        }
+    }
+
+    /// Lets go of indexes that nobody has used for a while. An agent looks every so often, so one lives for once to twice that long.
+    pub(super) fn sweep(&mut self, now: Now) {
+        let unused = |index: &mut Index| now.since(index.used) > SWEEP + SWEEP / 2;
+        let bytes = self.indexes.extract_if(.., unused).map(|index| index.bytes).sum();
+        self.shrink(bytes);
     }
 
     /// Whether a snapshot can be read here; if so, it is now the last one used.
@@ -215,6 +272,8 @@ impl Agent {
         self.connection = None;
         self.replicas.clear();
         self.snapshots.clear();
+        self.indexes.clear();
+        self.earlier_bytes = 0;
         self.used_bytes = empty_bytes;
         std::mem::take(&mut self.sandboxes)
     }
@@ -225,4 +284,48 @@ pub(super) fn spec(name: &FunctionName, model: &FunctionModel) -> FunctionSpec {
     let text = format!("name = '{name}'\ncommand = ['x']");
     let spec = FunctionSpec::from_toml(&text).unwrap_or_else(|_| unreachable!("a plain function file"));
     FunctionSpec { memory_bytes: model.warm.all_bytes, ..spec }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn snapshot(number: u64) -> SnapshotId {
+        SnapshotId::new(number).unwrap()
+    }
+
+    #[test]
+    fn an_index_is_held_while_it_is_used_and_a_few_seconds_longer() {
+        let mut agent = Agent::empty(1.0, 1_000);
+        let at = |seconds| Now::START.after(Duration::from_secs(seconds));
+        agent.use_index(at(0), snapshot(1), 30);
+        agent.use_index(at(3), snapshot(1), 30);
+        agent.use_index(at(3), snapshot(2), 50);
+        assert_eq!(agent.used_bytes, 1_080);
+        agent.use_index(at(9), snapshot(2), 50);
+        agent.sweep(at(11));
+        assert_eq!(agent.used_bytes, 1_050, "the first has not been used for eight seconds");
+        agent.use_index(at(12), snapshot(3), INDEX_BYTES_MAX);
+        assert_eq!(agent.used_bytes, 1_000 + INDEX_BYTES_MAX, "the last one used stays");
+    }
+
+    #[test]
+    fn an_image_that_a_sandbox_came_back_from_is_held_until_its_next_one_or_its_end() {
+        let mut agent = Agent::empty(1.0, 0);
+        let id = |number| SandboxId::of(1, number).unwrap();
+        let restored = |agent: &mut Agent, number, image: u64| {
+            let held = Held::starting(0, 1, CommandId(1));
+            agent.sandboxes.insert(id(number), Held { stored_bytes: image, ..held });
+            agent.hold(id(number), 100 + image);
+            agent.keep_earlier(id(number));
+        };
+        restored(&mut agent, 1, 30);
+        restored(&mut agent, 2, EARLIER_BYTES_MAX);
+        assert_eq!(agent.used_bytes, 230, "for the second there is no room");
+        agent.hold(id(1), 20);
+        assert_eq!(agent.used_bytes, 120);
+        restored(&mut agent, 3, EARLIER_BYTES_MAX);
+        agent.remove(id(3));
+        assert_eq!((agent.used_bytes, agent.earlier_bytes), (120, 0));
+    }
 }

@@ -247,6 +247,7 @@ impl<'t> World<'t> {
 
     fn minute(&mut self, minute: usize) -> Result<()> {
         if minute > self.settings.warm_up {
+            self.agents.iter_mut().for_each(|agent| agent.sweep(self.now));
             self.outcome.bytes.push(self.agents.iter().map(|agent| agent.used_bytes).sum());
         }
         if let Some(dues) = self.schedule.next_minute() {
@@ -282,6 +283,7 @@ impl<'t> World<'t> {
         if self.is_lost() {
             return Ok(());
         }
+        self.agents[agent].sweep(self.now);
         let inventory = self.agents[agent].inventory(self.settings.node_bytes, &self.names, self.model);
         self.tell(Event::Reported { connection, inventory: Box::new(inventory) })
     }

@@ -90,8 +90,15 @@ impl Cluster {
         let config = Config::read("", &changes).unwrap();
         let gateway = "127.0.0.1:0".parse().unwrap();
         let security = Security::Plaintext;
-        let place =
-            Place { state_dir: folder.into(), control, gateway, page: Some(gateway), spans, security };
+        let place = Place {
+            state_dir: folder.into(),
+            control,
+            gateway,
+            page: Some(gateway),
+            spans,
+            security,
+            web: None,
+        };
         let controller = Controller::start(place, config).await.unwrap();
         let channel = Channel::from_shared(format!("http://{}", controller.control)).unwrap();
         Self { control: ControlClient::new(channel.connect().await.unwrap()), controller }

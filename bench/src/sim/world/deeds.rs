@@ -190,6 +190,7 @@ impl World<'_> {
         held.stored_bytes = if held.bases.is_empty() { model.alone_bytes } else { model.stored_bytes };
         let bytes = held.stored_bytes;
         self.agents[agent].hold(sandbox, bytes);
+        self.aligned(agent, sandbox);
         self.give_back(agent, sandbox, SandboxState::Dedup);
         self.outcome.dedups += 1;
         Ok(Success::default())
@@ -201,9 +202,19 @@ impl World<'_> {
         held.stored_bytes = model.parked_stored_bytes;
         let bytes = held.stored_bytes + model.parked.all_bytes;
         self.agents[agent].hold(sandbox, bytes);
+        self.aligned(agent, sandbox);
         self.give_back(agent, sandbox, SandboxState::Parked);
         self.outcome.parks += 1;
         Ok(Success::default())
+    }
+
+    /// For what a sandbox's image refers to there is an index now.
+    fn aligned(&mut self, agent: usize, sandbox: SandboxId) {
+        let now = self.now;
+        let agent = &mut self.agents[agent];
+        let Some(held) = agent.sandboxes.get(&sandbox) else { return };
+        let bytes = self.model.of(held.function).index_bytes;
+        held.bases.clone().into_iter().for_each(|base| agent.use_index(now, base, bytes));
     }
 
     /// A request wants a sandbox that is being parked.
@@ -232,11 +243,7 @@ impl World<'_> {
             return Ok(Success::default());
         }
         self.set_bases(agent, sandbox, Vec::new());
-        if let Some(held) = self.agents[agent].sandboxes.get_mut(&sandbox) {
-            let freed = std::mem::take(&mut held.stored_bytes);
-            let bytes = held.bytes.saturating_sub(freed);
-            self.agents[agent].hold(sandbox, bytes);
-        }
+        self.agents[agent].keep_earlier(sandbox);
         self.outcome.restores += 1;
         self.ready(agent, sandbox, StartKind::Restore);
         Ok(Success::default())
