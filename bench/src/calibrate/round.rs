@@ -188,7 +188,9 @@ impl Bench<'_> {
         let (stored, deduped) = stored.map_err(|not| not.error).context("dedup")?;
         self.found.dedup.push(ms(began));
         self.found.stored_bytes.push(deduped.stored_bytes);
-        self.found.index_bytes = self.station.roads.bases.indexes.bytes() as u64;
+        let indexes = self.station.roads.bases.indexes.bytes_by_snapshot();
+        let its = indexes.into_iter().find(|(snapshot, _)| *snapshot == base.snapshot);
+        self.found.index_bytes = its.map_or(0, |(_, bytes)| bytes);
         let began = Instant::now();
         let restored = restore::restore(&self.station.roads, stored, false).await;
         let (warm, _) = restored.map_err(|not| not.error).context("restore")?;
