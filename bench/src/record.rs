@@ -69,6 +69,10 @@ impl Target {
     /// For people.
     pub(crate) fn line(&self) -> String {
         let Self { name, target, value, unit, met } = self;
+        if value.is_nan() {
+            // The run was told to leave it out.
+            return format!("-      {name}: not measured (target {target} {unit})");
+        }
         format!(
             "{} {name}: {value:.1} {unit} (target {target} {unit})",
             if *met { "met   " } else { "MISSED" }
@@ -133,6 +137,12 @@ mod tests {
         assert_eq!(seen("/a/b/target/release/medes-bench"), "target/release/medes-bench");
         assert_eq!(seen("--functions"), "--functions");
         assert_eq!(seen("/elsewhere/x"), "/elsewhere/x");
+    }
+
+    #[test]
+    fn what_was_not_measured_is_neither_met_nor_missed() {
+        let line = Target::at_most("size", 8.0, f64::NAN, "%").line();
+        assert!(line.contains("size: not measured (target 8 %)") && !line.contains("MISSED"), "{line}");
     }
 
     #[test]
