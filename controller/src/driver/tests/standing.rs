@@ -3,6 +3,7 @@
 use medes_proto::standing::Standing;
 
 use super::*;
+use crate::policy::{FunctionView, IdleLife, Policy, Review, SandboxView, Verdict, View};
 
 fn stands(bench: &mut Bench, node: &str, standing: Standing) {
     bench.tell(Event::Stands { node: node.parse().unwrap(), standing });
@@ -88,6 +89,48 @@ fn on_a_resting_node_what_is_warm_goes_to_rest_when_its_request_has_ended_and_wh
     let back =
         |command: &Command| matches!(command, Command::Restore { sandbox: back, .. } if *back == sandbox);
     assert!(bench.commands().iter().any(|(_, command)| back(command)), "{:?}", bench.actions);
+}
+
+/// A policy that wants every sandbox back before a request comes.
+#[derive(Debug)]
+struct WantsBack;
+
+impl Policy for WantsBack {
+    fn name(&self) -> &'static str {
+        "wants back"
+    }
+
+    fn first_review(&self, _life: IdleLife) -> Duration {
+        Duration::from_secs(1)
+    }
+
+    fn review(&self, _view: &dyn View, _function: &FunctionView<'_>, sandbox: &SandboxView) -> Review {
+        let verdict = if sandbox.life == IdleLife::Dedup { Verdict::Restore } else { Verdict::Keep };
+        let again = Duration::from_secs(1);
+        Review { verdict, because: "as the test says", rejected: Vec::new(), again, prewarm: None }
+    }
+}
+
+#[test]
+fn a_policy_gets_nothing_back_on_a_node_that_is_kept_from_work() {
+    for standing in [Standing::Cordoned, Standing::Resting] {
+        let (mut bench, node) = Bench::with_node(Settings::default());
+        bench.driver.policy = Box::new(WantsBack);
+        let sandbox = bench.dedup(node, &[]);
+        stands(&mut bench, "n1", standing);
+        let later = |bench: &mut Bench| {
+            bench.now = bench.now.after(Duration::from_secs(5));
+            bench.tell(Event::Tick);
+            bench.commands()
+        };
+        assert!(later(&mut bench).is_empty(), "{standing:?}");
+        stands(&mut bench, "n1", Standing::Open);
+        let commands = later(&mut bench);
+        assert!(
+            matches!(&commands[..], [(_, Command::Restore { sandbox: back, .. })] if *back == sandbox),
+            "{commands:?}"
+        );
+    }
 }
 
 #[test]
