@@ -141,10 +141,8 @@ impl Keeper {
     /// From now on nothing is left to anybody, and what was left is forgotten: there is to be no next agent.
     pub(crate) fn leave_nothing(&self) {
         let line = self.line.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.leaves.swap(false, Ordering::AcqRel)
-            && let Err(error) = send(*line, Word::End(0), &[])
-        {
-            tracing::debug!(%error, "the keeper is gone, and so is what it held");
+        if self.leaves.swap(false, Ordering::AcqRel) {
+            say(*line, Word::End(0), &[]);
         }
     }
 
@@ -161,12 +159,16 @@ impl Keeper {
     /// What is told is heard in this order, also after this agent's end.
     fn tell(&self, word: Word, files: &[BorrowedFd<'_>]) {
         let line = self.line.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if !self.leaves() {
-            return;
+        if self.leaves() {
+            say(*line, word, files);
         }
-        if let Err(error) = send(*line, word, files) {
-            tracing::debug!(%error, "the keeper is gone, and so is what it held");
-        }
+    }
+}
+
+/// Something that is not answered.
+fn say(line: RawFd, word: Word, files: &[BorrowedFd<'_>]) {
+    if let Err(error) = send(line, word, files) {
+        tracing::debug!(%error, "the keeper is gone, and so is what it held");
     }
 }
 
@@ -191,8 +193,6 @@ impl Guard for Keeper {
 
     fn let_go(&self, number: u64) {
         let line = self.line.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Err(error) = send(*line, Word::LetGo(number), &[]) {
-            tracing::debug!(%error, "the keeper is gone, and so is what it held");
-        }
+        say(*line, Word::LetGo(number), &[]);
     }
 }

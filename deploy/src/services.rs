@@ -45,13 +45,17 @@ const TAKEOVER_SECONDS: u32 = 120;
 
 /// Whether what rests on the node of this agent outlives it.
 pub fn is_taken_over(agent: &Service) -> bool {
-    let mut args = agent.args.iter();
+    takeover(&agent.args).is_some_and(|seconds| seconds != "0")
+}
+
+/// What these arguments say of it.
+fn takeover(args: &[String]) -> Option<&str> {
+    let mut args = args.iter();
     let seconds = args.find_map(|arg| match arg.strip_prefix(TAKEOVER)? {
         "" => Some(None),
         rest => Some(Some(rest.strip_prefix('=')?)),
-    });
-    let seconds = seconds.and_then(|seconds| seconds.or_else(|| args.next().map(|next| &**next)));
-    seconds.is_some_and(|seconds| seconds != "0")
+    })?;
+    seconds.or_else(|| args.next().map(|next| &**next))
 }
 
 /// The services of one host, by name, in the order in which they start.
@@ -123,8 +127,7 @@ fn agent(cluster: &Cluster, node: &Node, criu: bool, init: Init) -> Service {
         args.extend(["--criu".into(), format!("{HERE}/criu")]);
     }
     // systemd ends all that is in a service's control groups with the service.
-    let says = |arg: &String| arg == TAKEOVER || arg.starts_with(&format!("{TAKEOVER}="));
-    if init == Init::Supervise && !node.args.iter().any(says) {
+    if init == Init::Supervise && takeover(&node.args).is_none() {
         args.extend([TAKEOVER.into(), TAKEOVER_SECONDS.to_string()]);
     }
     args.extend(node.args.iter().cloned());

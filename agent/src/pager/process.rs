@@ -181,8 +181,9 @@ impl Process {
                 any = true;
             })
             .map_err(|source| ParkError::Look { pid: self.pid, source })?;
+            let unclear = self.to_be_read(&state, &unclear)?;
             any |= !unclear.is_empty();
-            self.tell_apart(&state, unclear, &mut numbers, &mut zeros)?;
+            numbers.extend(unclear);
             if any {
                 self.present.push(span.clone());
             }
@@ -225,26 +226,20 @@ impl Process {
         Ok(())
     }
 
-    /// Pages that are on a disk, or marked and missing; if the latter, nobody can read them and what they are is known here: as they are stored
-    /// (what is noted of writes may be about a page that has been moved away), or zeros since they were given up (MADV_FREE leaves the mark).
-    fn tell_apart(
-        &self,
-        state: &State,
-        unclear: Vec<u64>,
-        numbers: &mut Vec<u64>,
-        zeros: &mut Vec<u64>,
-    ) -> Result<(), ParkError> {
-        for page in unclear {
-            let mut is_missing = false;
-            pagemap::entries(&self.pagemap, page, 1, |_, entry| is_missing = pagemap::is_mark(entry))
-                .map_err(|source| ParkError::Look { pid: self.pid, source })?;
-            match is_missing {
-                true if state.store().find(page).is_some() => {}
-                true if state.given_up.contains(&page) => zeros.push(page),
-                _ => numbers.push(page),
-            }
+    /// Of pages that are on a disk, or marked and missing, those that must be read. Nobody can read one that is missing, and what it is is known here: as
+    /// it is stored (what is noted of writes may be about a page that has been moved away), or zeros since it was given up (MADV_FREE leaves the mark).
+    fn to_be_read(&self, state: &State, unclear: &[u64]) -> Result<Vec<u64>, ParkError> {
+        let mut known = Vec::new();
+        for run in unclear.chunk_by(|a, b| a + 1 == *b) {
+            let is_known = |page| state.store().find(page).is_some() || state.given_up.contains(&page);
+            pagemap::entries(&self.pagemap, run[0], run.len() as u64, |page, entry| {
+                if pagemap::is_mark(entry) && is_known(page) {
+                    known.push(page);
+                }
+            })
+            .map_err(|source| ParkError::Look { pid: self.pid, source })?;
         }
-        Ok(())
+        Ok(unclear.iter().copied().filter(|page| known.binary_search(page).is_err()).collect())
     }
 
     /// Copies these pages out, some at a time: it may be wanted back meanwhile.
@@ -266,15 +261,7 @@ impl Process {
     pub(super) fn commit(&mut self, stored: Option<Store>) {
         let mut state = self.space.lock();
         if let Some(stored) = stored {
-            // Of one that goes on, only what is cold loses its mark.
-            let taken = (!self.cold.pages.is_empty()).then_some(&self.cold.pages);
-            let marked =
-                taken.map(|taken| state.given_up.iter().filter(|page| taken.binary_search(page).is_err()));
-            let marked: Vec<u64> = marked.into_iter().flatten().copied().collect();
             state.replace(stored);
-            let is_stored = |page: &u64| state.store().find(*page).is_some();
-            let marked: Vec<u64> = marked.into_iter().filter(|page| !is_stored(page)).collect();
-            state.given_up.extend(marked);
         }
         state.begin_missing();
         state.working_set = std::mem::take(&mut self.working_set);

@@ -26,6 +26,24 @@ fn commanded(bench: &Bench) -> Vec<ConnectionId> {
     commands.collect()
 }
 
+/// The first node gets this standing while a request is inside, which is seen to its end; the next one goes to the other node. What the first is told
+/// to do then.
+fn taken_out_of_service(
+    bench: &mut Bench,
+    [one, two]: [ConnectionId; 2],
+    standing: Standing,
+) -> (CommandId, Command) {
+    bench.request(1);
+    stands(bench, "n1", standing);
+    assert!(bench.commands().is_empty(), "the request inside is seen to its end");
+    bench.request(2);
+    assert_eq!(commanded(bench), [two]);
+    bench.clear();
+    bench.answered(1);
+    assert_eq!(commanded(bench), [one]);
+    bench.command()
+}
+
 #[test]
 fn a_cordoned_node_serves_with_what_it_has_and_starts_nothing() {
     let (mut bench, [_, two], sandbox) = two_nodes();
@@ -46,15 +64,7 @@ fn a_cordoned_node_serves_with_what_it_has_and_starts_nothing() {
 #[test]
 fn a_draining_node_is_sent_nothing_and_gets_empty_as_its_requests_end() {
     let (mut bench, [one, two], sandbox) = two_nodes();
-    bench.request(1);
-    stands(&mut bench, "n1", Standing::Draining);
-    assert!(bench.commands().is_empty(), "the request inside is seen to its end");
-    bench.request(2);
-    assert_eq!(commanded(&bench), [two]);
-    bench.clear();
-    bench.answered(1);
-    assert_eq!(commanded(&bench), [one]);
-    let (id, command) = bench.command();
+    let (id, command) = taken_out_of_service(&mut bench, [one, two], Standing::Draining);
     assert!(matches!(command, Command::Purge { sandbox: purged } if purged == sandbox));
     bench.succeed(one, id, &command);
     assert_eq!(bench.driver.node_rows(bench.now)[0].sandboxes, 0);
@@ -64,15 +74,7 @@ fn a_draining_node_is_sent_nothing_and_gets_empty_as_its_requests_end() {
 #[test]
 fn on_a_resting_node_what_is_warm_goes_to_rest_when_its_request_has_ended_and_what_rests_stays() {
     let (mut bench, [one, two], sandbox) = two_nodes();
-    bench.request(1);
-    stands(&mut bench, "n1", Standing::Resting);
-    assert!(bench.commands().is_empty(), "the request inside is seen to its end");
-    bench.request(2);
-    assert_eq!(commanded(&bench), [two]);
-    bench.clear();
-    bench.answered(1);
-    assert_eq!(commanded(&bench), [one]);
-    let (id, command) = bench.command();
+    let (id, command) = taken_out_of_service(&mut bench, [one, two], Standing::Resting);
     assert!(matches!(command, Command::Dedup { sandbox: taken, .. } if taken == sandbox));
     bench.succeed(one, id, &command);
     let row = &bench.driver.node_rows(bench.now)[0];
