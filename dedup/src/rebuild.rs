@@ -5,8 +5,8 @@ use thiserror::Error;
 use crate::delta::{DecodeDeltaError, DeltaCodec};
 use crate::encode::Form;
 use crate::image::DedupImage;
-use crate::page::{BasePage, Page, PageIndex, SnapshotId};
-use crate::recipe::{Codec, Place, Source};
+use crate::page::{BasePage, Page, PageIndex, SnapshotId, ZERO_PAGE};
+use crate::recipe::{Codec, Place, Recipe, Source};
 use crate::samples;
 use crate::words::{DecodeWordsError, Facts, Known, PageSource, Relation, Rest, decode_pieces, pages_needed};
 
@@ -185,21 +185,37 @@ impl<B: AsRef<[u8]>> DedupImage<B> {
         bases: &P,
         out: &mut Page,
     ) -> Result<(), RebuildError> {
-        let result = self.try_rebuild(codec, page, bases, out);
-        if result.is_err() {
-            out.fill(0);
-        }
-        result
+        self.rebuild_run(codec, page, bases, std::slice::from_mut(out))
     }
 
-    fn try_rebuild<P: BasePages + ?Sized>(
+    /// Rebuilds neighbours from this page on, which is faster than one by one. Same promises for all of them.
+    pub fn rebuild_run<P: BasePages + ?Sized>(
         &self,
         codec: &mut DeltaCodec,
-        page: PageIndex,
+        first: PageIndex,
+        bases: &P,
+        out: &mut [Page],
+    ) -> Result<(), RebuildError> {
+        let mut recipes = self.recipes_from(first);
+        let rebuilt = out.iter_mut().zip(first.0..).try_for_each(|(out, page)| {
+            let page = PageIndex(page);
+            let recipe = recipes.as_mut().and_then(Iterator::next);
+            let recipe = recipe.ok_or(RebuildError::NoPage { page, pages: self.pages() })?;
+            self.follow(codec, (page, recipe), bases, out)
+        });
+        if rebuilt.is_err() {
+            out.fill(ZERO_PAGE);
+        }
+        rebuilt
+    }
+
+    fn follow<P: BasePages + ?Sized>(
+        &self,
+        codec: &mut DeltaCodec,
+        (page, recipe): (PageIndex, Recipe),
         bases: &P,
         out: &mut Page,
     ) -> Result<(), RebuildError> {
-        let recipe = self.recipe(page).ok_or(RebuildError::NoPage { page, pages: self.pages() })?;
         let form = self.form(recipe.source);
         let named = form.base();
         let relation = self.relation(named);

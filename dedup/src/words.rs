@@ -64,6 +64,8 @@ pub struct Aligner<'a> {
     before: Option<&'a PagePieces>,
     /// The relation that there is already and that has to do.
     relation: Option<&'a Relation>,
+    /// Positions of pages that are not looked at, in order.
+    left_out: &'a [PageIndex],
     same: Vec<Option<PageIndex>>,
 }
 
@@ -81,6 +83,9 @@ enum Pass {
 pub struct Part {
     pieces: PagePieces,
     learner: Learner,
+    /// Pages that are what the base has at the same place, and all that it has something for.
+    stayed: usize,
+    placed: usize,
 }
 
 /// How every page of a target is made of the base.
@@ -131,7 +136,17 @@ impl<'a> Aligner<'a> {
     ) -> Self {
         let same = align::same_places(&memory, base);
         let (pass, before, relation) = (Pass::First, None, None);
-        Self { memory, base: Cow::Borrowed(base), base_pages, facts, pass, before, relation, same }
+        Self {
+            memory,
+            base: Cow::Borrowed(base),
+            base_pages,
+            facts,
+            pass,
+            before,
+            relation,
+            left_out: &[],
+            same,
+        }
     }
 
     /// For a target of which an earlier image exists, whose pages are taken over where they have not changed: an image has one
@@ -140,6 +155,12 @@ impl<'a> Aligner<'a> {
     /// Pages that are still much like what they were are not aligned anew, which takes most of the time.
     pub fn again(self, earlier: &'a Earlier<'_>) -> Self {
         Self { before: Some(&earlier.pieces), relation: Some(earlier.relation), ..self }
+    }
+
+    /// Leaves pages out, in order of position: the plan says nothing of them. For those of which it is known that nothing in the base is like them,
+    /// and which would take longest.
+    pub fn leaving_out(self, left_out: &'a [PageIndex]) -> Self {
+        Self { left_out, ..self }
     }
 
     /// A second look at the same target, for the level `small`: against what the plan predicts, pointers tell objects
@@ -181,11 +202,22 @@ impl<'a> Aligner<'a> {
     /// Aligns a range of the target's pages. Parts may be made at the same time.
     pub fn part(&self, pages: Range<usize>) -> Part {
         let mut walk = Walk::new(&self.base, self.pass == Pass::Exact);
-        let mut part = Part { pieces: PagePieces::default(), learner: Learner::new() };
+        let mut part = Part { pieces: PagePieces::default(), learner: Learner::new(), stayed: 0, placed: 0 };
         for at in pages {
             let (Some(page), Some(same)) = (self.memory.pages().get(at), self.same.get(at)) else { break };
             let before = self.before.map(|pieces| pieces.of(at)).unwrap_or_default();
             let pieces = part.pieces.open_page();
+            if self.left_out.binary_search(&PageIndex(at as u32)).is_ok() {
+                part.pieces.end_page();
+                continue;
+            }
+            let stays = same.and_then(|same| Some((same.0 as usize, *self.base_pages.get(same.0 as usize)?)));
+            part.placed += usize::from(stays.is_some());
+            if stays.is_some_and(|stays| walk.stayed((page, at), stays, pieces)) {
+                part.stayed += 1;
+                part.pieces.end_page();
+                continue;
+            }
             walk.page(&self.memory, at, same.map(|page| page.0 as usize), before, pieces);
             let found = part.pieces.end_page();
             if self.relation.is_some() {
@@ -201,18 +233,24 @@ impl<'a> Aligner<'a> {
     /// Puts the parts together, which cover all pages in order, and learns the pointer table.
     pub fn plan(&self, parts: impl IntoIterator<Item = Part>) -> Plan {
         let (mut pieces, mut learner) = (PagePieces::default(), Learner::new());
+        let (mut stayed, mut placed) = (0, 0);
         for part in parts {
             pieces.append(part.pieces);
             learner.merge(part.learner);
+            stayed += part.stayed;
+            placed += part.placed;
         }
         if let Some(relation) = self.relation {
             return Plan { pieces, relation: relation.clone() };
         }
-        let relation = Relation {
-            translation: learner.translation(&self.base.mappings, self.memory.mappings()),
-            secret: self.secret(),
-            ..Relation::default()
-        };
+        let (base, target) = (&self.base.mappings, self.memory.mappings());
+        // In one that descends from the base, only single objects have moved, which is not worth a look at every pointer.
+        let descends = base.stayed_in(target) && stayed * 4 >= placed * 3;
+        let translation = if descends { Translation::default() } else { learner.translation(base, target) };
+        let is_own =
+            |secret: &facts::Secret| self.facts.runtime().is_some_and(|runtime| runtime.is_own(*secret));
+        let secret = self.secret().filter(|secret| !(descends && is_own(secret)));
+        let relation = Relation { translation, secret, ..Relation::default() };
         let mut plan = Plan { pieces, relation };
         plan.relation.model = self.model(&plan);
         plan

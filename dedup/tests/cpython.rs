@@ -182,6 +182,20 @@ fn a_process_with_another_key_takes_little_and_comes_back() {
 }
 
 #[test]
+fn a_process_with_the_same_key_at_the_same_place_needs_no_facts() {
+    let from = start(1);
+    let mut target = from.clone();
+    target.pages[0][9] ^= 1;
+    let image = image(&target, &from, &study(&from));
+    assert_eq!(image.facts_needed().count(), 0);
+    let (mut codec, mut out) = (DeltaCodec::new(), ZERO_PAGE);
+    for (at, page) in (0u32..).map(PageIndex).zip(&target.pages) {
+        image.rebuild_from(&mut codec, at, &Known(&from, None), &mut out).unwrap();
+        assert!(out == *page, "page {at}");
+    }
+}
+
+#[test]
 fn without_the_facts_nothing_comes_out_and_with_wrong_ones_nothing_wrong() {
     let (from, target) = (start(1), start(2));
     let image = image(&target, &from, &study(&from));

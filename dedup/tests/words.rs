@@ -13,6 +13,7 @@ use medes_dedup::image::{BuildImageError, DedupImage, ImageBuilder, seal};
 use medes_dedup::mapping::{Backing, FileName, Mapping, Mappings, MappingsError};
 use medes_dedup::page::{BasePage, Page, PageIndex, ZERO_PAGE};
 use medes_dedup::rebuild::{BasePages, RebuildError};
+use medes_dedup::recipe::Source;
 use medes_dedup::words::{
     Aligner, BaseIndex, Facts, Memory, MemoryError, Plan, RELATION_BYTES_MAX, Relation, Translation,
 };
@@ -330,6 +331,72 @@ fn pages_nobody_can_compress_stay_as_they_are() {
     assert_eq!(image.classes().whole, 1);
 }
 
+/// Whoever descends from the base has it at the same addresses: no pointer is looked up to bring it back.
+#[test]
+fn what_descends_from_its_base_moves_nothing() {
+    let from = process(1, 2, 0);
+    let mut target = from.clone();
+    for (seed, page) in (0..).zip(target.pages.iter_mut().step_by(7)) {
+        *page = changed(page, seed, 20);
+    }
+    let stays = plan(&target, &from, 100);
+    assert!(stays.relation().translation().is_empty());
+    check(&stored(&target, &from, &stays, WordRules::FAST), &target, &from);
+    // Another start of the program is at other addresses; one with all pages changed could be anybody's.
+    assert!(!plan(&process(1, 3, 0), &from, 100).relation().translation().is_empty());
+    target.pages.iter_mut().for_each(|page| *page = changed(page, 5, 300));
+    let plan = plan(&target, &from, 100);
+    check(&stored(&target, &from, &plan, WordRules::FAST), &target, &from);
+}
+
+#[test]
+fn hot_pages_are_words_or_stay_as_they_are() {
+    let (from, mut target) = (process(1, 2, 0), process(1, 3, 0));
+    // It would compress well by itself.
+    target.pages[4] = [7; 4096];
+    let plan = plan(&target, &from, 100);
+    let [small, hot] = [WordRules::FAST, WordRules::HOT].map(|rules| stored(&target, &from, &plan, rules));
+    check(&hot, &target, &from);
+    let bytes = |image: &DedupImage<_>, page| match image.recipe(PageIndex(page)).unwrap().source {
+        Source::Delta { place, .. } | Source::Whole { place, .. } => place.bytes,
+        Source::Zero | Source::Same(_) => 0,
+    };
+    assert_eq!((bytes(&small, 4) < 1024, bytes(&hot, 4)), (true, 4096));
+    assert_eq!(bytes(&small, 9), bytes(&hot, 9));
+}
+
+#[test]
+fn pages_left_out_of_a_plan_come_back() {
+    let (from, target) = (process(1, 2, 0), process(1, 3, 0));
+    let (index, base_pages, pages) = (index(&from), from.pages(), target.pages());
+    let memory = Memory::new(&pages, &target.addresses, &target.mappings).unwrap();
+    let (facts, left_out) = (Facts::none(), [PageIndex(3), PageIndex(8)]);
+    let aligner = Aligner::new(memory, &index, &base_pages, &facts).leaving_out(&left_out);
+    let plan = aligner.plan([aligner.part(0..5), aligner.part(5..pages.len())]);
+    let image = stored(&target, &from, &plan, WordRules::HOT);
+    check(&image, &target, &from);
+    assert_eq!((image.classes().whole, image.recipe(PageIndex(3)).unwrap().source.base()), (2, None));
+}
+
+#[test]
+fn neighbours_come_back_together() {
+    let (from, target) = (process(1, 2, 0), process(1, 3, 5));
+    let image = image(&target, &from, 100);
+    let all = Planned(&from, image.reads().iter().map(|read| read.base).collect());
+    let mut codec = DeltaCodec::new();
+    for (first, count) in [(0, target.pages.len()), (5, 1), (9, 16), (15, 2)] {
+        let mut out = vec![[1; 4096]; count];
+        image.rebuild_run(&mut codec, PageIndex(first), &all, &mut out).unwrap();
+        assert!(out == target.pages[first as usize..][..count], "{count} from {first} on");
+    }
+    // One that is not there: none of them.
+    let mut out = vec![[1; 4096]; 3];
+    let last = PageIndex(u32::try_from(target.pages.len()).unwrap() - 2);
+    let error = image.rebuild_run(&mut codec, last, &all, &mut out).unwrap_err();
+    assert!(matches!(error, RebuildError::NoPage { .. }), "{error}");
+    assert!(out.iter().all(|page| *page == ZERO_PAGE));
+}
+
 #[test]
 fn an_image_of_words_needs_their_table() {
     let (from, target) = (process(1, 2, 0), process(1, 3, 0));
@@ -430,4 +497,25 @@ fn mappings_are_paired_by_what_stays() {
     let stack = 1209 - 203;
     assert_eq!(shifts, [Some(1000), Some(1000), Some(1000), Some(1000), Some(985), Some(1005), Some(stack)]);
     assert!(one.shifts_to(&Mappings::default()).iter().all(Option::is_none));
+}
+
+/// In one that descends from another, mappings have grown, merged and come new, and nothing has moved.
+#[test]
+fn what_is_still_there_is_not_taken_for_something_else() {
+    let list = |raw: &[(u64, u64)]| {
+        Mappings::new(raw.iter().map(|(start, pages)| Mapping {
+            start: start << 12,
+            end: (start + pages) << 12,
+            backing: Backing::Anonymous,
+        }))
+        .unwrap()
+    };
+    let from = list(&[(100, 8), (200, 40), (300, 8)]);
+    // The first has a neighbour of its size now, the second has grown downwards, the third is gone and somebody else has that size.
+    let later = list(&[(100, 8), (110, 8), (190, 50), (400, 8)]);
+    assert!(from.stayed_in(&later));
+    assert_eq!(from.shifts_to(&later)[..2], [Some(0), Some(0)]);
+    let elsewhere = list(&[(1100, 8), (1200, 40), (1300, 8)]);
+    assert!(!from.stayed_in(&elsewhere) && !from.stayed_in(&Mappings::default()));
+    assert_eq!(from.shifts_to(&elsewhere), [Some(1000 << 12); 3]);
 }

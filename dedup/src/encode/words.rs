@@ -13,16 +13,20 @@ pub struct WordRules {
     /// From this many bytes on, other ways to store the page are tried too: the predicted page as a dictionary, which finds
     /// bytes that moved by less than a word, and the page by itself.
     pub enough_bytes_max: usize,
-    /// How hard to work on these.
-    pub other_level: Level,
+    /// How hard to work on these. `None`: no other way is tried, and the page is kept as it is.
+    pub other_level: Option<Level>,
 }
 
 impl WordRules {
     /// For a sandbox that is parked just now: most pages stay as the prediction left them.
-    pub const FAST: Self = Self { enough_bytes_max: 1024, other_level: Level::FASTEST };
+    pub const FAST: Self = Self { enough_bytes_max: 1024, other_level: Some(Level::FASTEST) };
+
+    /// For pages that will be wanted back first, and are likely to be stored again soon: compressed by themselves they would take longer than anything else,
+    /// both ways.
+    pub const HOT: Self = Self { enough_bytes_max: 1024, other_level: None };
 
     /// For what stays parked, with a plan that was refined.
-    pub const SMALL: Self = Self { enough_bytes_max: 384, other_level: Level::constant(3) };
+    pub const SMALL: Self = Self { enough_bytes_max: 384, other_level: Some(Level::constant(3)) };
 }
 
 /// A base that a target is planned with.
@@ -109,16 +113,19 @@ impl Encoder {
             }
             let pieces = words.pieces;
             let room = limit.saturating_sub(pieces.len() + 1);
-            if let Some(delta) = self.codec.encode(page, words.predicted, room, base.rules.other_level) {
+            if let Some(level) = base.rules.other_level
+                && let Some(delta) = self.codec.encode(page, words.predicted, room, level)
+            {
                 limit = pieces.len() + delta.len();
                 self.best[..pieces.len()].copy_from_slice(pieces);
                 self.best[pieces.len()..limit].copy_from_slice(delta);
                 form = Some(Form::Delta { base: name, codec: Codec::Predicted, bytes: limit });
             }
         }
+        let Some(level) = base.rules.other_level else { return self.raw(page) };
         // A page by itself is rarely shorter than good corrections.
         if limit > WHOLE_TRIED_FROM {
-            form = self.by_itself(page, limit - 1, base.rules.other_level).or(form);
+            form = self.by_itself(page, limit - 1, level).or(form);
         }
         form.unwrap_or_else(|| self.raw(page))
     }

@@ -7,7 +7,9 @@ use thiserror::Error;
 use super::layout::{HEADER_BYTES, Header};
 use super::section::pack;
 use super::tables;
-use super::{BASES_MAX, PAGES_MAX, PageClasses, SECTION_NAME_BYTES_MAX, SECTIONS_BYTES_MAX, seal};
+use super::{
+    BASES_MAX, DedupImage, PAGES_MAX, PageClasses, SECTION_NAME_BYTES_MAX, SECTIONS_BYTES_MAX, seal,
+};
 use crate::encode::{EncodedPage, EncodedRun, Form};
 use crate::key::DomainKey;
 use crate::page::{BasePage, SnapshotId};
@@ -137,6 +139,14 @@ impl ImageBuilder {
     /// Adds the relation that pages of words of this base were made with; left out if there are none.
     pub fn relation(&mut self, snapshot: SnapshotId, relation: &Relation) {
         self.tables.insert(snapshot, relation.write());
+    }
+
+    /// Adds the relations of an image whose pages are taken over, and says for which bases it has any.
+    pub fn relations_of<B: AsRef<[u8]>>(&mut self, image: &DedupImage<B>) -> Vec<SnapshotId> {
+        let relations: Vec<_> =
+            image.written_relations().filter(|(_, written)| !written.is_empty()).collect();
+        self.tables.extend(relations.iter().map(|(snapshot, written)| (*snapshot, written.to_vec())));
+        relations.into_iter().map(|(snapshot, _)| snapshot).collect()
     }
 
     /// Adds a named section.

@@ -234,20 +234,30 @@ impl<B: AsRef<[u8]>> DedupImage<B> {
 
     /// The recipe of a page. `None` past the last page.
     pub fn recipe(&self, page: PageIndex) -> Option<Recipe> {
+        self.recipes_from(page)?.next()
+    }
+
+    /// The recipes of this page and of those behind it. `None` past the last page.
+    pub(crate) fn recipes_from(&self, page: PageIndex) -> Option<impl Iterator<Item = Recipe>> {
         let at = usize::try_from(page.0).ok()?;
         let mark = self.marks.get(at / PAGES_PER_GROUP)?;
         let table = self.part(&self.layout.recipes).get(mark.recipes as usize..)?;
         let in_group = at % PAGES_PER_GROUP;
         let pages = self.pages().checked_sub(page.0)?.checked_add(in_group as u32)?;
-        let mut recipes = Recipes::starting_at(mark.arena, table, pages, &self.bases, self.hasher.zero());
+        let recipes = Recipes::starting_at(mark.arena, table, pages, &self.bases, self.hasher.zero());
         // Checked when the file was opened; fails only if memory outside our control has changed since.
-        recipes.nth(in_group)?.ok()
+        Some(recipes.map_while(Result::ok).skip(in_group))
     }
 
     /// All recipes in page order.
     pub fn recipes(&self) -> impl Iterator<Item = Recipe> {
         let table = self.part(&self.layout.recipes);
         Recipes::new(table, self.pages(), &self.bases, self.hasher.zero()).map_while(Result::ok)
+    }
+
+    /// The relation to each base as it is written; nothing for a base that has none.
+    pub(super) fn written_relations(&self) -> impl Iterator<Item = (SnapshotId, &[u8])> {
+        self.bases.iter().copied().zip(tables::split(self.part(&self.layout.tables)))
     }
 
     /// Unpacks the named sections.

@@ -18,6 +18,17 @@ pub(super) fn write(bases: &[SnapshotId], tables: &BTreeMap<SnapshotId, Vec<u8>>
     out
 }
 
+/// The table of each base as it is written, of an image that was opened.
+pub(super) fn split(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut rest = bytes;
+    std::iter::from_fn(move || {
+        let (length, behind) = rest.split_first_chunk()?;
+        let (table, behind) = behind.split_at_checked(u32::from_le_bytes(*length) as usize)?;
+        rest = behind;
+        Some(table)
+    })
+}
+
 /// Reads one table for each base; they must fill `bytes`.
 pub(super) fn read(bytes: &[u8], bases: usize) -> Result<Vec<Relation>, OpenImageError> {
     let mut rest = bytes;

@@ -6,7 +6,7 @@
 //! of position wins (the Viterbi algorithm, with a narrow beam); where one position explains everything, nothing else is looked at.
 
 use super::index::{ANCHOR_WORDS, BaseIndex, Memory, anchor};
-use super::token::{KINDS, PAGE_WORDS, Token, exact, token, tokens, word};
+use super::token::{KINDS, PAGE_WORDS, Token, WORD_BYTES, exact, token, tokens, word};
 use crate::mapping::Mappings;
 use crate::page::{Page, PageIndex};
 
@@ -33,6 +33,9 @@ const RECENT: usize = 6;
 
 /// Pieces of an earlier image are kept while not more than this part of a page disagrees with them.
 const KEPT_PART: i32 = 8;
+
+/// A page of which no more words changed has stayed the page it was.
+const STAYED_WORDS_MAX: usize = PAGE_WORDS / 16;
 
 /// How hard to look.
 #[derive(Debug, Clone, Copy)]
@@ -147,6 +150,25 @@ impl<'b> Walk<'b> {
             weights: Box::new([0; _]),
             rounds: vec![Round::EMPTY; PAGE_BLOCKS],
         }
+    }
+
+    /// One page that is the base page at the same place, or hardly another. Nothing is looked at but the bytes: most pages of a target that
+    /// descends from its base are like this.
+    pub(super) fn stayed(
+        &mut self,
+        (page, at): (&Page, usize),
+        (same, base): (usize, &Page),
+        pieces: &mut Vec<Piece>,
+    ) -> bool {
+        let words = page.as_chunks::<WORD_BYTES>().0.iter().zip(base.as_chunks::<WORD_BYTES>().0);
+        let changed: usize = words.map(|(mine, theirs)| usize::from(mine != theirs)).sum();
+        if self.exact || changed > STAYED_WORDS_MAX {
+            return false;
+        }
+        let start = (same * PAGE_WORDS) as i64;
+        pieces.push(Piece { blocks: PAGE_BLOCKS as u8, from: Origin::Base(start) });
+        self.remember(start - (at * PAGE_WORDS) as i64);
+        true
     }
 
     /// The pieces of one page of the target. `same` is the base page at the same place, if there is one, and

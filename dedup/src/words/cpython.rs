@@ -86,7 +86,8 @@ impl Table {
 /// What was found in a base.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Findings {
-    /// Where the base keeps its key.
+    /// The base's key, and where it keeps it.
+    key: HashKey,
     key_address: u64,
     /// The bytes of all strings, one after the other, and where each ends.
     bytes: Vec<u8>,
@@ -176,7 +177,7 @@ impl Findings {
         let words = Words { memory, count: memory.pages().len() * PAGE_WORDS };
         let (kind, ascii_words) = string_type(&words)?;
         let (key, key_address) = find_key(&words, kind, ascii_words)?;
-        let mut findings = Self { key_address, ..Self::default() };
+        let mut findings = Self { key, key_address, ..Self::default() };
         let by_hash = findings.strings(&words, (kind, ascii_words), key);
         findings.sites(&words, &by_hash);
         findings.dicts(&words, &by_hash, key);
@@ -311,6 +312,10 @@ impl Runtime for Findings {
         let words = Words { memory: *target, count: target.pages().len() * PAGE_WORDS };
         let at = words.at(self.key_address.wrapping_add(shift(self.key_address)?))?;
         Some([words.get(at), words.get(at + 1)])
+    }
+
+    fn is_own(&self, secret: Secret) -> bool {
+        secret == self.key
     }
 
     fn predict(

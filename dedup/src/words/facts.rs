@@ -23,6 +23,9 @@ pub(super) trait Runtime: fmt::Debug + Send + Sync {
     /// The secret of a target, for which `shift` says how far its mappings are from the base's.
     fn secret_of(&self, target: &Memory<'_>, shift: &dyn Fn(u64) -> Option<u64>) -> Option<Secret>;
 
+    /// Is this the base's own, so that its words are right as they are?
+    fn is_own(&self, secret: Secret) -> bool;
+
     /// Puts right those words of the base, from `first` on and with pointers translated, that follow from the secret.
     fn predict(
         &self,

@@ -128,6 +128,9 @@ impl Translation {
     /// Which words may be pointers is found out first, by their upper bits and without a branch, many at a time: the processor
     /// foresees neither these nor where they point.
     pub(super) fn translate_all(&self, words: &mut [[u8; WORD_BYTES]]) {
+        if self.is_empty() {
+            return;
+        }
         for part in words.chunks_mut(u64::BITS as usize) {
             let mut pointers = self.like_pointers(part);
             while pointers != 0 {
