@@ -358,8 +358,9 @@ async fn revive(
     roads.faults.pass(Step::Resume)?;
     if let Some((pager, missing)) = missing {
         let paged = pager::bring(&pager, housing.cgroup(), missing, roads.faults.clone()).await?;
-        paged.push();
         watch.step("bring");
+        paged.push().await;
+        watch.step("push");
         tree::resume(restored.pid)?;
         return Ok(Revived { tree, memory_digest: None, paged: Some(paged) });
     }

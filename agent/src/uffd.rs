@@ -111,6 +111,7 @@ pub(crate) const MISSING: u64 = 1;
 pub(crate) const PROTECT: u64 = 1 << 1;
 
 const COPY_PROTECTED: u64 = 1 << 1;
+const COPY_WITHOUT_WAKING: u64 = 1;
 /// `UFFDIO_WRITEPROTECT_MODE_WP`.
 const PROTECTED: u64 = 1;
 const PAGE: u64 = 4096;
@@ -149,6 +150,15 @@ pub(crate) enum Message {
     Unmapped(Range<u64>),
     /// Something of a newer kernel.
     Unknown(u8),
+}
+
+/// What else a copy does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct How {
+    /// A write to the pages is noticed.
+    pub(crate) protected: bool,
+    /// Whoever waits for them is woken. Not worth it while nobody runs: whoever waits all the same asks, and is answered.
+    pub(crate) wake: bool,
 }
 
 /// What became of a copy.
@@ -212,9 +222,10 @@ impl Uffd {
         self.wake(&(PAGE..(1 << 47) - PAGE))
     }
 
-    /// Copies whole pages to where they are missing and wakes who waits for them. `protected`: a write to them is noticed.
-    pub(crate) fn copy(&self, address: u64, bytes: &[u8], protected: bool) -> Copied {
-        let mode = if protected { COPY_PROTECTED } else { 0 };
+    /// Copies whole pages to where they are missing.
+    pub(crate) fn copy(&self, address: u64, bytes: &[u8], how: How) -> Copied {
+        let mode =
+            if how.protected { COPY_PROTECTED } else { 0 } | if how.wake { 0 } else { COPY_WITHOUT_WAKING };
         let src = bytes.as_ptr().addr() as u64;
         let mut copy = Copy { dst: address, src, len: bytes.len() as u64, mode, copied: 0 };
         // SAFETY: the descriptor is open, and the kernel reads and writes exactly this struct; it reads `len` bytes at
@@ -246,7 +257,7 @@ impl Uffd {
     /// Why a page is not copied to where nothing is ever mapped: ENOENT, unless there is a reason that comes first.
     fn copy_nowhere(&self) -> Option<i32> {
         const NOWHERE: u64 = (1 << 47) - 2 * PAGE;
-        self.copy(NOWHERE, &[0; PAGE as usize], false).stopped
+        self.copy(NOWHERE, &[0; PAGE as usize], How { protected: false, wake: true }).stopped
     }
 
     /// What the kernel has to tell; nothing if it has nothing.

@@ -35,6 +35,11 @@ NAMES = [
     "feature",
     "model-serve",
     "model-train",
+    # The four kinds.
+    "lookup",
+    "weights",
+    "thumbnail",
+    "forest",
 ]
 
 

@@ -24,6 +24,9 @@ const NAMES: [&str; 10] = [
     "model-train",
 ];
 
+/// Functions that do next to nothing for a request: so it shows what it costs to get their memory back. From small to large.
+const KINDS: [&str; 4] = ["lookup", "weights", "thumbnail", "forest"];
+
 /// Programs that are nothing like the ten functions: what is said of the engine must hold for these too.
 const PROGRAMS: [&str; 4] = ["web", "store", "node", "jvm"];
 
@@ -88,13 +91,24 @@ impl Candidate {
     }
 }
 
-/// Reads the function files in `dir`: those named in `wanted`, or all if it is empty.
+/// Reads the function files in `dir`: those named in `wanted`, or the ten if it is empty.
 pub(crate) fn find(dir: &Path, wanted: &[String]) -> Result<Vec<Candidate>> {
-    check(wanted, &NAMES)?;
-    named(dir, &NAMES, wanted)
+    let known = with_kinds();
+    check(wanted, &known)?;
+    named(dir, if wanted.is_empty() { &NAMES } else { &known }, wanted)
 }
 
-/// The same, of the ten functions and of the other programs.
+/// Names of the ten functions and of the four kinds.
+pub(crate) fn with_kinds() -> Vec<&'static str> {
+    [&NAMES[..], &KINDS].concat()
+}
+
+/// The place of a function among the four kinds, if it is one of them.
+pub(crate) fn kind(name: &str) -> Option<usize> {
+    KINDS.iter().position(|kind| *kind == name)
+}
+
+/// The same, of the ten functions and of the other programs, which are all if nothing is named.
 pub(crate) fn find_with_programs(places: &Places, wanted: &[String]) -> Result<Vec<Candidate>> {
     check(wanted, &[&NAMES[..], &PROGRAMS].concat())?;
     let mut all = named(&places.functions_dir, &NAMES, wanted)?;
@@ -178,7 +192,7 @@ mod tests {
     #[test]
     fn every_function_of_this_repository_can_be_resolved() {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("functions");
-        for name in NAMES {
+        for name in with_kinds() {
             let text = fs::read_to_string(dir.join(name).join("function.toml")).unwrap();
             let spec = function::resolve(&text, &dir.join(name), |_| Some("/somewhere".into())).unwrap();
             assert_eq!(spec.name.as_str(), name);

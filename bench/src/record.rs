@@ -1,6 +1,6 @@
 //! What every report says about where its numbers come from, what they are held against, and how it gets to disk.
 
-use std::{env, ffi::OsStr, fs, path::Path, process::Command};
+use std::{borrow::Cow, env, ffi::OsStr, fs, path::Path, process::Command};
 
 use anyhow::{Context, Result};
 use serde::Serialize;
@@ -48,7 +48,7 @@ impl Record {
 /// Something the design asks for, and what was measured. A missed one stays in the report.
 #[derive(Debug, PartialEq, Serialize)]
 pub(crate) struct Target {
-    name: &'static str,
+    name: Cow<'static, str>,
     target: f64,
     value: f64,
     unit: &'static str,
@@ -57,13 +57,23 @@ pub(crate) struct Target {
 
 impl Target {
     /// Met by `target` or less.
-    pub(crate) fn at_most(name: &'static str, target: f64, value: f64, unit: &'static str) -> Self {
-        Self { name, target, value, unit, met: value <= target }
+    pub(crate) fn at_most(
+        name: impl Into<Cow<'static, str>>,
+        target: f64,
+        value: f64,
+        unit: &'static str,
+    ) -> Self {
+        Self { name: name.into(), target, value, unit, met: value <= target }
     }
 
     /// Met by `target` or more.
-    pub(crate) fn at_least(name: &'static str, target: f64, value: f64, unit: &'static str) -> Self {
-        Self { name, target, value, unit, met: value >= target }
+    pub(crate) fn at_least(
+        name: impl Into<Cow<'static, str>>,
+        target: f64,
+        value: f64,
+        unit: &'static str,
+    ) -> Self {
+        Self { name: name.into(), target, value, unit, met: value >= target }
     }
 
     /// For people.

@@ -5,6 +5,7 @@
 
 mod at_once;
 mod report;
+mod targets;
 mod trimmed;
 
 use std::{process::ExitCode, sync::Arc, time::Instant};
@@ -15,7 +16,7 @@ use medes_agent::{
     base, clone, dedupe,
     driver::DedupOrder,
     launch_spec::launch_spec,
-    pager::Pager,
+    pager::{Counts, Pager},
     park::{self, ParkOrder},
     restore,
     roads::Warm,
@@ -27,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     experiment::{self, Became, Subjects},
-    functions::{Candidate, Function},
+    functions::{self, Candidate, Function},
     station::{
         Station,
         ask::{Reply, ask},
@@ -37,6 +38,8 @@ use report::{Report, Row};
 
 /// Parks and unparks of which no answer is timed: so often memory must come back.
 const CYCLES: u32 = 20;
+/// The first ones teach it what is touched.
+const TAUGHT: u32 = 2;
 /// Of its pages so many may stay, the second time.
 const RESIDENT_PERCENT: u32 = 10;
 /// The request whose times are compared, the same for every way.
@@ -66,8 +69,13 @@ pub(crate) struct Measured {
     pub(crate) cold: Vec<f64>,
     pub(crate) warm: Vec<f64>,
     pub(crate) unpark: Vec<f64>,
-    /// While some of what is touched had stayed.
+    /// The warm request of that same sandbox, right after.
+    unpark_warm: Vec<f64>,
+    /// Pages that each of them gave back and had to wait for.
+    unpark_pages: Vec<Counts>,
+    /// While some of what is touched had stayed, and the warm request after that.
     unpark_resident: Vec<f64>,
+    unpark_resident_warm: Vec<f64>,
     resident_memory: Usage,
     /// Of a warm one of which everything cold was taken, and while it was being taken.
     trimmed: Vec<f64>,
@@ -109,7 +117,7 @@ pub(crate) fn main(options: &Options) -> Result<ExitCode> {
         let pager = station.pager()?;
         measure(station, &pager, candidates, (rounds, many), report).await
     };
-    experiment::run(&options.subjects, &[], Report::new(rounds), measure)
+    experiment::run(&options.subjects, &functions::with_kinds(), Report::new(rounds), measure)
 }
 
 async fn measure(
@@ -159,7 +167,7 @@ pub(crate) async fn measure_one(
     }
     station.be_late(None)?;
     for percent in [0, RESIDENT_PERCENT] {
-        let parking = by_parking(station, pager, &spec, (rounds, percent), &mut measured);
+        let parking = by_parking(station, pager, (&spec, init.id), (rounds, percent), &mut measured);
         parking.await.with_context(|| format!("park and unpark, {percent} percent stay"))?;
     }
     let trimming = trimmed::measure(station, pager, &spec, rounds, &mut measured);
@@ -252,22 +260,20 @@ async fn by_dedup(
     station.remove(sandbox, &warm.housing).await
 }
 
-/// One sandbox that stays where it is, parked again and again.
+/// One sandbox that stays where it is, a clone as most are, parked again and again.
 async fn by_parking(
     station: &mut Station,
     pager: &Pager,
-    spec: &Arc<FunctionSpec>,
+    (spec, init): (&Arc<FunctionSpec>, SnapshotId),
     (rounds, resident_percent): (u32, u32),
     measured: &mut Measured,
 ) -> Result<()> {
-    let (sandbox, _) = station.number()?;
     let mut last = None;
-    let mut warm = station.start(sandbox, spec).await?;
+    let (sandbox, mut warm, _) = clone_one(station, spec, init).await?;
     timed(&warm, Instant::now(), &mut last).await?;
     timed(&warm, Instant::now(), &mut last).await?;
     let (running, never) = (warm.housing.usage(), CancellationToken::new());
-    // The first ones teach it what is touched.
-    for round in 0..rounds.max(CYCLES) + 2 {
+    for round in 0..rounds.max(CYCLES) + TAUGHT {
         let began = Instant::now();
         let order = ParkOrder { base: None, resident_percent };
         let parked = park::park(&station.roads, pager, sandbox, warm, (order, &never)).await;
@@ -288,13 +294,23 @@ async fn by_parking(
         } else {
             measured.resident_memory = warm.housing.usage();
         }
+        let paged = warm.paged.clone().context("it is parked")?;
+        let before = paged.counts();
         let began = Instant::now();
-        warm.paged.as_ref().context("it is parked")?.unpark().context("unpark it")?;
+        paged.unpark().await.context("unpark it")?;
         let took = timed(&warm, began, &mut last).await?;
-        if round >= 2 {
-            let unpark =
-                if resident_percent == 0 { &mut measured.unpark } else { &mut measured.unpark_resident };
+        let brought = paged.counts() - before;
+        let after = timed(&warm, Instant::now(), &mut last).await?;
+        if round >= TAUGHT {
+            let (unpark, warm_after) = match resident_percent {
+                0 => (&mut measured.unpark, &mut measured.unpark_warm),
+                _ => (&mut measured.unpark_resident, &mut measured.unpark_resident_warm),
+            };
             unpark.push(took);
+            warm_after.push(after);
+            if resident_percent == 0 {
+                measured.unpark_pages.push(brought);
+            }
         }
         measured.cycles += 1;
     }

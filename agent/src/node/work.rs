@@ -346,14 +346,15 @@ pub(super) async fn trim(
     }
 }
 
-/// The sandbox runs when this returns; what it touches comes back as it does.
+/// The sandbox runs when this returns, with what it will probably touch; what else it touches comes back as it does.
 pub(super) async fn unpark(sandbox: SandboxId, warm: Box<Warm>) -> Worked {
     let mut watch = Stopwatch::start();
+    if let Some(paged) = &warm.paged {
+        paged.push().await;
+        watch.step("push");
+    }
     let (warm, thawed) = blocking(move || {
-        let thawed = match &warm.paged {
-            Some(paged) => paged.unpark(),
-            None => warm.housing.cgroup().thaw(),
-        };
+        let thawed = warm.housing.cgroup().thaw();
         (warm, thawed)
     })
     .await;

@@ -38,6 +38,15 @@ pub struct Worded {
     pub relation: Relation,
 }
 
+/// Pages that are to be quick to store and to have back, rather than small. Positions, in order.
+#[derive(Debug, Default)]
+pub struct Hot {
+    /// All of them.
+    pub pages: Vec<PageIndex>,
+    /// Those that were stored whole the last time: nothing better is looked for.
+    pub whole: Vec<PageIndex>,
+}
+
 /// A page of words from this many bytes on is worth a question to the registry: another base may have it.
 const ASK_BYTES_MIN: usize = 1024;
 
@@ -55,7 +64,7 @@ pub fn is_worth_asking(page: &EncodedPage<'_>) -> bool {
 pub fn encode(
     memory: Memory<'_>,
     base: WordsBase<'_>,
-    (level, earlier): (Level, Option<&Earlier<'_>>),
+    (level, earlier, hot): (Level, Option<&Earlier<'_>>, &Hot),
     (key, rules): (&DomainKey, EncodeRules),
     threads: NonZeroUsize,
 ) -> Worded {
@@ -66,6 +75,7 @@ pub fn encode(
         Some(earlier) => aligner.again(earlier),
         None => aligner,
     };
+    let aligner = aligner.leaving_out(&hot.whole);
     let plan = put_together(&aligner);
     let (plan, word_rules) = match level {
         Level::None | Level::Fast => (plan, WordRules::FAST),
@@ -76,7 +86,7 @@ pub fn encode(
     };
     let WordsBase { snapshot, pages: base_pages, facts, .. } = base;
     let words = WordsOf { snapshot, pages: base_pages, facts, plan: &plan, rules: word_rules };
-    let runs = runs(pages, &words, (key, rules), threads);
+    let runs = runs(pages, (&words, hot), (key, rules), threads);
     Worded { snapshot: base.snapshot, runs, relation: plan.relation().clone() }
 }
 
@@ -96,15 +106,17 @@ fn parts(aligner: &Aligner<'_>, pages: usize, threads: NonZeroUsize) -> Vec<Part
 
 fn runs(
     pages: &[&Page],
-    words: &WordsOf<'_>,
+    (words, hot): (&WordsOf<'_>, &Hot),
     (key, rules): (&DomainKey, EncodeRules),
     threads: NonZeroUsize,
 ) -> Vec<EncodedRun> {
     let work = |range: Range<usize>| {
         let mut encoder = Encoder::new(key, rules);
         let mut run = EncodedRun::new();
+        let quick = WordsOf { rules: WordRules::HOT, ..*words };
         for (at, page) in range.clone().zip(&pages[range]) {
             let at = PageIndex(u32::try_from(at).unwrap_or(u32::MAX));
+            let words = if hot.pages.binary_search(&at).is_ok() { &quick } else { words };
             run.push(&encoder.encode_planned(page, at, words));
         }
         tell_distrust(&encoder);

@@ -36,7 +36,7 @@ impl Paged {
 }
 
 impl Space {
-    /// From the beginning on. Whoever stops the process ends it ([`super::space::State::stop_push`]).
+    /// From the beginning on. Whoever stops the process ends it ([`Space::stop_push`]).
     pub(super) fn begin_fill(&self) {
         self.lock().filled_to = 1;
     }

@@ -21,7 +21,7 @@ use nix::unistd::Pid;
 use super::deadline;
 use super::fault::Lost;
 use super::fill::Next;
-use super::push::Turn;
+use super::push::{Head, Turn};
 use super::space::{Hands, Space, State};
 use crate::inject::Operators;
 use crate::reaper::Reaper;
@@ -45,7 +45,7 @@ const EVENTS: usize = 16;
 const PAUSE: Duration = Duration::from_micros(20);
 /// From so many pages on all threads give back, not only the one that serves the process.
 const SHARED_FROM: usize = 128;
-/// Only where there are more threads than this: on two processors they would take the program's own.
+/// While the program runs, only where there are more threads than this: on two processors they would take the program's own.
 const ALONE_MAX: usize = 2;
 /// Number of the event that only wakes a thread.
 const WAKE: u64 = u64::MAX;
@@ -125,7 +125,7 @@ impl Pager {
             let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
             epoll.add(&wake, EpollEvent::new(EpollFlags::EPOLLIN, WAKE))?;
             let server = Arc::new(Server { epoll, wake, orders: Mutex::default(), spaces: Mutex::default() });
-            let service = Service::new(server.clone(), guard.clone());
+            let service = Service::new(server.clone(), guard.clone(), threads <= ALONE_MAX);
             under_way.push(Arc::downgrade(&service.hands.under_way));
             thread::Builder::new().name(format!("pager-{number}")).spawn(move || service.run())?;
             servers.push(server);
@@ -157,12 +157,12 @@ impl Pager {
         Ok(space)
     }
 
-    /// Gives the working set of a process back.
-    pub(super) fn push(&self, space: &Arc<Space>) {
-        let pages = space.begin_push();
+    /// Gives the working set of a process back, which does not run yet. `head`: to be let go of when it may.
+    pub(super) fn push(&self, space: &Arc<Space>, head: Head) {
+        let pages = space.begin_push(head);
         let server = self.server(space.id);
         server.tell(|orders| orders.push.push(space.id));
-        if pages >= SHARED_FROM && self.shared.servers.len() > ALONE_MAX {
+        if pages >= SHARED_FROM {
             let others = self.shared.servers.iter().filter(|other| !Arc::ptr_eq(other, server));
             others.for_each(|other| other.tell(|orders| orders.help.push(space.clone())));
         }
@@ -211,6 +211,8 @@ struct Service {
     filling: Vec<u64>,
     /// Those that another thread serves, and that have many pages to be given back.
     helped: Vec<Arc<Space>>,
+    /// Of these only what is given back before they run.
+    alone: bool,
     hands: Hands,
     swept: Instant,
     /// No more spaces are to come.
@@ -218,9 +220,9 @@ struct Service {
 }
 
 impl Service {
-    fn new(server: Arc<Server>, guard: Arc<dyn Guard>) -> Self {
+    fn new(server: Arc<Server>, guard: Arc<dyn Guard>, alone: bool) -> Self {
         let (busy, filling, helped, hands) = (Vec::new(), Vec::new(), Vec::new(), Hands::new());
-        Self { server, guard, busy, filling, helped, hands, swept: Instant::now(), closing: false }
+        Self { server, guard, busy, filling, helped, alone, hands, swept: Instant::now(), closing: false }
     }
 
     fn run(mut self) {
@@ -321,9 +323,9 @@ impl Service {
                 waiting.push(number);
             }
         }
-        let hands = &mut self.hands;
+        let (hands, alone) = (&mut self.hands, self.alone);
         self.helped.retain(|space| match space.push_some(hands) {
-            Ok(turn) => turn == Turn::More,
+            Ok(turn) => turn == Turn::More && (!alone || space.is_before()),
             Err(error) => {
                 space.lost.end(error);
                 false

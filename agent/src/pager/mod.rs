@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! park:    stop ─► scan written pages ─► copy ─► recipes, proven ─► zap ─► freeze        (an error before the zap: warm)
-//! unpark:  push the working set, thaw ─► serve what else is touched ─► learn
+//! unpark:  push the working set ─► thaw ─► serve what else is touched ─► learn
 //! fill:    push everything else, while there is memory and nothing else to do
 //! trim:    as park, of some pages that it does not touch, and it goes on
 //! bring:   the same for a sandbox that was made without its memory
@@ -17,6 +17,7 @@
 
 mod bring;
 mod changes;
+mod counts;
 mod deadline;
 mod fault;
 mod file_pages;
@@ -39,12 +40,13 @@ mod window;
 mod working_set;
 
 pub use bring::{Missing, bring};
+pub use counts::Counts;
 pub use fault::FaultError;
 pub use handler::{Guard, Pager};
 pub use learnt::{Learnt, School};
 pub use park::{Paged, ParkReport, Parked, ReleaseError, park, trim};
 pub use recipes::{Recipes, StorePagesError};
-pub use space::{Counts, Unsettled};
+pub use space::Unsettled;
 pub use stopped::ParkError;
 pub(crate) use takeover::{KeptProcess, ProcessRecord, TakeOverError};
 pub use window::{Seen, Window};

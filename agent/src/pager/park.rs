@@ -6,12 +6,14 @@ use std::time::Duration;
 use medes_dedup::image::PageClasses;
 use medes_dedup::page::SnapshotId;
 use medes_proto::sandbox::Phase;
+use tokio::{sync::oneshot, time::timeout};
 use tokio_util::sync::CancellationToken;
 
+use super::counts::Counts;
 use super::fault::{FaultError, Lost};
 use super::handler::Pager;
 use super::recipes::{Recipes, Saved, StorePagesError};
-use super::space::{Counts, Hands, Space};
+use super::space::{Hands, Space};
 use super::stopped::{ParkError, Stopped, Zapped};
 use super::store::{ParkedImage, Store};
 use super::take::Take;
@@ -30,6 +32,9 @@ pub struct Paged {
     pub(super) spaces: Vec<Arc<Space>>,
     lost: Arc<Lost>,
 }
+
+/// Longest that a sandbox waits for what it will probably touch before it may run.
+const HEAD_WAIT: Duration = Duration::from_secs(1);
 
 /// What was done, and what the sandbox is stored as now.
 #[derive(Debug, Clone)]
@@ -216,19 +221,36 @@ impl Paged {
         Self { pager: pager.clone(), cgroup: cgroup.clone(), spaces, lost }
     }
 
-    /// Gives back what it will touch, from now on.
-    pub fn push(&self) {
+    /// Gives back what it will touch, and returns when it may run: most of that, or all, is there. The rest comes while it does.
+    pub async fn push(&self) {
+        let (head, given) = oneshot::channel();
+        let head = Arc::new(head);
         for space in &self.spaces {
-            self.pager.push(space);
+            self.pager.push(space, head.clone());
+        }
+        drop(head);
+        let mut given = std::pin::pin!(given);
+        // Nothing is ever sent: this ends when nobody has it any more.
+        if timeout(HEAD_WAIT, given.as_mut()).await.is_err() {
+            tracing::warn!(
+                "what a sandbox will touch takes long to come back; it goes on with what is there"
+            );
+            let spaces = self.spaces.clone();
+            blocking(move || {
+                for space in spaces {
+                    space.stop_push();
+                }
+            })
+            .await;
         }
     }
 
-    /// Lets a parked sandbox go on; what it touched last time is given back at once, the rest as it is touched.
+    /// Lets a parked sandbox go on, with what it touched last time; the rest comes as it is touched. Dropped before, it stays parked.
     ///
     /// # Errors
     /// It cannot be thawed.
-    pub fn unpark(&self) -> Result<(), CgroupError> {
-        self.push();
+    pub async fn unpark(&self) -> Result<(), CgroupError> {
+        self.push().await;
         self.cgroup.thaw()
     }
 

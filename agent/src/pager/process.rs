@@ -222,7 +222,9 @@ impl Process {
         self.stay.clone_from(&stay);
         // It stands still: what it is stored as does not change until it is stored anew.
         let maps = std::mem::take(&mut self.saved.maps);
-        self.saved = Saved { numbers, zeros, stay, maps, before: state.store().clone(), bytes: Vec::new() };
+        let hot = self.working_set.pages().iter().map(|hot| hot.page).collect();
+        self.saved =
+            Saved { numbers, zeros, stay, hot, maps, before: state.store().clone(), bytes: Vec::new() };
         Ok(())
     }
 

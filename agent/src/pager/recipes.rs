@@ -12,10 +12,11 @@ use medes_dedup::{
     delta::DeltaCodec,
     encode::{EncodedPage, EncodedRun},
     image::{BuildImageError, DedupImage, ImageBuilder, OpenImageError},
-    key::DomainKey,
+    key::{DomainKey, PageHash},
     mapping::MappingsError,
     page::{PAGE_BYTES, Page, PageIndex, SnapshotId, ZERO_PAGE, is_zero},
     rebuild::RebuildError,
+    recipe::Source,
     words::{Memory, MemoryError},
 };
 use medes_proto::fleet::Level;
@@ -28,7 +29,7 @@ use crate::{
     memory_file::MemoryFile,
     page_work::{
         self, MissingBasePage,
-        words::{Worded, WordsBase},
+        words::{Hot, Worded, WordsBase},
     },
 };
 
@@ -95,6 +96,8 @@ pub(super) struct Saved {
     pub(super) zeros: Vec<u64>,
     /// Numbers of pages that stay where they are and need not be stored; in order.
     pub(super) stay: Vec<u64>,
+    /// Numbers of pages that will be wanted back first, as far as that is known; in order.
+    pub(super) hot: Vec<u64>,
 }
 
 impl Saved {
@@ -105,9 +108,37 @@ impl Saved {
 
     /// Pages that are stored and have not changed: their numbers, and their places in the image there is, in order.
     fn kept(&self) -> Vec<(u64, u32)> {
-        let others = [&self.numbers, &self.zeros, &self.stay];
-        let is_other = |page: u64| others.iter().any(|pages| pages.binary_search(&page).is_ok());
+        // All are in order, so each list is walked along once.
+        let mut others = [&self.numbers, &self.zeros, &self.stay].map(|pages| pages.iter().peekable());
+        let mut is_other = |page: u64| {
+            others.iter_mut().any(|pages| {
+                while pages.next_if(|other| **other < page).is_some() {}
+                pages.peek() == Some(&&page)
+            })
+        };
         self.before.table().places().filter(|(page, _)| !is_other(*page)).collect()
+    }
+
+    /// Which of the pages will be wanted back first.
+    fn hot(&self) -> Hot {
+        let mut hot = Hot::default();
+        let mut next = self.hot.iter().peekable();
+        for (at, page) in (0..).map(PageIndex).zip(&self.numbers) {
+            while next.next_if(|hot| *hot < page).is_some() {}
+            if next.peek() != Some(&page) {
+                continue;
+            }
+            hot.pages.push(at);
+            let before = self.before.image().zip(self.before.find(*page));
+            let is_whole = |(image, (place, _)): (&Arc<ParkedImage>, (u32, u32))| {
+                let recipe = image.image().recipe(PageIndex(place));
+                recipe.is_some_and(|recipe| matches!(recipe.source, Source::Whole { .. }))
+            };
+            if before.is_some_and(is_whole) {
+                hot.whole.push(at);
+            }
+        }
+        hot
     }
 
     /// Leaves pages of zeros out of what is to be stored: nothing is needed to bring these back.
@@ -176,12 +207,13 @@ impl Recipes {
         let before = saved.before.image();
         let stored: Vec<EncodedPage<'_>> =
             before.map(|before| before.image().encoded().collect()).unwrap_or_default();
-        for (snapshot, relation) in before.iter().flat_map(|before| before.image().relations()) {
-            image.relation(snapshot, relation);
-        }
+        let related = before.map(|before| image.relations_of(before.image())).unwrap_or_default();
         let mut held: Vec<Arc<Snapshot>> = before.map(|before| before.held().to_vec()).unwrap_or_default();
         let runs = if let Some(worded) = self.words(saved, &pages) {
-            image.relation(worded.snapshot, &worded.relation);
+            // What is stored anew was made with the relation there is.
+            if !related.contains(&worded.snapshot) {
+                image.relation(worded.snapshot, &worded.relation);
+            }
             held.extend(self.base.clone());
             worded.runs
         } else {
@@ -239,12 +271,15 @@ impl Recipes {
         Ok(page_work::words::encode(
             memory,
             base,
-            (Level::Fast, earlier.as_ref()),
+            (Level::Fast, earlier.as_ref(), &saved.hot()),
             rules,
             self.engine.threads,
         ))
     }
 }
+
+/// Neighbours that are rebuilt together to prove them.
+const PROVEN_AT_ONCE: usize = 16;
 
 /// Every page that was saved comes back from what is stored, and is the same; every page that was taken over is what it was
 /// before. Returns their numbers, in the order of the image.
@@ -257,12 +292,13 @@ fn prove(
     let mut numbers = Vec::with_capacity(saved.numbers.len() + kept.len());
     let mut proofs: Vec<(u32, &Page)> = Vec::with_capacity(saved.numbers.len());
     let (mut fresh, mut kept) = (saved.numbers.iter().zip(saved.pages()).peekable(), kept.iter().peekable());
-    let hash_before = |place| Some(saved.before.image()?.image().recipe(PageIndex(place))?.hash);
-    for position in 0.. {
-        let before = fresh.peek().map_or(u64::MAX, |(number, _)| **number);
-        if let Some((number, place)) = kept.next_if(|(number, _)| *number < before) {
-            let hash = parked.image().recipe(PageIndex(position)).map(|recipe| recipe.hash);
-            if hash.is_none() || hash != hash_before(*place) {
+    let before = saved.before.image().into_iter().flat_map(|before| before.image().recipes());
+    let before: Vec<PageHash> = before.map(|recipe| recipe.hash).collect();
+    let hash_before = |place| before.get(usize::try_from(place).ok()?);
+    for (position, recipe) in (0..).zip(parked.image().recipes().map(Some).chain(std::iter::repeat(None))) {
+        let next = fresh.peek().map_or(u64::MAX, |(number, _)| **number);
+        if let Some((number, place)) = kept.next_if(|(number, _)| *number < next) {
+            if recipe.is_none_or(|recipe| Some(&recipe.hash) != hash_before(*place)) {
                 return Err(StorePagesError::Differs { page: position });
             }
             numbers.push(*number);
@@ -275,11 +311,13 @@ fn prove(
     }
     page_work::spread(&proofs, threads, |proofs| {
         let mut codec = DeltaCodec::new();
-        let mut rebuilt = Box::new(ZERO_PAGE);
-        proofs.iter().try_for_each(|(position, original)| {
-            parked.rebuild(&mut codec, *position, std::slice::from_mut(&mut *rebuilt))?;
-            let is_same = *rebuilt == **original;
-            if is_same { Ok(()) } else { Err(StorePagesError::Differs { page: *position }) }
+        let mut rebuilt = vec![ZERO_PAGE; PROVEN_AT_ONCE];
+        let neighbours = proofs.chunk_by(|(a, _), (b, _)| a + 1 == *b);
+        neighbours.flat_map(|run| run.chunks(PROVEN_AT_ONCE)).try_for_each(|run| {
+            let rebuilt = &mut rebuilt[..run.len()];
+            parked.rebuild(&mut codec, run[0].0, rebuilt)?;
+            let other = run.iter().zip(rebuilt).find(|((_, original), rebuilt)| **original != **rebuilt);
+            other.map_or(Ok(()), |((page, _), _)| Err(StorePagesError::Differs { page: *page }))
         })
     })
     .into_iter()

@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use medes_dedup::delta::DeltaCodec;
@@ -14,17 +14,19 @@ use medes_dedup::page::{PAGE_BYTES, Page, ZERO_PAGE};
 use nix::unistd::Pid;
 
 use super::changes::{self, Change, Unclear};
+use super::counts::Counts;
 use super::deadline::{DEADLINE, UnderWay};
 use super::fault::{FaultError, Lost};
 use super::learnt::Pupil;
+use super::push::Head;
 use super::ranges::{is_in, pages};
 use super::store::Store;
 use super::working_set::{Hot, WorkingSet};
 use crate::maps::FilePart;
-use crate::uffd::{self, Message, Uffd};
+use crate::uffd::{self, How, Message, Uffd};
 
 /// Pages copied at once where nobody waits.
-const BATCH: usize = 64;
+pub(super) const BATCH: usize = 32;
 /// Pages brought with one that is missed while it is not known which ones will be.
 const AROUND: usize = 8;
 /// Most new pages of zeros given at once to who takes one after the other.
@@ -59,28 +61,6 @@ impl Hands {
     }
 }
 
-/// What was done for a process since it was first parked.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Counts {
-    /// Pages it had to wait for.
-    pub missed: u64,
-    /// Those of them that were not in its working set.
-    pub unforeseen: u64,
-    /// New pages of zeros it had to wait for.
-    pub zeros: u64,
-    /// Pages given back before they were missed.
-    pub pushed: u64,
-}
-
-impl std::ops::AddAssign for Counts {
-    fn add_assign(&mut self, more: Self) {
-        self.missed += more.missed;
-        self.unforeseen += more.unforeseen;
-        self.zeros += more.zeros;
-        self.pushed += more.pushed;
-    }
-}
-
 /// A fault that cannot be served at the moment.
 #[derive(Debug, Clone, Copy)]
 struct Waiting {
@@ -106,6 +86,9 @@ pub(super) struct State {
     pub(super) given_up: BTreeSet<u64>,
     /// What is being given back, last page first.
     pub(super) push: Vec<Hot>,
+    /// Held until so many of these are left, because somebody waits for the others.
+    pub(super) head: Option<Head>,
+    pub(super) behind: usize,
     /// Goes on whenever everything is stored anew, or the giving back begins or ends: what somebody has taken to give it back
     /// before is not to be given back any more.
     pub(super) round: u64,
@@ -142,6 +125,8 @@ pub(super) struct Space {
     pagemap: Option<File>,
     /// Whom to end if a page cannot be had.
     pub(super) lost: Arc<Lost>,
+    /// Read by those who put pages in their place without the lock, while the process does not run; taken before it.
+    pub(super) gate: RwLock<()>,
     state: Mutex<State>,
 }
 
@@ -163,7 +148,7 @@ impl Space {
         lost: Arc<Lost>,
     ) -> Self {
         let (pid, pagemap) = of.unzip();
-        Self { id, uffd, pid, pagemap, lost, state: Mutex::new(state) }
+        Self { id, uffd, pid, pagemap, lost, gate: RwLock::default(), state: Mutex::new(state) }
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
@@ -296,7 +281,7 @@ impl Space {
                     return Ok(());
                 }
                 state.counts.zeros += 1;
-                self.put(page, &hands.zeros[..count], false)
+                self.put(page, &hands.zeros[..count], How { protected: false, wake: true })
             }
             Some((place, run)) => {
                 state.counts.missed += 1;
@@ -305,7 +290,7 @@ impl Space {
                 let count = state.around().min(usize::try_from(run).unwrap_or(1));
                 let out = &mut hands.pages[..count];
                 state.store.rebuild(&mut hands.codec, place, out).map_err(FaultError::Rebuild)?;
-                self.put(page, out, !write || count > 1)
+                self.put(page, out, How { protected: !write || count > 1, wake: true })
             }
         };
         match copied? {
@@ -319,14 +304,14 @@ impl Space {
         Ok(())
     }
 
-    /// Copies pages to where they are missing and wakes who waits for the first.
-    pub(super) fn put(&self, page: u64, bytes: &[Page], protected: bool) -> Result<Put, FaultError> {
+    /// Copies pages to where they are missing.
+    pub(super) fn put(&self, page: u64, bytes: &[Page], how: How) -> Result<Put, FaultError> {
         let mut done = 0;
         let mut step = bytes.len();
         while done < bytes.len() {
             let part = &bytes[done..bytes.len().min(done + step)];
             let at = (page + done as u64) * PAGE_BYTES as u64;
-            let copied = self.uffd.copy(at, part.as_flattened(), protected);
+            let copied = self.uffd.copy(at, part.as_flattened(), how);
             done += copied.pages;
             match copied.stopped {
                 None => {}
@@ -360,8 +345,8 @@ impl Space {
 
     /// Gives back everything. Nothing of the process may run meanwhile.
     pub(super) fn fill(&self, hands: &mut Hands) -> Result<(), FaultError> {
-        let mut state = self.lock();
-        state.stop_push();
+        self.stop_push();
+        let state = self.lock();
         let ranges: Vec<Range<u64>> = state.store.table().ranges().collect();
         for range in ranges {
             let mut page = range.start;
@@ -370,7 +355,7 @@ impl Space {
                 let count = usize::try_from(run).unwrap_or(BATCH).min(BATCH);
                 let out = &mut hands.pages[..count];
                 state.store.rebuild(&mut hands.codec, place, out).map_err(FaultError::Rebuild)?;
-                match self.put(page, out, true)? {
+                match self.put(page, out, How { protected: true, wake: true })? {
                     Put::Busy => return Err(FaultError::Late { page }),
                     Put::Gone => return Ok(()),
                     Put::Done { pages } => page += pages as u64,

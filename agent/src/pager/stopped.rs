@@ -217,7 +217,7 @@ impl Stopped {
                 return Err(error);
             }
         };
-        let counts = space.lock().stop_push();
+        let counts = space.stop_push();
         tracing::debug!(%pid, ?counts, "stopped; counted since it was first parked");
         Ok(Process::new(pid, space, before.is_none(), files, scratch))
     }

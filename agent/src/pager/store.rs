@@ -49,8 +49,7 @@ impl ParkedImage {
         place: u32,
         out: &mut [Page],
     ) -> Result<(), RebuildError> {
-        let mut pages = (place..).map(PageIndex).zip(out);
-        pages.try_for_each(|(page, out)| self.image.rebuild_from(codec, page, &self.bases, out))
+        self.image.rebuild_run(codec, PageIndex(place), &self.bases, out)
     }
 }
 

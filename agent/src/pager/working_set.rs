@@ -4,7 +4,7 @@
 //! part is not taken for granted each time: of the pages that were only read it is left out, and who misses them brings them back;
 //! those that were written are given back protected, and lose the mark unless they are written again.
 //!
-//! They are given back in the order in which they are needed, so that the program is served while it runs, not before. Which order
+//! They are in the order in which they are needed, as a large set is not given back as a whole before the program runs. Which order
 //! that is shows in what is missed: the first time all of it is, one page after the other; later, a page that is missed
 //! was needed before those that were still to come, and goes in front of them from then on.
 //!

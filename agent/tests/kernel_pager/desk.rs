@@ -113,8 +113,8 @@ impl Desk {
 }
 
 impl Guest {
-    pub(crate) fn unpark(&self) {
-        self.paged.as_ref().unwrap().unpark().unwrap();
+    pub(crate) async fn unpark(&self) {
+        self.paged.as_ref().unwrap().unpark().await.unwrap();
     }
 
     /// What it has written and missed since the last look, as what serves its memory tells; nothing before it was parked.

@@ -67,10 +67,10 @@ fn what_is_freed_while_it_is_missing_can_be_parked_again() {
         guest.ask("/fill").await;
         for round in 0..3 {
             desk.park(&mut guest).await;
-            guest.unpark();
+            guest.unpark().await;
             assert_eq!(guest.ask("/free").await, "");
             desk.park(&mut guest).await;
-            guest.unpark();
+            guest.unpark().await;
             assert_eq!(guest.ask("/check").await, "", "round {round}");
             assert_eq!(guest.ask("/write").await, "");
         }
@@ -83,7 +83,7 @@ fn what_is_freed_while_it_is_missing_outlives_a_trim() {
         let mut guest = desk.start("s1", &program("memory_marks")).await;
         guest.ask("/fill").await;
         desk.park(&mut guest).await;
-        guest.unpark();
+        guest.unpark().await;
         assert_eq!(guest.ask("/free").await, "");
         let mut taken = 0;
         for _step in 0..4 {
@@ -100,13 +100,13 @@ fn what_moves_to_where_another_was_written_can_be_parked_again() {
         let mut guest = desk.start("s1", &program("memory_marks")).await;
         guest.ask("/fill").await;
         desk.park(&mut guest).await;
-        guest.unpark();
+        guest.unpark().await;
         guest.ask("/write").await;
         // That it was written is noted, and it is protected anew.
         guest.look();
         assert_eq!(guest.ask("/over").await, "");
         desk.park(&mut guest).await;
-        guest.unpark();
+        guest.unpark().await;
         assert_eq!(guest.ask("/check-all").await, "");
         guest.housing.remove().await.unwrap();
     });

@@ -265,7 +265,7 @@ fn memory_calls_mean_the_same_for_missing_pages() {
             guest.ask("/prepare").await;
             let report = desk.park(&mut guest).await;
             assert!(report.left_out_pages >= PAGES, "the locked ones: {report:?}");
-            guest.unpark();
+            guest.unpark().await;
             // Not in each round: what was written has its mark in some, and not in others.
             if round % 2 == 1 {
                 guest.look();

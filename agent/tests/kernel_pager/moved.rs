@@ -49,7 +49,7 @@ fn what_moves_is_not_taken_to_be_there() {
             guest.ask("/prepare").await;
             desk.resident_percent = 0;
             desk.park(&mut guest).await;
-            guest.unpark();
+            guest.unpark().await;
             // Missed and written: likely to be touched again, and what is stored of it is old.
             guest.ask("/write").await;
             let seen: u64 = guest.look().written.iter().map(|range| (range.end - range.start) / 4096).sum();
@@ -57,7 +57,7 @@ fn what_moves_is_not_taken_to_be_there() {
             guest.ask("/move").await;
             desk.resident_percent = resident_percent;
             desk.park(&mut guest).await;
-            guest.unpark();
+            guest.unpark().await;
             assert_eq!(guest.ask("/check").await, "", "{resident_percent} % may stay");
         }
         guest.housing.remove().await.unwrap();
@@ -72,7 +72,7 @@ fn a_move_that_nobody_hears_of_ends_the_sandbox() {
             let mut guest = desk.start("s1", &program("memory_moved")).await;
             guest.ask("/prepare").await;
             desk.park(&mut guest).await;
-            guest.unpark();
+            guest.unpark().await;
             faults.arm(1);
             guest.ask("/move").await;
             let answer = guest.try_ask(missed).await;

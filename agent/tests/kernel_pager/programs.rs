@@ -123,7 +123,7 @@ async fn over_and_over(
         }
         desk.resident_percent = [0, 10, 50][cycle % 3];
         desk.park(guest).await;
-        guest.unpark();
+        guest.unpark().await;
         if cycle % 4 == 1 {
             guest.look();
         }

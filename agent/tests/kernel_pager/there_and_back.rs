@@ -15,6 +15,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("only_what_was_written_is_stored_again", only_what_was_written_is_stored_again),
     ("what_a_look_has_seen_is_stored_again", what_a_look_has_seen_is_stored_again),
     ("the_working_set_is_learnt_and_given_back", the_working_set_is_learnt_and_given_back),
+    ("what_it_will_touch_is_there_before_it_runs", what_it_will_touch_is_there_before_it_runs),
     ("what_the_next_request_touches_may_stay", what_the_next_request_touches_may_stay),
     (
         "a_program_that_checks_its_memory_finds_nothing_wrong",
@@ -46,7 +47,7 @@ fn a_parked_sandbox_has_no_memory_and_answers_as_before() {
         // Neither what it has for itself nor what it has changed of its files.
         assert!(guest.anonymous_kb() < 64, "{} kB of {before} kB are left", guest.anonymous_kb());
         assert!(report.stored_bytes * 2 < before * 1024, "{report:?}");
-        guest.unpark();
+        guest.unpark().await;
         assert_eq!(result(&guest.housing, SUM).await, expected);
         println!("{:?}", guest.paged.as_ref().unwrap().counts());
         guest.housing.remove().await.unwrap();
@@ -58,7 +59,7 @@ fn only_what_was_written_is_stored_again() {
         let mut guest = desk.start("s1", &function()).await;
         result(&guest.housing, NUMBERS).await;
         let first = desk.park(&mut guest).await;
-        guest.unpark();
+        guest.unpark().await;
         assert_eq!(result(&guest.housing, "result = 1").await, "1");
         let second = desk.park(&mut guest).await;
         println!("{first:?}\n{second:?}");
@@ -68,7 +69,7 @@ fn only_what_was_written_is_stored_again() {
             first.saved_pages,
             second.saved_pages
         );
-        guest.unpark();
+        guest.unpark().await;
         assert_eq!(result(&guest.housing, SUM).await, "1777800");
         // Many parks: there is one image all the time, with what there is and no more.
         for round in 0..30 {
@@ -81,7 +82,7 @@ fn only_what_was_written_is_stored_again() {
             assert!(report.stored_bytes * 10 < first.stored_bytes * 13, "round {round}: {report:?}");
             assert!(report.reused_pages > report.saved_pages, "round {round}: {report:?}");
             assert_eq!(u64::from(report.classes.pages()), report.pages, "round {round}: {report:?}");
-            guest.unpark();
+            guest.unpark().await;
             assert_eq!(result(&guest.housing, SUM).await, "1777800", "round {round}");
         }
         guest.housing.remove().await.unwrap();
@@ -93,7 +94,7 @@ fn what_a_look_has_seen_is_stored_again() {
         let mut guest = desk.start("s1", &function()).await;
         result(&guest.housing, NUMBERS).await;
         desk.park(&mut guest).await;
-        guest.unpark();
+        guest.unpark().await;
         guest.look();
         let bytes =
             |ranges: &[std::ops::Range<u64>]| ranges.iter().map(|range| range.end - range.start).sum::<u64>();
@@ -110,7 +111,7 @@ fn what_a_look_has_seen_is_stored_again() {
             if round % 3 == 2 {
                 let report = desk.park(&mut guest).await;
                 assert!(report.saved_pages > 256, "round {round}: {report:?}");
-                guest.unpark();
+                guest.unpark().await;
             }
             let sum = "import sys\nresult = sum(int(number[:len(number) // 20]) for number in sys.numbers)";
             let expected = (0..20_000_u64).map(|i| if i % 2 == 0 { i + round } else { i }).sum::<u64>();
@@ -131,7 +132,7 @@ fn the_working_set_is_learnt_and_given_back() {
         let (mut unforeseen, mut before) = (Vec::new(), 0);
         for _ in 0..5 {
             desk.park(&mut guest).await;
-            guest.unpark();
+            guest.unpark().await;
             assert_eq!(result(&guest.housing, SUM).await, "1777800");
             let counts = guest.paged.as_ref().unwrap().counts();
             unforeseen.push(counts.unforeseen - before);
@@ -140,6 +141,32 @@ fn the_working_set_is_learnt_and_given_back() {
         println!("unforeseen {unforeseen:?}; {:?}", guest.paged.as_ref().unwrap().counts());
         assert!(unforeseen[0] > 100, "{unforeseen:?}");
         assert!(unforeseen[3] * 4 < unforeseen[0], "{unforeseen:?}");
+        guest.housing.remove().await.unwrap();
+    });
+}
+
+fn what_it_will_touch_is_there_before_it_runs() {
+    at_desk(async |desk| {
+        let mut guest = desk.start("s1", &function()).await;
+        result(&guest.housing, NUMBERS).await;
+        for round in 0..6 {
+            desk.park(&mut guest).await;
+            let paged = guest.paged.clone().unwrap();
+            let before = paged.counts();
+            paged.push().await;
+            let given = paged.counts() - before;
+            // It is still frozen.
+            let there = guest.anonymous_kb();
+            guest.unpark().await;
+            assert_eq!(result(&guest.housing, SUM).await, "1777800", "round {round}");
+            let brought = paged.counts() - before;
+            println!("{given:?}, {there} kB; then {brought:?}");
+            if round >= 3 {
+                assert!(given.pushed > 200 && given.missed == 0, "{given:?}");
+                assert!(there * 1024 >= given.pushed * 4096, "{there} kB after {given:?}");
+                assert!(brought.missed * 4 < given.pushed, "{given:?} before it ran, then {brought:?}");
+            }
+        }
         guest.housing.remove().await.unwrap();
     });
 }
@@ -160,7 +187,7 @@ fn what_the_next_request_touches_may_stay() {
             );
             assert!(percent == 0 || round < 4 || report.resident_pages > 0, "{report:?}");
             let before = guest.paged.as_ref().unwrap().counts();
-            guest.unpark();
+            guest.unpark().await;
             assert_eq!(result(&guest.housing, LITTLE).await, "42", "round {round}");
             let after = guest.paged.as_ref().unwrap().counts();
             given.push(after.pushed + after.missed - before.pushed - before.missed);
@@ -203,7 +230,7 @@ fn there_and_back(checker: &str) {
         while Instant::now() < until {
             desk.resident_percent = [0, 10, 60][cycles % 3];
             desk.park(&mut guest).await;
-            guest.unpark();
+            guest.unpark().await;
             cycles += 1;
             // Most times it is stopped again in the middle of what it misses.
             tokio::time::sleep(Duration::from_micros(numbers.below(40_000))).await;
@@ -269,7 +296,7 @@ fn twenty_times_there_and_back_changes_no_byte() {
             desk.park(&mut guest).await;
             let after = guest.memory(Some(&before));
             assert_eq!(differences(&before, &after), [0; 0], "round {round}");
-            guest.unpark();
+            guest.unpark().await;
         }
         guest.housing.remove().await.unwrap();
     });
@@ -282,7 +309,7 @@ fn the_rest_comes_back_while_nobody_asks_and_is_not_stored_again() {
         let before = guest.anonymous_kb();
         for round in 0..3 {
             desk.park(&mut guest).await;
-            guest.unpark();
+            guest.unpark().await;
             assert_eq!(result(&guest.housing, "result = 6 * 7").await, "42", "round {round}");
             let paged = guest.paged.as_ref().unwrap();
             assert!(!paged.is_filling(), "nobody wanted that");
@@ -300,7 +327,7 @@ fn the_rest_comes_back_while_nobody_asks_and_is_not_stored_again() {
         assert!(!guest.paged.as_ref().unwrap().is_filling());
         std::thread::sleep(Duration::from_millis(100));
         assert!(guest.anonymous_kb() < 64, "{} kB: it stays parked", guest.anonymous_kb());
-        guest.unpark();
+        guest.unpark().await;
         assert_eq!(result(&guest.housing, SUM).await, "1777800");
         guest.housing.remove().await.unwrap();
     });
@@ -320,7 +347,7 @@ fn everything_comes_back_at_once_when_it_is_released() {
             |line: &str| line.starts_with("VmFlags:") && (line.contains(" um") || line.contains(" uw"));
         assert!(!smaps.lines().any(watched), "nothing of us is left");
         desk.park(&mut guest).await;
-        guest.unpark();
+        guest.unpark().await;
         assert_eq!(result(&guest.housing, SUM).await, "1777800", "and it can be parked anew");
         guest.housing.remove().await.unwrap();
     });

@@ -89,7 +89,7 @@ fn one_that_is_trimmed_can_be_parked_and_released() {
             let report = desk.park(&mut guest).await;
             assert!(report.reused_pages > 0, "round {round}: what was taken before is stored: {report:?}");
             assert!(guest.anonymous_kb() < 64, "round {round}: {} kB are left", guest.anonymous_kb());
-            guest.unpark();
+            guest.unpark().await;
             assert_eq!(result(&guest.housing, LITTLE).await, "42", "round {round}");
             trim_all(&desk, &mut guest, LITTLE).await;
             guest.paged.take().unwrap().release().await.unwrap();

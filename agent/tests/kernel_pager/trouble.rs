@@ -56,12 +56,12 @@ fn an_aborted_park_leaves_the_sandbox_warm() {
         assert_eq!(result(&guest.housing, SUM).await, "4999950000");
         // And once it has been parked, an aborted park leaves what is missing to be served.
         desk.park(&mut guest).await;
-        guest.unpark();
+        guest.unpark().await;
         desk.fail_once(Step::ParkZap);
         assert!(desk.try_park(&guest, &CancellationToken::new()).await.is_err());
         assert_eq!(result(&guest.housing, SUM).await, "4999950000");
         desk.park(&mut guest).await;
-        guest.unpark();
+        guest.unpark().await;
         assert_eq!(result(&guest.housing, SUM).await, "4999950000");
         guest.housing.remove().await.unwrap();
     });
@@ -87,7 +87,7 @@ fn a_park_that_is_called_off_leaves_the_sandbox_warm() {
             match parked {
                 Ok((paged, _)) => {
                     guest.paged = Some(paged);
-                    guest.unpark();
+                    guest.unpark().await;
                     late += 1;
                 }
                 Err(ParkError::Cancelled) => called_off.push(at.elapsed()),
@@ -127,19 +127,27 @@ fn writes_are_tracked_again_after_a_failed_park() {
     });
 }
 
+/// Whether it is missed, or given back before the sandbox runs.
 fn a_page_that_cannot_be_had_ends_the_sandbox() {
     at_desk(async |mut desk| {
-        let mut guest = desk.start("s1", &function()).await;
-        result(&guest.housing, KEPT).await;
-        let faults = desk.may_fail(Step::GiveBack);
-        desk.park(&mut guest).await;
-        faults.arm(1);
-        guest.unpark();
-        assert!(try_run(&guest.housing, SUM).await.is_err());
-        println!("{}", guest.tree.ended().await);
-        let paged = guest.paged.unwrap();
-        assert!(matches!(paged.why_lost(), Some(FaultError::Injected(_))), "{:?}", paged.why_lost());
-        guest.housing.remove().await.unwrap();
+        for (name, rounds) in [("missed", 0), ("given-back", 2)] {
+            let mut guest = desk.start(name, &function()).await;
+            result(&guest.housing, KEPT).await;
+            let faults = desk.may_fail(Step::GiveBack);
+            for _ in 0..rounds {
+                desk.park(&mut guest).await;
+                guest.unpark().await;
+                assert_eq!(result(&guest.housing, SUM).await, "4999950000");
+            }
+            desk.park(&mut guest).await;
+            faults.arm(1);
+            guest.unpark().await;
+            assert!(try_run(&guest.housing, SUM).await.is_err(), "{name}");
+            println!("{name}: {}", guest.tree.ended().await);
+            let paged = guest.paged.unwrap();
+            assert!(matches!(paged.why_lost(), Some(FaultError::Injected(_))), "{:?}", paged.why_lost());
+            guest.housing.remove().await.unwrap();
+        }
     });
 }
 
@@ -150,7 +158,7 @@ fn a_page_that_takes_too_long_ends_the_sandbox() {
         let faults = desk.may_fail(Step::GiveBackLate);
         desk.park(&mut guest).await;
         faults.arm(1);
-        guest.unpark();
+        guest.unpark().await;
         assert!(try_run(&guest.housing, SUM).await.is_err());
         println!("{}", guest.tree.ended().await);
         let paged = guest.paged.unwrap();
@@ -160,7 +168,7 @@ fn a_page_that_takes_too_long_ends_the_sandbox() {
         let mut other = desk.start("s2", &function()).await;
         result(&other.housing, KEPT).await;
         desk.park(&mut other).await;
-        other.unpark();
+        other.unpark().await;
         assert_eq!(result(&other.housing, SUM).await, "4999950000");
         other.housing.remove().await.unwrap();
     });
@@ -214,7 +222,7 @@ fn a_child_of_before_keeps_a_sandbox_from_being_parked() {
         let mut guest = desk.start("s1", &function()).await;
         result(&guest.housing, KEPT).await;
         desk.park(&mut guest).await;
-        guest.unpark();
+        guest.unpark().await;
         let fork = "import os, sys\nsys.pipe = os.pipe()\nsys.child = os.fork()\n\
             if not sys.child:\n    os.read(sys.pipe[0], 1)\n    os._exit(sum(sys.kept) != 4999950000)";
         result(&guest.housing, fork).await;
@@ -223,7 +231,7 @@ fn a_child_of_before_keeps_a_sandbox_from_being_parked() {
         let code = "import os, sys\nos.write(sys.pipe[1], b'x')\nresult = os.waitpid(sys.child, 0)[1]";
         assert_eq!(result(&guest.housing, code).await, "0", "the child saw what its parent had");
         desk.park(&mut guest).await;
-        guest.unpark();
+        guest.unpark().await;
         assert_eq!(result(&guest.housing, SUM).await, "4999950000");
         guest.housing.remove().await.unwrap();
     });

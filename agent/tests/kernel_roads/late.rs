@@ -182,7 +182,7 @@ fn who_came_back_late_is_put_away_again() {
             assert!(parked.1.stored_bytes < report.bytes / 4, "cycle {cycle}: {:?}", parked.1);
             assert_eq!(parked.1.bases, [report.id]);
             clone = parked.0;
-            clone.paged.as_ref().expect("parked").unpark().expect("thawed");
+            clone.paged.as_ref().expect("parked").unpark().await.expect("thawed");
             assert_eq!(value(&clone, "kept.mine[19999], len(kept.mine)").await, "('19999', 20000)");
             if cycle > 0 {
                 assert_eq!(value(&clone, SUM).await, "49999");
@@ -230,7 +230,7 @@ fn the_heat_of_who_came_back_late_is_known() {
         // What was seen to be written is stored as it is now.
         for cycle in 0..2 {
             clone = station.park(id, clone).await.0;
-            clone.paged.as_ref().expect("parked").unpark().expect("thawed");
+            clone.paged.as_ref().expect("parked").unpark().await.expect("thawed");
             assert_eq!(value(&clone, "hash(bytes(kept.mine)) == kept.now").await, "True", "cycle {cycle}");
             watcher.look(&pids, clone.paged.as_ref()).await;
         }

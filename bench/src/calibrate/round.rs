@@ -245,7 +245,7 @@ impl Bench<'_> {
             self.found.parked.push(warm.housing.usage());
             self.found.parked_stored_bytes.push(deduped.stored_bytes);
             let began = Instant::now();
-            warm.paged.as_ref().context("it is parked")?.unpark().context("unpark it")?;
+            warm.paged.as_ref().context("it is parked")?.unpark().await.context("unpark it")?;
             self.found.unpark.ready.push(ms(began));
             self.found.unpark.first.push(timed(&warm, &mut last).await?);
         }

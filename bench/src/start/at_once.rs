@@ -58,12 +58,9 @@ pub(super) async fn measure(
         all.push(one);
     }
     for round in 0..ROUNDS {
-        let warm = each(&mut all, |_warm| Ok(())).await.context("ask warm ones")?;
+        let warm = each(&mut all, false).await.context("ask warm ones")?;
         all = park_all(station, pager, all).await?;
-        let unpark = |warm: &Warm| -> Result<()> {
-            warm.paged.as_ref().context("it is parked")?.unpark().context("unpark it")
-        };
-        let unparked = each(&mut all, unpark).await.context("ask parked ones")?;
+        let unparked = each(&mut all, true).await.context("ask parked ones")?;
         if round >= TAUGHT {
             measured.warm_at_once.extend(warm);
             measured.unpark_at_once.extend(unparked);
@@ -76,11 +73,13 @@ pub(super) async fn measure(
 }
 
 /// Asks all of them in one moment; how long each took from then on.
-async fn each(all: &mut [One], before: impl Fn(&Warm) -> Result<()>) -> Result<Vec<f64>> {
-    let (began, before) = (Instant::now(), &before);
+async fn each(all: &mut [One], are_parked: bool) -> Result<Vec<f64>> {
+    let began = Instant::now();
     let ask = |one| async move {
         let One { warm, last, .. }: &mut One = one;
-        before(warm)?;
+        if are_parked {
+            warm.paged.as_ref().context("it is parked")?.unpark().await.context("unpark it")?;
+        }
         timed(warm, began, last).await
     };
     try_join_all(all.iter_mut().map(ask)).await

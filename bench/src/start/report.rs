@@ -1,11 +1,11 @@
 //! What `bench start` leaves: start.json for programs, tables for people, and what the design asks for.
 
 use comfy_table::{CellAlignment, Table, presets::NOTHING};
-use medes_agent::sandbox::Usage;
+use medes_agent::{pager::Counts, sandbox::Usage};
 use medes_proto::sandbox::Phase;
 use serde::Serialize;
 
-use super::{Measured, at_once};
+use super::{Measured, at_once, targets};
 use crate::{
     experiment,
     record::{Record, Target},
@@ -43,11 +43,11 @@ pub(super) enum Row {
 
 /// Times to the first answer, in milliseconds.
 #[derive(Debug, Clone, Copy, Serialize)]
-struct Way {
+pub(super) struct Way {
     count: usize,
-    p50: f64,
+    pub(super) p50: f64,
     p95: f64,
-    p99: f64,
+    pub(super) p99: f64,
     max: f64,
 }
 
@@ -66,10 +66,16 @@ impl Way {
 
 /// Memory of a sandbox as the kernel counts it, in bytes.
 #[derive(Debug, Clone, Copy, Default, Serialize)]
-struct Memory {
-    anonymous: u64,
+pub(super) struct Memory {
+    pub(super) anonymous: u64,
     kernel: u64,
     shared: u64,
+}
+
+impl Memory {
+    pub(super) const fn bytes(self) -> u64 {
+        self.anonymous + self.kernel + self.shared
+    }
 }
 
 impl From<Usage> for Memory {
@@ -78,19 +84,49 @@ impl From<Usage> for Memory {
     }
 }
 
+/// Pages of an unpark until its answer, medians.
+#[derive(Debug, Serialize)]
+struct Brought {
+    /// Given back before they were missed.
+    pushed: f64,
+    /// That it had to wait for, and those of them that were not expected.
+    missed: f64,
+    unforeseen: f64,
+    /// New ones of zeros that it had to wait for.
+    zeros: f64,
+}
+
+impl Brought {
+    fn of(all: &[Counts]) -> Self {
+        let median = |pages: fn(&Counts) -> u64| {
+            Way::of(&all.iter().map(|one| pages(one) as f64).collect::<Vec<_>>()).p50
+        };
+        Self {
+            pushed: median(|one| one.pushed),
+            missed: median(|one| one.missed),
+            unforeseen: median(|one| one.unforeseen),
+            zeros: median(|one| one.zeros),
+        }
+    }
+}
+
 /// What was measured.
 #[derive(Debug, Serialize)]
 pub(super) struct Figures {
-    cold: Way,
+    pub(super) cold: Way,
     /// A clone of the init snapshot, with all its memory before it runs.
-    clone: Way,
+    pub(super) clone: Way,
     /// The same, with its memory as it is touched.
-    clone_late: Way,
+    pub(super) clone_late: Way,
     restore: Way,
     restore_late: Way,
-    unpark: Way,
+    pub(super) unpark: Way,
+    /// By so much longer than the warm request right after.
+    pub(super) unpark_beyond: Way,
+    unpark_pages: Brought,
     /// With a tenth of its pages resident while it is parked.
     unpark_resident: Way,
+    pub(super) unpark_resident_beyond: Way,
     /// Warm, without what it does not touch.
     trimmed: Way,
     /// The request after each step of taking that.
@@ -98,13 +134,13 @@ pub(super) struct Figures {
     trimmed_memory: Memory,
     trimmed_stored_bytes: u64,
     /// Many in the same moment; none where memory has no room for two.
-    unpark_at_once: Way,
+    pub(super) unpark_at_once: Way,
     warm_at_once: Way,
     /// So many.
     at_once: usize,
     warm: Way,
-    first_park: Way,
-    park_again: Way,
+    pub(super) first_park: Way,
+    pub(super) park_again: Way,
     /// Steps of the last park.
     park_phases_ms: Vec<(String, f64)>,
     /// Steps of the last clone.
@@ -113,8 +149,8 @@ pub(super) struct Figures {
     /// After the first answer.
     clone_memory: Memory,
     clone_late_memory: Memory,
-    warm_memory: Memory,
-    parked_memory: Memory,
+    pub(super) warm_memory: Memory,
+    pub(super) parked_memory: Memory,
     parked_resident_memory: Memory,
     /// Milliseconds that the median answer comes sooner, for each MiB that stays.
     resident_ms_per_mib: f64,
@@ -123,6 +159,11 @@ pub(super) struct Figures {
     dedup_stored_bytes: u64,
     /// Parks and unparks, each followed by the right answer.
     cycles: u32,
+}
+
+/// One by one, the time beyond.
+fn beyond(times: &[f64], warm: &[f64]) -> Way {
+    Way::of(&times.iter().zip(warm).map(|(time, warm)| time - warm).collect::<Vec<_>>())
 }
 
 fn steps(phases: &[Phase]) -> Vec<(String, f64)> {
@@ -148,7 +189,10 @@ impl Row {
             restore: Way::of(&measured.restore),
             restore_late: Way::of(&measured.restore_late),
             unpark,
+            unpark_beyond: beyond(&measured.unpark, &measured.unpark_warm),
+            unpark_pages: Brought::of(&measured.unpark_pages),
             unpark_resident,
+            unpark_resident_beyond: beyond(&measured.unpark_resident, &measured.unpark_resident_warm),
             trimmed: Way::of(&measured.trimmed),
             after_trim_step: Way::of(&measured.after_step),
             trimmed_memory: measured.trimmed_memory.into(),
@@ -185,6 +229,25 @@ impl Report {
         self.targets.iter().map(Target::line).collect::<Vec<_>>().join("\n")
     }
 
+    /// What it costs to be parked, beside a warm request.
+    fn beyond(&self) -> Table {
+        let heads =
+            ["function", "p50", "p99", "1/10 stays, p50", "pages pushed", "missed", "unforeseen", "zeros"];
+        let mut beyond = table(&heads);
+        for (function, figures) in self.figures() {
+            let Figures { unpark_beyond: all, unpark_resident_beyond: resident, unpark_pages: pages, .. } =
+                figures;
+            let mut row = vec![function.to_owned()];
+            row.extend([all.p50, all.p99, resident.p50].map(ms));
+            row.extend(
+                [pages.pushed, pages.missed, pages.unforeseen, pages.zeros]
+                    .map(|pages| format!("{pages:.0}")),
+            );
+            beyond.add_row(row);
+        }
+        beyond
+    }
+
     /// Many in one moment.
     fn at_once(&self) -> Table {
         let mut many = table(&["function", "at once", "unpark", "p99", "warm", "p99", "unpark of warm, p99"]);
@@ -215,47 +278,7 @@ impl experiment::Report for Report {
     const NAME: &str = "start";
 
     fn judge(&mut self) {
-        let worst = |value: &dyn Fn(&Figures) -> f64| {
-            self.figures().map(|(_, figures)| value(figures)).fold(f64::NAN, f64::max)
-        };
-        let unpark = worst(&|figures| figures.unpark.p99 - figures.warm.p50);
-        let parked = worst(&|figures| {
-            let Memory { anonymous, kernel, shared } = figures.parked_memory;
-            (anonymous + kernel + shared) as f64 / f64::from(1 << 20)
-        });
-        let clone = |figures: &Figures| figures.clone_late.p50.min(figures.clone.p50) / figures.cold.p50;
-        self.targets = vec![
-            Target::at_most(
-                "clone to first answer, of a cold start, p50 of the better way, worst function",
-                0.15,
-                worst(&clone),
-                "x",
-            ),
-            Target::at_most(
-                "unpark to first answer beyond the warm request, p99, worst function",
-                40.0,
-                unpark,
-                "ms",
-            ),
-            Target::at_most(
-                "unpark beyond the warm request with a tenth resident, p50, worst function",
-                3.0,
-                worst(&|figures| figures.unpark_resident.p50 - figures.warm.p50),
-                "ms",
-            ),
-            Target::at_most(
-                "unparks of many in one moment, p99 of the p99 of one alone, worst function",
-                10.0,
-                worst(&|figures| figures.unpark_at_once.p99 / figures.unpark.p99),
-                "x",
-            ),
-            Target::at_most(
-                "memory of a parked sandbox besides what is stored, worst function",
-                1.0,
-                parked,
-                "MiB",
-            ),
-        ];
+        self.targets = targets::of(&self.figures().collect::<Vec<_>>());
     }
 
     /// Whether everything that could run did.
@@ -311,7 +334,7 @@ impl experiment::Report for Report {
                 ms(first_park.p50),
                 ms(park_again.p50),
             ]);
-            let held = |memory: Memory| mib((memory.anonymous + memory.kernel + memory.shared) as f64);
+            let held = |memory: Memory| mib(memory.bytes() as f64);
             sizes.add_row([
                 function.to_owned(),
                 held(figures.warm_memory),
@@ -327,9 +350,10 @@ impl experiment::Report for Report {
             ]);
         }
         format!(
-            "Time to the first answer, median of {} (a way that is gone once: that one)\n{times}\n\nMemory\n{sizes}\n\nMany in one moment, until the answer of each\n{many}\n\n{}",
+            "Time to the first answer, median of {} (a way that is gone once: that one)\n{times}\n\nUnpark beyond the warm request, and pages until its answer\n{beyond}\n\nMemory\n{sizes}\n\nMany in one moment, until the answer of each\n{many}\n\n{}",
             self.rounds,
             self.judged(),
+            beyond = self.beyond(),
             many = self.at_once(),
         )
     }

@@ -316,7 +316,7 @@ impl Bench<'_> {
         let (mut housing, spec, images) = match place {
             Place::Warm(warm) => {
                 if let Some(paged) = &warm.paged {
-                    paged.unpark().context("unpark it")?;
+                    paged.unpark().await.context("unpark it")?;
                 }
                 return Ok(warm);
             }
