@@ -221,8 +221,7 @@ impl Process {
         }
         self.stay.clone_from(&stay);
         // It stands still: what it is stored as does not change until it is stored anew.
-        let maps = std::mem::take(&mut self.saved.maps);
-        let hot = self.working_set.pages().iter().map(|hot| hot.page).collect();
+        let (hot, maps) = (self.working_set.numbers(), std::mem::take(&mut self.saved.maps));
         self.saved =
             Saved { numbers, zeros, stay, hot, maps, before: state.store().clone(), bytes: Vec::new() };
         Ok(())

@@ -55,6 +55,11 @@ impl WorkingSet {
         &self.pages
     }
 
+    /// Their numbers, in order.
+    pub(super) fn numbers(&self) -> Vec<u64> {
+        self.pages.iter().map(|hot| hot.page).collect()
+    }
+
     /// One of these pages, which are in order of address.
     pub(super) fn of_pages(pages: Vec<Hot>) -> Self {
         let last = pages.iter().map(|hot| hot.rank).max().unwrap_or_default();

@@ -317,22 +317,21 @@ impl experiment::Report for Report {
             "cycles",
         ]);
         for (function, figures) in self.figures() {
-            let Figures { cold, clone, restore, unpark, warm, first_park, park_again, .. } = figures;
             times.add_row([
                 function.to_owned(),
-                ms(cold.p50),
-                ms(clone.p50),
+                ms(figures.cold.p50),
+                ms(figures.clone.p50),
                 ms(figures.clone_late.p50),
-                ms(restore.p50),
+                ms(figures.restore.p50),
                 ms(figures.restore_late.p50),
-                ms(unpark.p50),
-                ms(unpark.p95),
-                ms(unpark.p99),
+                ms(figures.unpark.p50),
+                ms(figures.unpark.p95),
+                ms(figures.unpark.p99),
                 ms(figures.unpark_resident.p50),
-                ms(warm.p50),
+                ms(figures.warm.p50),
                 ms(figures.trimmed.p50),
-                ms(first_park.p50),
-                ms(park_again.p50),
+                ms(figures.first_park.p50),
+                ms(figures.park_again.p50),
             ]);
             let held = |memory: Memory| mib(memory.bytes() as f64);
             sizes.add_row([
