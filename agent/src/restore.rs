@@ -359,7 +359,7 @@ async fn revive(
     if let Some((pager, missing)) = missing {
         let paged = pager::bring(&pager, housing.cgroup(), missing, roads.faults.clone()).await?;
         watch.step("bring");
-        paged.push().await;
+        paged.push_to_stopped().await;
         watch.step("push");
         tree::resume(restored.pid)?;
         return Ok(Revived { tree, memory_digest: None, paged: Some(paged) });

@@ -157,9 +157,9 @@ impl Pager {
         Ok(space)
     }
 
-    /// Gives the working set of a process back, which does not run yet. `head`: to be let go of when it may.
-    pub(super) fn push(&self, space: &Arc<Space>, head: Head) {
-        let pages = space.begin_push(head);
+    /// Gives the working set of a process back. `head`: to be let go of when it may run. `stands`: it does not before.
+    pub(super) fn push(&self, space: &Arc<Space>, head: Head, stands: bool) {
+        let pages = space.begin_push(head, stands);
         let server = self.server(space.id);
         server.tell(|orders| orders.push.push(space.id));
         if pages >= SHARED_FROM {

@@ -223,10 +223,20 @@ impl Paged {
 
     /// Gives back what it will touch, and returns when it may run: most of that, or all, is there. The rest comes while it does.
     pub async fn push(&self) {
+        // One that could not be frozen runs while it is parked.
+        self.give_back(self.cgroup.is_frozen()).await;
+    }
+
+    /// The same for one whose processes are all stopped.
+    pub async fn push_to_stopped(&self) {
+        self.give_back(true).await;
+    }
+
+    async fn give_back(&self, stands: bool) {
         let (head, given) = oneshot::channel();
         let head = Arc::new(head);
         for space in &self.spaces {
-            self.pager.push(space, head.clone());
+            self.pager.push(space, head.clone(), stands);
         }
         drop(head);
         let mut given = std::pin::pin!(given);

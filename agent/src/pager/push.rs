@@ -45,8 +45,10 @@ struct Batch {
     runs: Vec<Run>,
     /// What those that are stored are made from.
     image: Option<Arc<ParkedImage>>,
-    /// Somebody waits for them, and the process does not run.
+    /// Somebody waits for them.
     head: Option<Head>,
+    /// Nobody runs before this is let go of.
+    stands: bool,
     /// [`State::round`] when they were taken: it has the same image as long as that is the same.
     round: u64,
 }
@@ -65,9 +67,10 @@ impl Run {
 }
 
 impl Space {
-    /// Begins to give the working set back; how many pages it has. `head`: to be let go of when the process may run.
-    pub(super) fn begin_push(&self, head: Head) -> usize {
+    /// Begins to give the working set back; how many pages it has. `head`: to be let go of when the process may run. `stands`: it does not run before.
+    pub(super) fn begin_push(&self, head: Head, stands: bool) -> usize {
         let mut state = self.lock();
+        state.stands = stands;
         let mut push = state.working_set.begin();
         let before = push.len().min(HEAD_MAX);
         push[..before].sort_unstable_by_key(|hot| hot.page);
@@ -109,7 +112,7 @@ impl Space {
 
     /// Whoever waits for these pages waits until this returns.
     fn give_back(&self, batch: Batch, hands: &mut Hands) -> Result<Turn, FaultError> {
-        let Batch { mut runs, image, round, head } = batch;
+        let Batch { mut runs, image, round, head: _until_done, stands } = batch;
         let _under_way = hands.under_way.begin(runs.first().map_or(0, Run::first), &self.lost);
         self.lost.pass()?;
         let mut rest = &mut hands.pages[..];
@@ -124,7 +127,7 @@ impl Space {
         }
         // What does not run changes nothing of its memory, and who would change it waits until the gate is free: so other threads need not
         // wait for this one.
-        let gate = head.is_some().then(|| self.gate.read().unwrap_or_else(PoisonError::into_inner));
+        let gate = stands.then(|| self.gate.read().unwrap_or_else(PoisonError::into_inner));
         let mut state = self.lock();
         if state.round != round {
             return Ok(Turn::Over);
@@ -183,7 +186,8 @@ impl Space {
 impl State {
     /// Takes the next pages that are to be given back together.
     fn take_some(&mut self) -> Option<Batch> {
-        let most = if self.head.is_some() { PUSHED_BEFORE } else { PUSHED };
+        let stands = self.stands && self.head.is_some();
+        let most = if stands { PUSHED_BEFORE } else { PUSHED };
         let (mut runs, mut left) = (Vec::new(), most);
         while left > 0
             && let Some(run) = self.take_run(left)
@@ -195,7 +199,7 @@ impl State {
             return None;
         }
         let head = if self.push.len() <= self.behind { self.head.take() } else { self.head.clone() };
-        Some(Batch { runs, image: self.store().image().cloned(), head, round: self.round })
+        Some(Batch { runs, image: self.store().image().cloned(), head, stands, round: self.round })
     }
 
     fn take_run(&mut self, most: usize) -> Option<Run> {

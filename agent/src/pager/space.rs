@@ -89,6 +89,8 @@ pub(super) struct State {
     /// Held until so many of these are left, because somebody waits for the others.
     pub(super) head: Option<Head>,
     pub(super) behind: usize,
+    /// Whether nobody runs while that is held.
+    pub(super) stands: bool,
     /// Goes on whenever everything is stored anew, or the giving back begins or ends: what somebody has taken to give it back
     /// before is not to be given back any more.
     pub(super) round: u64,
