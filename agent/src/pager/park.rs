@@ -223,8 +223,7 @@ impl Paged {
 
     /// Gives back what it will touch, and returns when it may run: most of that, or all, is there. The rest comes while it does.
     pub async fn push(&self) {
-        // One that could not be frozen runs while it is parked.
-        self.give_back(self.cgroup.is_frozen()).await;
+        self.give_back(false).await;
     }
 
     /// The same for one whose processes are all stopped.
@@ -232,26 +231,24 @@ impl Paged {
         self.give_back(true).await;
     }
 
-    async fn give_back(&self, stands: bool) {
+    async fn give_back(&self, is_stopped: bool) {
         let (head, given) = oneshot::channel();
-        let head = Arc::new(head);
-        for space in &self.spaces {
-            self.pager.push(space, head.clone(), stands);
-        }
-        drop(head);
-        let mut given = std::pin::pin!(given);
+        let paged = self.clone();
+        // Sorting what a large process will touch takes milliseconds.
+        blocking(move || {
+            let head = Arc::new(head);
+            // One that could not be frozen runs while it is parked.
+            let stands = is_stopped || paged.cgroup.is_frozen();
+            paged.spaces.iter().for_each(|space| paged.pager.push(space, head.clone(), stands));
+        })
+        .await;
         // Nothing is ever sent: this ends when nobody has it any more.
-        if timeout(HEAD_WAIT, given.as_mut()).await.is_err() {
+        if timeout(HEAD_WAIT, given).await.is_err() {
             tracing::warn!(
                 "what a sandbox will touch takes long to come back; it goes on with what is there"
             );
             let spaces = self.spaces.clone();
-            blocking(move || {
-                for space in spaces {
-                    space.stop_push();
-                }
-            })
-            .await;
+            blocking(move || spaces.iter().for_each(|space| space.run_on())).await;
         }
     }
 

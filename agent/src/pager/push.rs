@@ -82,9 +82,17 @@ impl Space {
         state.push.len()
     }
 
-    /// Whether somebody waits for what is given back, and its process does not run.
+    /// Whether somebody waits for what is given back, and nobody runs before it is there.
     pub(super) fn is_before(&self) -> bool {
-        self.lock().head.is_some()
+        self.lock().is_before()
+    }
+
+    /// The process is to run although not all that it was to wait for is there. The rest is given back while it does, but for pages that are on their way.
+    pub(super) fn run_on(&self) {
+        let _nobody = self.gate.write().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.lock();
+        state.round += 1;
+        state.head = None;
     }
 
     /// Ends the giving back, and returns when no page is on its way any more. What was done so far.
@@ -130,7 +138,7 @@ impl Space {
         let gate = stands.then(|| self.gate.read().unwrap_or_else(PoisonError::into_inner));
         let mut state = self.lock();
         if state.round != round {
-            return Ok(Turn::Over);
+            return Ok(state.turn());
         }
         if !state.changes.is_empty() {
             state.take_back(runs);
@@ -168,7 +176,7 @@ impl Space {
             return Ok(Turn::Over);
         }
         state.take_back(runs);
-        Ok(if state.push.is_empty() { Turn::Over } else { Turn::More })
+        Ok(state.turn())
     }
 
     /// Whether what was rebuilt is still what belongs there.
@@ -184,9 +192,17 @@ impl Space {
 }
 
 impl State {
+    const fn is_before(&self) -> bool {
+        self.stands && self.head.is_some()
+    }
+
+    const fn turn(&self) -> Turn {
+        if self.push.is_empty() { Turn::Over } else { Turn::More }
+    }
+
     /// Takes the next pages that are to be given back together.
     fn take_some(&mut self) -> Option<Batch> {
-        let stands = self.stands && self.head.is_some();
+        let stands = self.is_before();
         let most = if stands { PUSHED_BEFORE } else { PUSHED };
         let (mut runs, mut left) = (Vec::new(), most);
         while left > 0
