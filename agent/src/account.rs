@@ -106,6 +106,11 @@ impl Images {
         }
     }
 
+    /// Pages that are kept as they are.
+    pub(crate) fn add_plain(&mut self, pages: &MappedFile) {
+        self.add_file(pages.as_ref(), None);
+    }
+
     /// What finds pages in an image.
     pub(crate) fn add_table(&mut self, bytes: u64) {
         self.table_bytes = self.table_bytes.saturating_add(bytes);

@@ -230,6 +230,7 @@ async fn make_image(
         phases: Vec::new(),
         memory_digest,
         in_place: false,
+        shrinks: true,
     };
     tracing::debug!(%sandbox, ?deduped, "dedup image made");
     Ok(Made { image, origin, deduped, watch })

@@ -148,11 +148,11 @@ pub enum Event {
         /// Which question.
         ticket: Ticket,
     },
-    /// An attempt to make a dedup image smaller has ended.
+    /// An attempt to store a sandbox smaller has ended.
     Shrunk {
         /// Whose.
         sandbox: SandboxId,
-        /// The smaller image, if it took the place of the first one.
+        /// What it is stored as now, if that is something else than before.
         smaller: Option<Smaller>,
     },
     /// A step of a trim has ended. After a failure the sandbox is as it was, unless it was lost.
@@ -217,6 +217,8 @@ pub struct Deduped {
     pub memory_digest: Option<[u8; 32]>,
     /// The processes are still there: it is parked.
     pub in_place: bool,
+    /// What is stored may become smaller while it waits.
+    pub shrinks: bool,
 }
 
 /// A sandbox in dedup that came from another node, or from the agent before.
@@ -236,7 +238,7 @@ pub struct Taken {
     pub phases: Vec<Phase>,
 }
 
-/// A dedup image that took the place of a larger one.
+/// What a sandbox is stored as that took the place of something larger.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Smaller {
     /// All bytes kept.
@@ -314,7 +316,7 @@ pub enum Action {
         /// Hash the memory before it runs.
         digest_memory: bool,
     },
-    /// Make its dedup image smaller, if that can be; answer with [`Event::Shrunk`]. Meanwhile it may be restored or removed.
+    /// Store it smaller, if that can be; answer with [`Event::Shrunk`]. Meanwhile it may be given back or removed.
     Shrink {
         /// Whose.
         sandbox: SandboxId,
@@ -414,7 +416,7 @@ struct Entry {
     base_snapshot: Option<SnapshotId>,
     last_phases: Vec<Phase>,
     pages: PageClasses,
-    /// Nobody has tried yet to make its image smaller.
+    /// Nobody has tried yet to store it smaller.
     shrinks: bool,
     /// It is another node's until that has given it up.
     arriving: bool,
@@ -483,7 +485,7 @@ impl Driver {
             Event::OfferAsked { offered, give_up, ticket } => {
                 self.offer_asked(now, &offered, (give_up, ticket), out);
             }
-            Event::Shrunk { sandbox, smaller } => self.shrunk(sandbox, smaller),
+            Event::Shrunk { sandbox, smaller } => self.shrunk(now, (sandbox, smaller), out),
             Event::Trimmed { sandbox, result } => self.trimmed(now, sandbox, result, out),
             Event::Removed { sandbox } => self.removed(sandbox, out),
             Event::Exited { sandbox, why } => self.exited(sandbox, why, out),
@@ -523,32 +525,49 @@ impl Driver {
     }
 }
 
-/// Images that wait are made smaller, one at a time, while the node has nothing else to do.
+/// After which time of waiting what was parked in haste is stored small: who is wanted back sooner need not have worked for it.
+const PARKED_SMALL_AFTER: Duration = Duration::from_secs(2);
+
+/// What waits is stored smaller, one sandbox at a time: images, while the node has nothing else to do; what was parked in haste, whatever it does, since
+/// that takes most of the memory that was to be won.
 impl Driver {
     fn shrink_one(&mut self, now: Instant, out: &mut Vec<Action>) {
-        let busy = || self.sandboxes.values().any(Entry::is_worked_on);
-        if self.shrinking || self.small_after.is_zero() || busy() {
+        if self.shrinking {
             return;
         }
-        let waits = |entry: &&mut Entry| {
-            entry.shrinks && entry.state == SandboxState::Dedup && entry.doomed.is_none()
+        let images = !self.small_after.is_zero() && !self.sandboxes.values().any(Entry::is_worked_on);
+        let waited = |entry: &Entry| {
+            let least = match entry.state {
+                SandboxState::Parked => Some(PARKED_SMALL_AFTER),
+                SandboxState::Dedup => images.then_some(self.small_after),
+                _ => None,
+            };
+            entry.shrinks
+                && entry.doomed.is_none()
+                && least.is_some_and(|least| now.duration_since(entry.since) >= least)
         };
-        let waiting = self.sandboxes.iter_mut().filter(|(_, entry)| waits(entry));
+        let waiting = self.sandboxes.iter_mut().filter(|(_, entry)| waited(entry));
         let Some((&sandbox, entry)) = waiting.min_by_key(|(_, entry)| entry.since) else { return };
-        if now.duration_since(entry.since) >= self.small_after {
-            entry.shrinks = false;
-            self.shrinking = true;
-            out.push(Action::Shrink { sandbox });
-        }
+        entry.shrinks = false;
+        self.shrinking = true;
+        out.push(Action::Shrink { sandbox });
     }
 
-    fn shrunk(&mut self, sandbox: SandboxId, smaller: Option<Smaller>) {
+    fn shrunk(
+        &mut self,
+        now: Instant,
+        (sandbox, smaller): (SandboxId, Option<Smaller>),
+        out: &mut Vec<Action>,
+    ) {
         self.shrinking = false;
-        let Some(entry) = self.sandboxes.get_mut(&sandbox) else { return };
-        let Some(Smaller { stored_bytes, bases, pages }) = smaller else { return };
-        entry.stored_bytes = stored_bytes;
-        entry.bases = bases;
-        entry.pages = PageClasses { reused: entry.pages.reused, ..pages };
+        if let (Some(entry), Some(smaller)) = (self.sandboxes.get_mut(&sandbox), smaller) {
+            let Smaller { stored_bytes, bases, pages } = smaller;
+            entry.stored_bytes = stored_bytes;
+            entry.bases = bases;
+            entry.pages = PageClasses { reused: entry.pages.reused, ..pages };
+        }
+        // Many may have been parked at once.
+        self.shrink_one(now, out);
     }
 }
 

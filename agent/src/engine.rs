@@ -30,6 +30,12 @@ impl Engine {
         Self { cluster_key, settings, threads }
     }
 
+    /// The same, with so many threads for the work on one sandbox's pages.
+    #[must_use]
+    pub const fn with_threads(self, threads: NonZeroUsize) -> Self {
+        Self { threads, ..self }
+    }
+
     /// The key of everything that belongs to a tenant.
     pub fn key(&self, tenant: &TenantName) -> DomainKey {
         self.cluster_key.for_tenant(tenant.as_str())

@@ -38,6 +38,8 @@ pub enum Step {
     ParkEncode,
     /// After they are sealed and proven, before its memory is given up.
     ParkZap,
+    /// After what was kept of a parked sandbox as it is was stored small, before that takes its place.
+    ShrinkParked,
     /// When a page that a sandbox waits for is rebuilt.
     GiveBack,
     /// When a page that a sandbox waits for is rebuilt: it takes for ever.

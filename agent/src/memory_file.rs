@@ -12,7 +12,10 @@ use std::{
     fs::File,
     io::{self, Write},
     num::NonZeroUsize,
-    os::fd::{AsFd, OwnedFd},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::fs::FileExt,
+    },
     path::Path,
     ptr::NonNull,
     slice,
@@ -54,6 +57,11 @@ impl MemoryFile {
         let mut file = Self::create(name)?;
         file.write_all(bytes)?;
         file.seal()
+    }
+
+    /// Writes at a place in it; several threads may.
+    pub fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.file.write_all_at(bytes, offset)
     }
 
     /// No more changes: seals the file and maps it. Takes longer only where the kernel is busy with the file's pages.
@@ -252,6 +260,17 @@ mod tests {
         assert_eq!(sealed.as_ref(), b"one two");
         assert!(handle.write_all(b"three").is_err());
         assert!(handle.set_len(0).is_err());
+    }
+
+    #[test]
+    fn what_was_written_in_any_order_is_sealed_as_it_is() {
+        let file = MemoryFile::create("test").unwrap();
+        file.write_all_at(&[7; 4096], 8192).unwrap();
+        file.write_all_at(&[3; 4096], 0).unwrap();
+        let sealed = file.seal().unwrap();
+        let bytes = sealed.as_ref();
+        assert_eq!((bytes.len(), bytes[0], bytes[4096], bytes[8192]), (3 * 4096, 3, 0, 7));
+        assert!(MemoryFile::create("test").unwrap().seal().unwrap().is_empty());
     }
 
     #[test]

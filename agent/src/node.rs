@@ -449,6 +449,7 @@ impl Node {
             Worked::Taken { sandbox, result } => self.taken(sandbox, result),
             Worked::Replicated { snapshot, result } => Event::Replicated { snapshot, result },
             Worked::Shrunk { sandbox, of, result } => self.shrunk(sandbox, &of, result),
+            Worked::ShrunkParked { sandbox, result } => self.shrunk_parked(sandbox, result),
             Worked::Removed { sandbox } => {
                 self.measured.forget(sandbox);
                 Event::Removed { sandbox }

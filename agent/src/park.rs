@@ -6,25 +6,26 @@
 //!
 //! Until the zap nothing is lost: after any failure before, the sandbox is warm as it was.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, num::NonZeroUsize, sync::Arc};
 
 use medes_dedup::page::SnapshotId;
 use medes_proto::{
     failure::{Failure, FailureKind},
     fleet::Level,
-    ids::SandboxId,
+    ids::{SandboxId, TenantName},
     registry::SnapshotPlace,
-    sandbox::PageClasses,
+    sandbox::Phase,
 };
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     bases::local::Snapshot,
-    driver::Deduped,
+    dedupe,
+    driver::{Deduped, Smaller},
     engine::Engine,
-    pager::{self, Pager, ParkError, ParkReport, Recipes},
+    pager::{self, Paged, Pager, ParkError, ParkReport, Recipes, ShrinkParkedError},
     registry::RegistryError,
-    roads::{NotWelcomed, Roads, Warm},
+    roads::{NotWelcomed, Roads, Stopwatch, Warm, blocking},
 };
 
 /// Why a sandbox was not parked.
@@ -110,24 +111,52 @@ pub async fn park(
 }
 
 fn deduped(report: &ParkReport, aligned_with: Option<SnapshotId>) -> Deduped {
-    let classes = report.classes;
     Deduped {
         stored_bytes: report.stored_bytes,
         bases: report.bases.clone(),
-        pages: PageClasses {
-            zero: classes.zero.into(),
-            same: classes.same.into(),
-            delta: classes.delta.into(),
-            whole: classes.whole.into(),
-            reused: report.reused_pages,
-            ..PageClasses::default()
-        },
+        pages: dedupe::counted(report.classes, 0, report.reused_pages),
         looked_up: 0,
         aligned_with,
         phases: report.phases.clone(),
         memory_digest: None,
         in_place: true,
+        shrinks: report.plain_pages > 0,
     }
+}
+
+/// Why a parked sandbox is not stored smaller.
+#[derive(Debug, thiserror::Error)]
+pub enum ShrinkError {
+    /// No key and no settings yet.
+    #[error(transparent)]
+    NotWelcomed(#[from] NotWelcomed),
+    /// The pager could not do it.
+    #[error("store what was kept as it is")]
+    Shrink(#[from] ShrinkParkedError),
+}
+
+/// Stores what was kept of a parked sandbox as it is smaller, if it still is parked; `None`: it is stored as it was.
+/// Bases that it is made from are those that it had.
+pub async fn shrink(
+    roads: &Roads,
+    tenant: &TenantName,
+    paged: Paged,
+) -> Result<Option<(Smaller, Vec<Phase>)>, ShrinkError> {
+    let engine = roads.engine()?;
+    // Nobody waits for it.
+    let engine = engine.with_threads(NonZeroUsize::MIN);
+    let key = engine.key(tenant);
+    let recipes =
+        Recipes { key, engine, base: None, bases: roads.bases.clone(), faults: roads.faults.clone() };
+    let mut watch = Stopwatch::start();
+    let shrunk =
+        blocking(move || Ok::<_, ShrinkParkedError>(paged.shrink(&recipes)?.then_some(paged))).await?;
+    watch.step("store");
+    let Some(paged) = shrunk else { return Ok(None) };
+    let (stored_bytes, bases, classes) = paged.kept_as();
+    let smaller = Smaller { stored_bytes, bases, pages: dedupe::counted(classes, 0, 0) };
+    tracing::debug!(?smaller, "stored smaller");
+    Ok(Some((smaller, watch.phases())))
 }
 
 /// How its pages are to be stored. A base that is to be had as a whole is acquired before anything refers to it.
@@ -153,7 +182,9 @@ async fn acquire(
 ) -> Result<Arc<Recipes>, ParkSandboxError> {
     let engine = roads.engine()?;
     let base = base(roads, sandbox, warm, (&engine, named)).await;
-    if let Some(base) = &base {
+    // What it is stored as already it holds on to for as long as it lives here.
+    let held = warm.paged.as_ref().map(Paged::bases).unwrap_or_default();
+    if let Some(base) = base.as_ref().filter(|base| !held.contains(&base.id)) {
         roads.registry.acquire(sandbox, &[base.id]).await?;
     }
     let key = engine.key(&warm.spec.tenant);

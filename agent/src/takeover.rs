@@ -165,9 +165,9 @@ pub(crate) fn leave_parked(
     let KeptHousing { layout, network, pipe } = warm.housing.kept()?;
     let mut files = vec![network, pipe.source, pipe.sink];
     let mut records = Vec::with_capacity(processes.len());
-    for KeptProcess { record, uffd, image } in processes {
+    for KeptProcess { record, uffd, image, plain } in processes {
         records.push(record);
-        files.extend([uffd, image]);
+        files.extend([uffd, image].into_iter().chain(plain));
     }
     if files.len() >= FILES_MAX {
         return Ok(false);
@@ -364,7 +364,8 @@ fn take_in_parked(
     let mut files = files.into_iter();
     let processes = processes.into_iter().map(|record| {
         let (uffd, image) = (files.next()?, files.next()?);
-        Some(KeptProcess { record, uffd, image })
+        let plain = if record.has_plain { Some(files.next()?) } else { None };
+        Some(KeptProcess { record, uffd, image, plain })
     });
     let processes: Option<Vec<_>> = processes.collect();
     let processes = processes.ok_or(TakeInError::Unlike("files of its processes are missing"))?;

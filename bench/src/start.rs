@@ -71,6 +71,9 @@ pub(crate) struct Measured {
     pub(crate) unpark: Vec<f64>,
     /// The warm request of that same sandbox, right after.
     unpark_warm: Vec<f64>,
+    /// The same before it was stored small.
+    unpark_soon: Vec<f64>,
+    unpark_soon_warm: Vec<f64>,
     /// Pages that each of them gave back and had to wait for.
     unpark_pages: Vec<Counts>,
     /// While some of what is touched had stayed, and the warm request after that.
@@ -100,9 +103,13 @@ pub(crate) struct Measured {
     first_park: Vec<f64>,
     park: Vec<f64>,
     park_phases: Vec<Vec<Phase>>,
+    /// Storing it small afterwards.
+    shrink: Vec<f64>,
     /// As the kernel counts the sandbox: warm, and parked.
     memory: Option<(Usage, Usage)>,
     parked_bytes: u64,
+    /// Before it was stored small.
+    parked_soon_bytes: u64,
     dedup_bytes: u64,
     cycles: u32,
 }
@@ -260,7 +267,7 @@ async fn by_dedup(
     station.remove(sandbox, &warm.housing).await
 }
 
-/// One sandbox that stays where it is, a clone as most are, parked again and again.
+/// One sandbox that stays where it is, a clone as most are, parked again and again. Every other time it is wanted back before it was stored small.
 async fn by_parking(
     station: &mut Station,
     pager: &Pager,
@@ -273,7 +280,7 @@ async fn by_parking(
     timed(&warm, Instant::now(), &mut last).await?;
     timed(&warm, Instant::now(), &mut last).await?;
     let (running, never) = (warm.housing.usage(), CancellationToken::new());
-    for round in 0..rounds.max(CYCLES) + TAUGHT {
+    for round in 0..2 * rounds.max(CYCLES) + TAUGHT {
         let began = Instant::now();
         let order = ParkOrder { base: None, resident_percent };
         let parked = park::park(&station.roads, pager, sandbox, warm, (order, &never)).await;
@@ -289,10 +296,19 @@ async fn by_parking(
             let park = if round == 0 { &mut measured.first_park } else { &mut measured.park };
             park.push(took);
             measured.park_phases.push(deduped.phases);
-            measured.parked_bytes = deduped.stored_bytes;
+            measured.parked_soon_bytes = deduped.stored_bytes;
             measured.memory = Some((running, warm.housing.usage()));
         } else {
             measured.resident_memory = warm.housing.usage();
+        }
+        let is_soon = round % 2 == 1;
+        if !is_soon {
+            let began = Instant::now();
+            let bytes = station.shrink_parked(&warm).await?;
+            measured.shrink.push(began.elapsed().as_secs_f64() * 1e3);
+            if resident_percent == 0 {
+                measured.parked_bytes = bytes.unwrap_or(measured.parked_soon_bytes);
+            }
         }
         let paged = warm.paged.clone().context("it is parked")?;
         let before = paged.counts();
@@ -302,13 +318,17 @@ async fn by_parking(
         let brought = paged.counts() - before;
         let after = timed(&warm, Instant::now(), &mut last).await?;
         if round >= TAUGHT {
-            let (unpark, warm_after) = match resident_percent {
-                0 => (&mut measured.unpark, &mut measured.unpark_warm),
-                _ => (&mut measured.unpark_resident, &mut measured.unpark_resident_warm),
+            let ways = match (resident_percent, is_soon) {
+                (0, false) => Some((&mut measured.unpark, &mut measured.unpark_warm)),
+                (0, true) => Some((&mut measured.unpark_soon, &mut measured.unpark_soon_warm)),
+                (_, false) => Some((&mut measured.unpark_resident, &mut measured.unpark_resident_warm)),
+                (_, true) => None,
             };
-            unpark.push(took);
-            warm_after.push(after);
-            if resident_percent == 0 {
+            if let Some((unpark, warm_after)) = ways {
+                unpark.push(took);
+                warm_after.push(after);
+            }
+            if resident_percent == 0 && !is_soon {
                 measured.unpark_pages.push(brought);
             }
         }

@@ -16,6 +16,7 @@ use medes_agent::{
     faults::Faults,
     launch_spec::launch_spec,
     pager::Pager,
+    park,
     reaper::Reaper,
     registry::Registry,
     roads::{HowRestored, Roads, Warm},
@@ -145,6 +146,13 @@ impl Station {
         let roads = Arc::get_mut(&mut self.roads).context("change the roads while somebody is on them")?;
         roads.bring_back(HowRestored::Late, pager);
         Ok(())
+    }
+
+    /// Stores a parked sandbox small, as agents do once it has waited; what is then kept for it, if that is something else.
+    pub(crate) async fn shrink_parked(&self, warm: &Warm) -> Result<Option<u64>> {
+        let paged = warm.paged.clone().context("it is parked")?;
+        let shrunk = park::shrink(&self.roads, &warm.spec.tenant, paged).await;
+        Ok(shrunk.context("store it small")?.map(|(smaller, _)| smaller.stored_bytes))
     }
 
     /// Ends a sandbox and frees all that is left of it.

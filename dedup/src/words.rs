@@ -64,8 +64,6 @@ pub struct Aligner<'a> {
     before: Option<&'a PagePieces>,
     /// The relation that there is already and that has to do.
     relation: Option<&'a Relation>,
-    /// Positions of pages that are not looked at, in order.
-    left_out: &'a [PageIndex],
     same: Vec<Option<PageIndex>>,
 }
 
@@ -136,17 +134,7 @@ impl<'a> Aligner<'a> {
     ) -> Self {
         let same = align::same_places(&memory, base);
         let (pass, before, relation) = (Pass::First, None, None);
-        Self {
-            memory,
-            base: Cow::Borrowed(base),
-            base_pages,
-            facts,
-            pass,
-            before,
-            relation,
-            left_out: &[],
-            same,
-        }
+        Self { memory, base: Cow::Borrowed(base), base_pages, facts, pass, before, relation, same }
     }
 
     /// For a target of which an earlier image exists, whose pages are taken over where they have not changed: an image has one
@@ -155,12 +143,6 @@ impl<'a> Aligner<'a> {
     /// Pages that are still much like what they were are not aligned anew, which takes most of the time.
     pub fn again(self, earlier: &'a Earlier<'_>) -> Self {
         Self { before: Some(&earlier.pieces), relation: Some(earlier.relation), ..self }
-    }
-
-    /// Leaves pages out, in order of position: the plan says nothing of them. For those of which it is known that nothing in the base is like them,
-    /// and which would take longest.
-    pub fn leaving_out(self, left_out: &'a [PageIndex]) -> Self {
-        Self { left_out, ..self }
     }
 
     /// A second look at the same target, for the level `small`: against what the plan predicts, pointers tell objects
@@ -207,10 +189,6 @@ impl<'a> Aligner<'a> {
             let (Some(page), Some(same)) = (self.memory.pages().get(at), self.same.get(at)) else { break };
             let before = self.before.map(|pieces| pieces.of(at)).unwrap_or_default();
             let pieces = part.pieces.open_page();
-            if self.left_out.binary_search(&PageIndex(at as u32)).is_ok() {
-                part.pieces.end_page();
-                continue;
-            }
             let stays = same.and_then(|same| Some((same.0 as usize, *self.base_pages.get(same.0 as usize)?)));
             part.placed += usize::from(stays.is_some());
             if stays.is_some_and(|stays| walk.stayed((page, at), stays, pieces)) {

@@ -366,19 +366,6 @@ fn hot_pages_are_words_or_stay_as_they_are() {
 }
 
 #[test]
-fn pages_left_out_of_a_plan_come_back() {
-    let (from, target) = (process(1, 2, 0), process(1, 3, 0));
-    let (index, base_pages, pages) = (index(&from), from.pages(), target.pages());
-    let memory = Memory::new(&pages, &target.addresses, &target.mappings).unwrap();
-    let (facts, left_out) = (Facts::none(), [PageIndex(3), PageIndex(8)]);
-    let aligner = Aligner::new(memory, &index, &base_pages, &facts).leaving_out(&left_out);
-    let plan = aligner.plan([aligner.part(0..5), aligner.part(5..pages.len())]);
-    let image = stored(&target, &from, &plan, WordRules::HOT);
-    check(&image, &target, &from);
-    assert_eq!((image.classes().whole, image.recipe(PageIndex(3)).unwrap().source.base()), (2, None));
-}
-
-#[test]
 fn neighbours_come_back_together() {
     let (from, target) = (process(1, 2, 0), process(1, 3, 5));
     let image = image(&target, &from, 100);

@@ -15,6 +15,8 @@ pub(crate) enum Act {
     /// A request waits for one more of its kind.
     Clone,
     Park,
+    /// Parked once more, what it had written is stored small.
+    Shrink,
     /// A request has it come back from parked.
     Unpark,
     /// The base that it refers to is copied to the other node.
@@ -34,6 +36,7 @@ impl Act {
             Self::Restore => "restore",
             Self::Clone => "clone",
             Self::Park => "park",
+            Self::Shrink => "shrink",
             Self::Unpark => "unpark",
             Self::Replicate => "replicate",
             Self::Move => "move",
@@ -201,7 +204,7 @@ impl Cell {
 
     /// Whether the subject rests while its agent is killed, and the next agent takes it over.
     fn is_left(&self) -> bool {
-        let rests = matches!(self.act, Act::Replicate | Act::Move);
+        let rests = matches!(self.act, Act::Replicate | Act::Move | Act::Shrink);
         self.kind == Kind::Kept && rests && matches!(self.fault, Fault::Kill(_))
     }
 

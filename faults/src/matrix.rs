@@ -7,7 +7,7 @@ use crate::{
 };
 
 /// The roads, and the steps of each.
-const ROADS: [(Act, Place, &[&str]); 9] = [
+const ROADS: [(Act, Place, &[&str]); 10] = [
     (Act::Launch, Place::A, &["launch"]),
     (
         Act::Dedup,
@@ -17,6 +17,7 @@ const ROADS: [(Act, Place, &[&str]); 9] = [
     (Act::Restore, Place::A, &["open", "read-back", "rebuild", "criu-restore", "resume"]),
     (Act::Clone, Place::A, &["clone", "open", "rebuild", "criu-restore", "resume"]),
     (Act::Park, Place::A, &["park-encode", "park-zap"]),
+    (Act::Shrink, Place::A, &["shrink-parked"]),
     (Act::Unpark, Place::A, &["give-back"]),
     (Act::Replicate, Place::B, &["replicate", "replicated"]),
     (Act::Move, Place::B, &["take", "give-up", "given-up"]),
@@ -214,9 +215,11 @@ mod tests {
             match (cell.fault, cell.act) {
                 (_, Act::Launch | Act::Clone | Act::Evict) => assert!(!kept, "{}", cell.name()),
                 (Fault::Kill(Victim::Controller), _) => assert!(kept, "{}", cell.name()),
-                (Fault::Fail, Act::Dedup | Act::Park | Act::Replicate) => assert!(kept, "{}", cell.name()),
+                (Fault::Fail, Act::Dedup | Act::Park | Act::Shrink | Act::Replicate) => {
+                    assert!(kept, "{}", cell.name())
+                }
                 (Fault::Kill(Victim::Agent), Act::Dedup) => assert!(!kept, "{}", cell.name()),
-                (Fault::Kill(Victim::Other), Act::Move) => {
+                (Fault::Kill(Victim::Agent), Act::Shrink) | (Fault::Kill(Victim::Other), Act::Move) => {
                     assert_eq!(kept, cell.kind == Kind::Kept, "{}", cell.name());
                 }
                 _ => {}

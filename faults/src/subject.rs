@@ -1,6 +1,6 @@
 //! The sandbox that a cell is about: brought to where the act begins, and what the act is.
 
-use std::time::Duration;
+use std::{thread, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -20,6 +20,9 @@ const SOON: Duration = Duration::from_secs(15);
 const MEMORY: &str = "256MiB";
 /// After this nothing that was asked for is still under way.
 const PARKED_SOON: Duration = Duration::from_secs(15);
+
+/// What was parked is stored small by then.
+const SHRUNK_SOON: Duration = Duration::from_secs(4);
 
 /// The subject.
 #[derive(Debug, Clone)]
@@ -101,11 +104,16 @@ pub(crate) fn prepare(
     ensure!(answer.sandbox == sandbox, "{} answered for {sandbox}", answer.sandbox);
     match cell.act {
         Act::Restore | Act::Move => drop(desk.ask(&["dedup", &sandbox])?),
-        Act::Unpark => {
+        Act::Unpark | Act::Shrink => {
             let state = park(desk, &sandbox)?;
             ensure!(state == "parked", "{sandbox} is {state}");
         }
         _ => {}
+    }
+    if cell.act == Act::Shrink {
+        let asked = desk.post(&format!("{}/count", subject.function), Some(&sandbox));
+        subject.before = Some(asked.answer().context("it does not answer")?.clone());
+        seen.push(asked);
     }
     Ok(subject)
 }
@@ -184,6 +192,11 @@ pub(crate) fn act(desk: &Desk, cell: &Cell, subject: &Subject) -> Result<Done> {
         Act::Evict => said(&["purge", subject.named()?]),
         Act::Move => said(&["move", subject.named()?, "--node", &desk.node(Place::B)]),
         Act::Park => Ok(Done::Said(park(desk, subject.named()?)?)),
+        Act::Shrink => {
+            let state = park(desk, subject.named()?)?;
+            thread::sleep(SHRUNK_SOON);
+            Ok(Done::Said(state))
+        }
         Act::Replicate => {
             let done = said(&["dedup", subject.named()?])?;
             let both = || (holders(desk, &subject.function) == 2).then_some(());

@@ -129,13 +129,7 @@ pub async fn shrink(
         }
         let sorted = Sorted { fates: fates(&image, &dump, base.id)?, earlier: None };
         let (pages, worded) = words::align((&dump, &sorted), &base, &bases.indexes, |memory, base| {
-            page_work::words::encode(
-                memory,
-                base,
-                (Level::Small, None, &page_work::words::Hot::default()),
-                (&key, rules),
-                THREADS,
-            )
+            page_work::words::encode(memory, base, (Level::Small, None, &[]), (&key, rules), THREADS)
         })?;
         let bytes = build(&image, &dump, &Words { place, pages, worded }, &key)?;
         watch.step("encode");

@@ -21,7 +21,7 @@ use crate::{
     layout::UnknownLayout,
     page_work::{
         self,
-        words::{Hot, Worded, WordsBase},
+        words::{Worded, WordsBase},
     },
     registry::{Hints, RegistryError},
     roads::{Roads, Warm, blocking},
@@ -100,7 +100,7 @@ pub(super) async fn encode(
                 page_work::words::encode(
                     memory,
                     base,
-                    (engine.level(), earlier.as_ref(), &Hot::default()),
+                    (engine.level(), earlier.as_ref(), &[]),
                     rules,
                     engine.threads,
                 )

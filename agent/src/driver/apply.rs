@@ -218,12 +218,12 @@ impl Driver {
     ) {
         let Some(entry) = self.sandboxes.get_mut(&sandbox) else { return };
         match result {
-            Ok(Deduped { stored_bytes, bases, pages, phases, memory_digest, in_place, .. }) => {
+            Ok(Deduped { stored_bytes, bases, pages, phases, memory_digest, in_place, shrinks, .. }) => {
                 entry.enter(now, if in_place { SandboxState::Parked } else { SandboxState::Dedup });
                 entry.stored_bytes = stored_bytes;
                 entry.bases = bases;
                 entry.pages = pages;
-                entry.shrinks = !in_place;
+                entry.shrinks = shrinks;
                 entry.last_phases.clone_from(&phases);
                 self.finish(now, sandbox, Success { phases, memory_digest, ..Success::default() }, out);
             }

@@ -161,7 +161,7 @@ impl Driver {
         let mut entry = Entry::new(now, spec, revision);
         entry.take_in(now, taken);
         if is_parked {
-            (entry.state, entry.shrinks) = (SandboxState::Parked, false);
+            entry.state = SandboxState::Parked;
         }
         let since = now.checked_sub(age).unwrap_or(now);
         (entry.since, entry.born, entry.last_used) = (since, since, since);

@@ -205,9 +205,11 @@ impl World {
             }
             Action::Shrink { sandbox } => {
                 assert_eq!(self.shrinking.replace(sandbox), None, "one at a time");
-                let others = self.work.iter().filter(|(_, work)| *work != Work::Remove);
-                assert_eq!(others.count(), 0, "only while there is nothing else to do");
-                assert!(!self.alive.contains(&sandbox), "there is an image");
+                if !self.parked.contains(&sandbox) {
+                    let others = self.work.iter().filter(|(_, work)| *work != Work::Remove);
+                    assert_eq!(others.count(), 0, "only while there is nothing else to do");
+                    assert!(!self.alive.contains(&sandbox), "there is an image");
+                }
             }
             Action::Remove { sandbox } => self.begin(sandbox, Work::Remove),
             Action::Replicate { ref place } => {
@@ -279,6 +281,7 @@ impl World {
                     aligned_with: None,
                     phases: Vec::new(),
                     memory_digest: None,
+                    shrinks: true,
                 };
                 self.put_away(sandbox, if good { Ok(deduped) } else { Err(failed) });
             }

@@ -5,6 +5,7 @@ use medes_proto::{
     function::FunctionSpec,
     ids::{NodeId, SandboxId, SnapshotId},
     registry::SnapshotPlace,
+    sandbox::Phase,
 };
 
 use tokio_util::sync::CancellationToken;
@@ -169,8 +170,28 @@ impl Node {
                 let folder = self.tools.host.run_dir().join("shrink");
                 self.work(work::shrink(roads.clone(), whose, stored, folder));
             }
+            (Some(Body::Parked(warm, _)), Some(roads)) if let Some(paged) = warm.paged.clone() => {
+                let whose = (sandbox, warm.spec.tenant.clone());
+                self.work(work::shrink_parked(roads.clone(), whose, paged));
+            }
             _ => self.apply(Event::Shrunk { sandbox, smaller: None }),
         }
+    }
+
+    /// One that has come back meanwhile is stored as it is until it is parked again.
+    pub(super) fn shrunk_parked(
+        &mut self,
+        sandbox: SandboxId,
+        result: Result<Option<(Smaller, Vec<Phase>)>, Failure>,
+    ) -> Event {
+        let smaller = result.unwrap_or_else(|failure| {
+            tracing::info!(%sandbox, %failure, "parked, it stays as large as it is");
+            None
+        });
+        let smaller = smaller
+            .map(|(smaller, _)| smaller)
+            .filter(|_| matches!(self.bodies.get(&sandbox), Some(Body::Parked(..))));
+        Event::Shrunk { sandbox, smaller }
     }
 
     /// Puts a smaller image in the place of the one it was made of, if that is still there.

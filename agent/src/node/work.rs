@@ -25,13 +25,13 @@ use crate::{
         self,
         shrink::{self, Shrunk},
     },
-    driver::{DedupOrder, Deduped, Restored, Taken, Trimmed},
+    driver::{DedupOrder, Deduped, Restored, Smaller, Taken, Trimmed},
     earlier::Origin,
     faults::{Injected, Step},
     launch_spec::launch_spec,
     memory_file::MappedFile,
     metrics, moving,
-    pager::{FaultError, Pager, ReleaseError},
+    pager::{FaultError, Paged, Pager, ReleaseError},
     park::{self, ParkOrder},
     restore,
     roads::{Roads, Stopwatch, Stored, Warm, blocking},
@@ -88,6 +88,8 @@ pub(crate) enum Worked {
     Taken { sandbox: SandboxId, result: Took },
     /// The image `of` was made smaller, or there is no smaller one.
     Shrunk { sandbox: SandboxId, of: MappedFile, result: Result<Option<Box<Shrunk>>, Failure> },
+    /// A parked sandbox is stored smaller, or as it was.
+    ShrunkParked { sandbox: SandboxId, result: Result<Option<(Smaller, Vec<Phase>)>, Failure> },
     /// A removal.
     Removed { sandbox: SandboxId },
     /// The processes of a sandbox ended.
@@ -109,7 +111,8 @@ impl Worked {
         match self {
             Self::Deduped { sandbox, result: Ok(_) }
             | Self::Taken { sandbox, result: Ok(_) }
-            | Self::Shrunk { sandbox, result: Ok(Some(_)), .. } => Some(Leaves::Sandbox(*sandbox)),
+            | Self::Shrunk { sandbox, result: Ok(Some(_)), .. }
+            | Self::ShrunkParked { sandbox, result: Ok(Some(_)) } => Some(Leaves::Sandbox(*sandbox)),
             Self::BaseMade { result: Ok((report, _)), .. } | Self::Replicated { result: Ok(report), .. } => {
                 Some(Leaves::Base(report.id))
             }
@@ -121,7 +124,11 @@ impl Worked {
     pub(super) const fn was_large(&self) -> bool {
         matches!(
             self,
-            Self::Deduped { .. } | Self::BaseMade { .. } | Self::Restored { .. } | Self::Shrunk { .. }
+            Self::Deduped { .. }
+                | Self::BaseMade { .. }
+                | Self::Restored { .. }
+                | Self::Shrunk { .. }
+                | Self::ShrunkParked { .. }
         )
     }
 
@@ -150,10 +157,17 @@ impl Worked {
                 let result = result.as_ref().map(|(_, taken)| &taken.phases[..]);
                 ("take", sandbox, result.map_err(|(_, why)| why))
             }
-            Self::Shrunk { result: Ok(None), .. } => return None,
+            Self::Shrunk { result: Ok(None), .. } | Self::ShrunkParked { result: Ok(None), .. } => {
+                return None;
+            }
             Self::Shrunk { sandbox, result, .. } => {
                 let phases =
                     result.as_ref().map(|shrunk| shrunk.as_ref().map_or(&[][..], |one| &one.phases[..]));
+                ("shrink", sandbox, phases)
+            }
+            Self::ShrunkParked { sandbox, result } => {
+                let phases =
+                    result.as_ref().map(|shrunk| shrunk.as_ref().map_or(&[][..], |(_, phases)| phases));
                 ("shrink", sandbox, phases)
             }
             Self::Replicated { .. } | Self::Removed { .. } | Self::Exited { .. } | Self::Answered { .. } => {
@@ -182,6 +196,7 @@ impl Worked {
             | Self::BaseMade { warm: None, .. }
             | Self::Replicated { .. }
             | Self::Shrunk { .. }
+            | Self::ShrunkParked { .. }
             | Self::Removed { .. }
             | Self::Exited { .. }
             | Self::Answered { .. } => return None,
@@ -381,6 +396,18 @@ pub(super) async fn shrink(
         Err(error) => Err(Failure::from_error(FailureKind::DedupFailed, &error)),
     };
     Worked::Shrunk { sandbox, of, result }
+}
+
+pub(super) async fn shrink_parked(
+    roads: Arc<Roads>,
+    (sandbox, tenant): (SandboxId, TenantName),
+    paged: Paged,
+) -> Worked {
+    let result = match park::shrink(&roads, &tenant, paged).await {
+        Ok(shrunk) => Ok(shrunk),
+        Err(error) => Err(Failure::from_error(FailureKind::DedupFailed, &error)),
+    };
+    Worked::ShrunkParked { sandbox, result }
 }
 
 pub(super) async fn make_base(

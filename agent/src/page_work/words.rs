@@ -38,15 +38,6 @@ pub struct Worded {
     pub relation: Relation,
 }
 
-/// Pages that are to be quick to store and to have back, rather than small. Positions, in order.
-#[derive(Debug, Default)]
-pub struct Hot {
-    /// All of them.
-    pub pages: Vec<PageIndex>,
-    /// Those that were stored whole the last time: nothing better is looked for.
-    pub whole: Vec<PageIndex>,
-}
-
 /// A page of words from this many bytes on is worth a question to the registry: another base may have it.
 const ASK_BYTES_MIN: usize = 1024;
 
@@ -60,11 +51,11 @@ pub fn is_worth_asking(page: &EncodedPage<'_>) -> bool {
 }
 
 /// Makes a process of words of a base; `earlier` is what is known of its pages from an image of which others are taken over.
-/// Nothing of it is in doubt: every page was proven to come back.
+/// `hot`: positions of pages that are to be quick to have back, rather than small, in order. Nothing of it is in doubt: every page was proven to come back.
 pub fn encode(
     memory: Memory<'_>,
     base: WordsBase<'_>,
-    (level, earlier, hot): (Level, Option<&Earlier<'_>>, &Hot),
+    (level, earlier, hot): (Level, Option<&Earlier<'_>>, &[PageIndex]),
     (key, rules): (&DomainKey, EncodeRules),
     threads: NonZeroUsize,
 ) -> Worded {
@@ -75,7 +66,6 @@ pub fn encode(
         Some(earlier) => aligner.again(earlier),
         None => aligner,
     };
-    let aligner = aligner.leaving_out(&hot.whole);
     let plan = put_together(&aligner);
     let (plan, word_rules) = match level {
         Level::None | Level::Fast => (plan, WordRules::FAST),
@@ -106,7 +96,7 @@ fn parts(aligner: &Aligner<'_>, pages: usize, threads: NonZeroUsize) -> Vec<Part
 
 fn runs(
     pages: &[&Page],
-    (words, hot): (&WordsOf<'_>, &Hot),
+    (words, hot): (&WordsOf<'_>, &[PageIndex]),
     (key, rules): (&DomainKey, EncodeRules),
     threads: NonZeroUsize,
 ) -> Vec<EncodedRun> {
@@ -116,7 +106,7 @@ fn runs(
         let quick = WordsOf { rules: WordRules::HOT, ..*words };
         for (at, page) in range.clone().zip(&pages[range]) {
             let at = PageIndex(u32::try_from(at).unwrap_or(u32::MAX));
-            let words = if hot.pages.binary_search(&at).is_ok() { &quick } else { words };
+            let words = if hot.binary_search(&at).is_ok() { &quick } else { words };
             run.push(&encoder.encode_planned(page, at, words));
         }
         tell_distrust(&encoder);

@@ -13,7 +13,7 @@ use super::handler::Pager;
 use super::learnt::Learnt;
 use super::park::Paged;
 use super::stopped::{ParkError, Stopped};
-use super::store::{ParkedImage, Store};
+use super::store::{Contents, ParkedImage, Store};
 use crate::bases::local::Snapshot;
 use crate::faults::Faults;
 use crate::memory_file::MappedFile;
@@ -48,12 +48,13 @@ pub async fn bring(
     blocking(move || {
         let lost = Arc::new(Lost::new(cgroup.clone(), faults));
         let Missing { image, bases, mut pages, mut learnt } = missing;
-        let image = Arc::new(ParkedImage::new(image, bases));
+        let contents = Contents::of(Arc::new(ParkedImage::new(image, bases)));
         let mut stopped = Stopped::hold(&pager, &cgroup)?;
         for pid in stopped.pids.clone() {
             let inside = number_inside(pid).map_err(|source| ParkError::Look { pid, source })?;
             let pages = pages.remove(&inside).unwrap_or_default();
-            stopped.begin(pid, &lost, (Store::placed(image.clone(), &pages), learnt.take(inside)))?;
+            let store = Store::of(contents.clone(), pages.into_iter());
+            stopped.begin(pid, &lost, (store, learnt.take(inside)))?;
         }
         if let Some((inside, _)) = pages.pop_first() {
             return Err(ParkError::Absent { inside });

@@ -3,7 +3,7 @@
 //! A space is served by one thread until its process is gone or it was released; nothing else ends the service, so that no
 //! missing page can turn into zeros because somebody forgot about it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -304,32 +304,26 @@ impl Service {
         self.server.spaces().insert(number, space);
     }
 
-    /// One turn for everybody who has something to get.
+    /// One turn for everybody who has something to get; but of those that do not run before they have it, only for who came first. If all of them
+    /// came back at the same pace, all would be there as late as the last one.
     fn work_on(&mut self) {
-        self.busy.sort_unstable();
-        self.busy.dedup();
-        let mut waiting = Vec::new();
+        let mut seen = HashSet::new();
+        self.busy.retain(|number| seen.insert(*number));
+        let (mut waiting, mut is_first) = (Vec::new(), true);
         for number in std::mem::take(&mut self.busy) {
             let Some(space) = self.space(number) else { continue };
-            match space.push_some(&mut self.hands) {
-                Ok(Turn::More | Turn::Waits) => self.busy.push(number),
-                Ok(Turn::Over) => {}
-                Err(error) => {
-                    space.lost.end(error);
-                    continue;
-                }
+            let has_turn = !space.is_before() || std::mem::take(&mut is_first);
+            if !has_turn || space.push_some(&mut self.hands) != Turn::Over {
+                self.busy.push(number);
             }
             if space.is_waiting() {
                 waiting.push(number);
             }
         }
-        let (hands, alone) = (&mut self.hands, self.alone);
-        self.helped.retain(|space| match space.push_some(hands) {
-            Ok(turn) => turn == Turn::More && (!alone || space.is_before()),
-            Err(error) => {
-                space.lost.end(error);
-                false
-            }
+        let (hands, alone, mut is_first) = (&mut self.hands, self.alone, true);
+        self.helped.retain(|space| {
+            let has_turn = !space.is_before() || std::mem::take(&mut is_first);
+            !has_turn || (space.push_some(hands) == Turn::More && (!alone || space.is_before()))
         });
         if !waiting.is_empty() {
             thread::sleep(PAUSE);

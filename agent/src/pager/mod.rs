@@ -5,6 +5,7 @@
 //! unpark:  push the working set ─► thaw ─► serve what else is touched ─► learn
 //! fill:    push everything else, while there is memory and nothing else to do
 //! trim:    as park, of some pages that it does not touch, and it goes on
+//! shrink:  what was kept as it is for haste ─► words of the base, while it waits
 //! bring:   the same for a sandbox that was made without its memory
 //! takeover: one that is parked goes to the next agent
 //! ```
@@ -30,6 +31,8 @@ mod push;
 mod ranges;
 mod read;
 mod recipes;
+mod saved;
+mod shrink;
 mod space;
 mod stopped;
 mod store;
@@ -46,6 +49,7 @@ pub use handler::{Guard, Pager};
 pub use learnt::{Learnt, School};
 pub use park::{Paged, ParkReport, Parked, ReleaseError, park, trim};
 pub use recipes::{Recipes, StorePagesError};
+pub use shrink::ShrinkParkedError;
 pub use space::Unsettled;
 pub use stopped::ParkError;
 pub(crate) use takeover::{KeptProcess, ProcessRecord, TakeOverError};

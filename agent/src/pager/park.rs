@@ -12,9 +12,10 @@ use tokio_util::sync::CancellationToken;
 use super::counts::Counts;
 use super::fault::{FaultError, Lost};
 use super::handler::Pager;
-use super::recipes::{Recipes, Saved, StorePagesError};
+use super::recipes::{Recipes, StorePagesError};
+use super::saved::Saved;
 use super::space::{Hands, Space};
-use super::stopped::{ParkError, Stopped, Zapped};
+use super::stopped::{How, ParkError, Stopped, Zapped};
 use super::store::{ParkedImage, Store};
 use super::take::Take;
 use crate::account::Images;
@@ -28,7 +29,7 @@ use crate::sandbox::cgroup::{CgroupError, SandboxCgroup};
 #[derive(Debug, Clone)]
 pub struct Paged {
     pub(super) pager: Pager,
-    cgroup: SandboxCgroup,
+    pub(super) cgroup: SandboxCgroup,
     pub(super) spaces: Vec<Arc<Space>>,
     lost: Arc<Lost>,
 }
@@ -47,6 +48,8 @@ pub struct ParkReport {
     pub saved_pages: u64,
     /// Pages that were taken over as they were stored.
     pub reused_pages: u64,
+    /// Pages that are kept as they are for now: see [`Paged::shrink`].
+    pub plain_pages: u64,
     /// What all pages that are kept are stored as.
     pub classes: PageClasses,
     /// Base snapshots that its pages are made from.
@@ -120,11 +123,15 @@ async fn take(
     let known = before.map(|paged| paged.spaces).unwrap_or_default();
     let (taker, group, losing) = (pager.clone(), cgroup.clone(), lost.clone());
     let wanted = cancelled.clone();
-    let taking = move || Stopped::take(&taker, &group, &known, (&losing, &wanted, take));
+    let threads = recipes.engine.threads;
+    let taking = move || {
+        let how = How { lost: &losing, cancelled: &wanted, take, threads };
+        Stopped::take(&taker, &group, &known, how)
+    };
     let mut stopped = blocking(taking).await?;
     watch.step("stop");
     let saved = stopped.take_saved();
-    let saved_pages = saved.iter().map(|saved| saved.numbers.len() as u64).sum();
+    let saved_pages = saved.iter().map(|saved| saved.fresh as u64).sum();
     let faults = recipes.faults.clone();
     let storing = blocking(move || store(&recipes, saved));
     let stored = tokio::select! {
@@ -158,13 +165,14 @@ impl Zapped {
     ) -> Parked {
         let Self { spaces, stood, left_out_pages, resident_pages, taken_pages, has_more } = self;
         let paged = Paged::of(pager, cgroup, spaces, lost);
-        let Stored { bytes: stored_bytes, pages, bases, classes } = paged.stored();
+        let Stored { bytes: stored_bytes, pages, plain_pages, bases, classes } = paged.stored();
         let reused_pages = pages.saturating_sub(saved_pages);
         let report = ParkReport {
             stored_bytes,
             pages,
             saved_pages,
             reused_pages,
+            plain_pages,
             classes,
             bases,
             left_out_pages,
@@ -180,7 +188,7 @@ impl Zapped {
 
 /// For each process what it is stored as from now on, if that is something else than before.
 fn store(recipes: &Recipes, saved: Vec<Saved>) -> Result<Vec<Option<Store>>, StorePagesError> {
-    saved.into_iter().map(|saved| recipes.store(&saved)).collect()
+    saved.into_iter().map(|saved| recipes.store(saved)).collect()
 }
 
 /// What is kept for a sandbox.
@@ -188,6 +196,7 @@ fn store(recipes: &Recipes, saved: Vec<Saved>) -> Result<Vec<Option<Store>>, Sto
 struct Stored {
     bytes: u64,
     pages: u64,
+    plain_pages: u64,
     bases: Vec<SnapshotId>,
     classes: PageClasses,
 }
@@ -311,6 +320,10 @@ impl Paged {
             let state = space.lock();
             stored.bytes += state.store().table().memory_bytes() as u64;
             stored.pages += state.store().table().pages();
+            if let Some(plain) = state.store().plain() {
+                stored.bytes += plain.file().len() as u64;
+                stored.plain_pages += plain.pages().len() as u64;
+            }
             let image = state.store().image().filter(|image| !seen.contains(&Arc::as_ptr(image)));
             if let Some(image) = image {
                 seen.push(Arc::as_ptr(image));
@@ -319,6 +332,7 @@ impl Paged {
                 add(&mut stored.classes, image.image().classes());
             }
         }
+        stored.classes.whole += u32::try_from(stored.plain_pages).unwrap_or(u32::MAX);
         stored.bases.sort_unstable();
         stored.bases.dedup();
         stored
@@ -330,12 +344,21 @@ impl Paged {
         for space in &self.spaces {
             let state = space.lock();
             images.add_table(state.store().table().memory_bytes() as u64);
+            if let Some(plain) = state.store().plain() {
+                images.add_plain(plain.file());
+            }
             if let Some(image) = state.store().image() {
                 images.add(image.image());
                 image.held().iter().for_each(|base| images.hold(base));
             }
         }
         images
+    }
+
+    /// What it is stored as now: all bytes, the bases its pages are made from, and what these are stored as.
+    pub fn kept_as(&self) -> (u64, Vec<SnapshotId>, PageClasses) {
+        let Stored { bytes, bases, classes, .. } = self.stored();
+        (bytes, bases, classes)
     }
 
     /// Bytes kept for it now.

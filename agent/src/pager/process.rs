@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::file_pages::{self, Changed};
 use super::ranges::{is_in, joined, pages, without};
 use super::read::read;
-use super::recipes::Saved;
+use super::saved::Saved;
 use super::space::{Space, State};
 use super::stopped::ParkError;
 use super::store::Store;
@@ -25,8 +26,6 @@ use crate::maps;
 use crate::pagemap;
 use crate::uffd::{self, MISSING, PROTECT};
 
-/// Pages copied between two looks whether it is wanted back: a millisecond or two.
-const COPIED_AT_ONCE: usize = 512;
 /// For what is told to the kernel through memory of the process.
 pub(super) const SCRATCH_BYTES: u64 = 64 << 10;
 /// Ranges given to the kernel at once.
@@ -64,6 +63,26 @@ pub(super) struct Process {
 /// How many pages are stored and not there.
 fn away(state: &State, there: &[Range<u64>]) -> u64 {
     state.store().table().places().filter(|(page, _)| !is_in(there, *page)).count() as u64
+}
+
+/// Most pages that are kept as they are; and never more than half of all, since memory is to be won at once: 64 MiB.
+const PLAIN_MAX: u64 = 1 << 14;
+
+/// How many pages are kept as they are.
+fn plain_pages(state: &State) -> u64 {
+    state.store().plain().map_or(0, |plain| plain.pages().len() as u64)
+}
+
+/// Why pages were not copied.
+enum NotCopied {
+    Cancelled,
+    Failed(io::Error),
+}
+
+impl From<io::Error> for NotCopied {
+    fn from(error: io::Error) -> Self {
+        Self::Failed(error)
+    }
 }
 
 /// Open files of a process.
@@ -148,10 +167,7 @@ impl Process {
                 }
             }
         }
-        self.saved.maps = match &self.space.lock().files {
-            Some(files) if !files.is_empty() => maps::with_parts(&maps, files),
-            _ => maps,
-        };
+        self.saved.maps = maps;
         Ok(left_out)
     }
 
@@ -195,10 +211,9 @@ impl Process {
         if !self.is_new {
             self.working_set.learn(state.missed.clone(), is_written);
         }
+        let all = there.iter().map(|range| range.end - range.start).sum::<u64>() + away(&state, &there);
         let stay = match take {
             Take::All { resident_percent } => {
-                let all =
-                    there.iter().map(|range| range.end - range.start).sum::<u64>() + away(&state, &there);
                 let most = all * u64::from(resident_percent.min(100)) / 100;
                 let most = usize::try_from(most).unwrap_or(usize::MAX);
                 self.working_set.stay(most, |page| is_in(&there, page)).to_vec()
@@ -222,8 +237,11 @@ impl Process {
         self.stay.clone_from(&stay);
         // It stands still: what it is stored as does not change until it is stored anew.
         let (hot, maps) = (self.working_set.numbers(), std::mem::take(&mut self.saved.maps));
-        self.saved =
-            Saved { numbers, zeros, stay, hot, maps, before: state.store().clone(), bytes: Vec::new() };
+        let is_small = numbers.len() as u64 + plain_pages(&state) <= (all / 2).min(PLAIN_MAX);
+        let in_haste = is_small && matches!(take, Take::All { .. }) && state.store().image().is_some();
+        let before = state.store().clone();
+        let files = state.files.clone();
+        self.saved = Saved { numbers, zeros, stay, hot, maps, files, before, in_haste, ..Saved::default() };
         Ok(())
     }
 
@@ -244,18 +262,20 @@ impl Process {
     }
 
     /// Copies these pages out, some at a time: it may be wanted back meanwhile.
-    pub(super) fn copy(&mut self, cancelled: &CancellationToken) -> Result<(), ParkError> {
-        self.saved.bytes = vec![0; self.saved.numbers.len() * PAGE_BYTES];
-        let parts = self.saved.bytes.chunks_mut(COPIED_AT_ONCE * PAGE_BYTES);
-        for (pages, out) in self.saved.numbers.chunks(COPIED_AT_ONCE).zip(parts) {
-            if cancelled.is_cancelled() {
-                return Err(ParkError::Cancelled);
-            }
-            read(self.pid, &self.memory, pages, out)
-                .map_err(|source| ParkError::Look { pid: self.pid, source })?;
-        }
-        self.saved.leave_out_zeros();
-        Ok(())
+    pub(super) fn copy(
+        &mut self,
+        threads: NonZeroUsize,
+        cancelled: &CancellationToken,
+    ) -> Result<(), ParkError> {
+        let (pid, memory) = (self.pid, &self.memory);
+        let copied = self.saved.copy(threads, |pages, out| match cancelled.is_cancelled() {
+            true => Err(NotCopied::Cancelled),
+            false => Ok(read(pid, memory, pages, out)?),
+        });
+        copied.map_err(|not| match not {
+            NotCopied::Cancelled => ParkError::Cancelled,
+            NotCopied::Failed(source) => ParkError::Look { pid, source },
+        })
     }
 
     /// From now on the process's memory is what is stored.

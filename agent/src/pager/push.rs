@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 use super::counts::Counts;
 use super::fault::FaultError;
 use super::space::{BATCH, Hands, Put, Space, State};
-use super::store::ParkedImage;
+use super::store::Contents;
 use super::working_set::Hot;
 use crate::uffd::How;
 
@@ -44,19 +44,19 @@ struct Batch {
     /// In the order in which they are given back.
     runs: Vec<Run>,
     /// What those that are stored are made from.
-    image: Option<Arc<ParkedImage>>,
+    contents: Contents,
     /// Somebody waits for them.
     head: Option<Head>,
     /// Nobody runs before this is let go of.
     stands: bool,
-    /// [`State::round`] when they were taken: it has the same image as long as that is the same.
+    /// [`State::round`] when they were taken: it has the same contents as long as that is the same.
     round: u64,
 }
 
-/// Neighbours, in order, that are neighbours in the image, too.
+/// Neighbours, in order, that are neighbours in what they are made from, too.
 struct Run {
     pages: Vec<Hot>,
-    /// Number of the first one in the image; `None`: these are zeros.
+    /// Where the first one is in that; `None`: these are zeros.
     place: Option<u32>,
 }
 
@@ -101,36 +101,38 @@ impl Space {
         self.lock().stop_push()
     }
 
-    /// Gives back some pages of the working set. Several threads may do so: the lock is not held while pages are rebuilt.
-    pub(super) fn push_some(&self, hands: &mut Hands) -> Result<Turn, FaultError> {
+    /// Gives back some pages of the working set; ends the sandbox if one cannot be had. Several threads may do so: the lock is not held while
+    /// pages are rebuilt.
+    pub(super) fn push_some(&self, hands: &mut Hands) -> Turn {
         let taken = {
             let mut state = self.lock();
             if !state.changes.is_empty() {
-                return Ok(Turn::Waits);
+                return Turn::Waits;
             }
             state.take_some()
         };
-        let Some(batch) = taken else { return Ok(Turn::Over) };
-        let turn = self.give_back(batch, hands);
-        if turn.is_err() {
+        let Some(mut batch) = taken else { return Turn::Over };
+        // Whoever waits for these pages waits until they are there, or nobody runs any more.
+        let _until_done = batch.head.take();
+        self.give_back(batch, hands).unwrap_or_else(|error| {
+            self.lost.end(error);
             self.lock().stop_push();
-        }
-        turn
+            Turn::Over
+        })
     }
 
-    /// Whoever waits for these pages waits until this returns.
     fn give_back(&self, batch: Batch, hands: &mut Hands) -> Result<Turn, FaultError> {
-        let Batch { mut runs, image, round, head: _until_done, stands } = batch;
+        let Batch { mut runs, contents, round, stands, .. } = batch;
         let _under_way = hands.under_way.begin(runs.first().map_or(0, Run::first), &self.lost);
         self.lost.pass()?;
         let mut rest = &mut hands.pages[..];
         for run in &runs {
             let out = rest.split_off_mut(..run.pages.len()).unwrap_or_default();
-            match (&image, run.place) {
-                (Some(image), Some(place)) => {
-                    image.rebuild(&mut hands.codec, place, out).map_err(FaultError::Rebuild)?;
+            match run.place {
+                Some(place) => {
+                    contents.rebuild(&mut hands.codec, place, out).map_err(FaultError::Rebuild)?;
                 }
-                _ => out.fill(ZERO_PAGE),
+                None => out.fill(ZERO_PAGE),
             }
         }
         // What does not run changes nothing of its memory, and who would change it waits until the gate is free: so other threads need not
@@ -215,7 +217,7 @@ impl State {
             return None;
         }
         let head = if self.push.len() <= self.behind { self.head.take() } else { self.head.clone() };
-        Some(Batch { runs, image: self.store().image().cloned(), head, stands, round: self.round })
+        Some(Batch { runs, contents: self.store().contents().clone(), head, stands, round: self.round })
     }
 
     fn take_run(&mut self, most: usize) -> Option<Run> {

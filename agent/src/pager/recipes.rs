@@ -3,6 +3,9 @@
 //!
 //! Pages that are as they were at the last park are taken over from the image made then, recipe and bytes, so that there is one
 //! image, and in it nothing that is no page any more.
+//!
+//! Of a sandbox that was parked before only what it has written since is handled, and kept as it is: whoever is soon wanted back need not have worked for
+//! it. That becomes recipes as well once the sandbox has been parked for a while ([`super::shrink`]).
 
 use std::io;
 use std::num::NonZeroUsize;
@@ -14,14 +17,14 @@ use medes_dedup::{
     image::{BuildImageError, DedupImage, ImageBuilder, OpenImageError},
     key::{DomainKey, PageHash},
     mapping::MappingsError,
-    page::{PAGE_BYTES, Page, PageIndex, SnapshotId, ZERO_PAGE, is_zero},
+    page::{PAGE_BYTES, Page, SnapshotId, ZERO_PAGE},
     rebuild::RebuildError,
-    recipe::Source,
     words::{Memory, MemoryError},
 };
 use medes_proto::fleet::Level;
 
-use super::store::{ParkedImage, Store};
+use super::saved::Saved;
+use super::store::{Contents, PLAIN, ParkedImage, Store};
 use crate::{
     bases::{HeldPages, indexes::Indexes, local::Snapshot},
     engine::Engine,
@@ -29,7 +32,7 @@ use crate::{
     memory_file::MemoryFile,
     page_work::{
         self, MissingBasePage,
-        words::{Hot, Worded, WordsBase},
+        words::{Worded, WordsBase},
     },
 };
 
@@ -81,87 +84,6 @@ enum NotAligned {
     Memory(#[from] MemoryError),
 }
 
-/// Pages of one process that are to be stored, copied while it stood still.
-#[derive(Debug, Default)]
-pub(super) struct Saved {
-    /// Their numbers, in order.
-    pub(super) numbers: Vec<u64>,
-    /// Their bytes.
-    pub(super) bytes: Vec<u8>,
-    /// What the process had mapped.
-    pub(super) maps: String,
-    /// What it is stored as so far, if it is.
-    pub(super) before: Store,
-    /// Numbers of pages that are zeros now, whatever they were; in order.
-    pub(super) zeros: Vec<u64>,
-    /// Numbers of pages that stay where they are and need not be stored; in order.
-    pub(super) stay: Vec<u64>,
-    /// Numbers of pages that will be wanted back first, as far as that is known; in order.
-    pub(super) hot: Vec<u64>,
-}
-
-impl Saved {
-    /// The pages.
-    pub(super) fn pages(&self) -> &[Page] {
-        self.bytes.as_chunks::<PAGE_BYTES>().0
-    }
-
-    /// Pages that are stored and have not changed: their numbers, and their places in the image there is, in order.
-    fn kept(&self) -> Vec<(u64, u32)> {
-        // All are in order, so each list is walked along once.
-        let mut others = [&self.numbers, &self.zeros, &self.stay].map(|pages| pages.iter().peekable());
-        let mut is_other = |page: u64| {
-            others.iter_mut().any(|pages| {
-                while pages.next_if(|other| **other < page).is_some() {}
-                pages.peek() == Some(&&page)
-            })
-        };
-        self.before.table().places().filter(|(page, _)| !is_other(*page)).collect()
-    }
-
-    /// Which of the pages will be wanted back first.
-    fn hot(&self) -> Hot {
-        let mut hot = Hot::default();
-        let mut next = self.hot.iter().peekable();
-        for (at, page) in (0..).map(PageIndex).zip(&self.numbers) {
-            while next.next_if(|hot| *hot < page).is_some() {}
-            if next.peek() != Some(&page) {
-                continue;
-            }
-            hot.pages.push(at);
-            let before = self.before.image().zip(self.before.find(*page));
-            let is_whole = |(image, (place, _)): (&Arc<ParkedImage>, (u32, u32))| {
-                let recipe = image.image().recipe(PageIndex(place));
-                recipe.is_some_and(|recipe| matches!(recipe.source, Source::Whole { .. }))
-            };
-            if before.is_some_and(is_whole) {
-                hot.whole.push(at);
-            }
-        }
-        hot
-    }
-
-    /// Leaves pages of zeros out of what is to be stored: nothing is needed to bring these back.
-    pub(super) fn leave_out_zeros(&mut self) {
-        let mut kept = 0;
-        for at in 0..self.numbers.len() {
-            let start = at * PAGE_BYTES;
-            if self.bytes[start..].first_chunk::<PAGE_BYTES>().is_some_and(is_zero) {
-                self.zeros.push(self.numbers[at]);
-                continue;
-            }
-            if kept < at {
-                self.bytes.copy_within(start..start + PAGE_BYTES, kept * PAGE_BYTES);
-                self.numbers[kept] = self.numbers[at];
-            }
-            kept += 1;
-        }
-        self.numbers.truncate(kept);
-        self.bytes.truncate(kept * PAGE_BYTES);
-        self.zeros.sort_unstable();
-    }
-}
-
 /// How pages of a sandbox are stored.
 #[derive(Debug)]
 pub struct Recipes {
@@ -178,22 +100,40 @@ pub struct Recipes {
 }
 
 impl Recipes {
+    /// The same, with this base.
+    pub(super) fn with_base(&self, base: Option<Arc<Snapshot>>) -> Self {
+        let (bases, faults) = (self.bases.clone(), self.faults.clone());
+        Self { key: self.key.clone(), engine: self.engine.clone(), base, bases, faults }
+    }
+
     /// Stores the pages that were saved together with those that have not changed, and proves that each comes back. Blocks: some
-    /// 4 ms per MB and thread. `None`: nothing has changed.
-    pub(super) fn store(&self, saved: &Saved) -> Result<Option<Store>, StorePagesError> {
+    /// 4 ms per MB and thread, or a tenth of that where they are kept as they are. `None`: nothing has changed.
+    pub(super) fn store(&self, saved: Saved) -> Result<Option<Store>, StorePagesError> {
         let kept = saved.kept();
-        if saved.numbers.is_empty() && kept.len() as u64 == saved.before.table().pages() {
+        if saved.is_as_before(kept.len()) {
             return Ok(None);
         }
-        let (image, held) = self.encode(saved, &kept)?;
+        if saved.in_haste && self.brings_no_base(&saved.before) {
+            let stored = saved.keep(kept);
+            self.faults.pass(crate::faults::Step::ParkEncode)?;
+            return Ok(Some(stored));
+        }
+        let kept: Vec<(u64, u32)> = kept.into_iter().filter(|(_, place)| *place < PLAIN).collect();
+        let (image, held) = self.encode(&saved, &kept)?;
         self.faults.pass(crate::faults::Step::ParkEncode)?;
         let sealed = MemoryFile::sealed("medes-parked", &image);
         drop(image);
         let image = DedupImage::open(sealed.map_err(StorePagesError::Seal)?, &self.key)?;
         let held = held.into_iter().filter(|base| image.bases().contains(&base.id)).collect();
         let parked = ParkedImage::new(Arc::new(image), held);
-        let numbers = prove(&parked, saved, &kept, self.engine.threads)?;
-        Ok(Some(Store::of(Arc::new(parked), &numbers)))
+        let numbers = prove(&parked, &saved, &kept, self.engine.threads)?;
+        Ok(Some(Store::of(Contents::of(Arc::new(parked)), numbers.into_iter().zip(0..))))
+    }
+
+    /// Whether a sandbox that is stored like this has no other base to be made from: with one it is worth all to be stored anew.
+    fn brings_no_base(&self, before: &Store) -> bool {
+        let held = before.image().map(|image| image.held()).unwrap_or_default();
+        self.base.as_ref().is_none_or(|base| held.iter().any(|held| held.id == base.id))
     }
 
     /// All pages in order of their numbers, and the bases they may be made from.
@@ -202,7 +142,7 @@ impl Recipes {
         saved: &Saved,
         kept: &[(u64, u32)],
     ) -> Result<(Vec<u8>, Vec<Arc<Snapshot>>), StorePagesError> {
-        let pages: Vec<&Page> = saved.pages().iter().collect();
+        let pages = saved.pages();
         let mut image = ImageBuilder::new(&self.key);
         let before = saved.before.image();
         let stored: Vec<EncodedPage<'_>> =
@@ -214,7 +154,8 @@ impl Recipes {
             if !related.contains(&worded.snapshot) {
                 image.relation(worded.snapshot, &worded.relation);
             }
-            held.extend(self.base.clone());
+            let is_new = |base: &&Arc<Snapshot>| held.iter().all(|known| known.id != base.id);
+            held.extend(self.base.as_ref().filter(is_new).cloned().into_iter().collect::<Vec<_>>());
             worded.runs
         } else {
             let choices = vec![Vec::new(); pages.len()];
@@ -253,17 +194,17 @@ impl Recipes {
         pages: &[&Page],
     ) -> Result<Worded, NotAligned> {
         let main = base.main_process().ok_or(NotAligned::NoLayout(base.id))?;
-        if main.layout.program() != maps::program(&saved.maps) {
+        let mapped = saved.maps();
+        if main.layout.program() != maps::program(&mapped) {
             return Err(NotAligned::OtherProgram(base.id));
         }
         let index = indexes.of(base.id, &main)?;
-        let mappings = maps::mappings(&saved.maps)?;
+        let mappings = maps::mappings(&mapped)?;
         let addresses: Vec<u64> = saved.numbers.iter().map(|page| page * PAGE_BYTES as u64).collect();
         let memory = Memory::new(pages, &addresses, &mappings)?;
         // An image has one relation for each base: what is new has to be made with it too.
         let before = saved.before.image();
-        let places =
-            saved.numbers.iter().map(|page| saved.before.find(*page).map(|(place, _)| PageIndex(place)));
+        let places = saved.numbers.iter().map(|page| saved.before.find_in_image(*page));
         let earlier = before.and_then(|before| before.image().earlier(base.id, places));
         let base = WordsBase { snapshot: base.id, index: &index, pages: &main.pages, facts: base.facts() };
         let rules = (&self.key, self.engine.encode_rules());
@@ -323,23 +264,4 @@ fn prove(
     .into_iter()
     .collect::<Result<(), StorePagesError>>()?;
     Ok(numbers)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn zeros_are_left_out_and_the_rest_keeps_its_order() {
-        let mut bytes = vec![0; 5 * PAGE_BYTES];
-        for at in [1, 3, 4] {
-            bytes[at * PAGE_BYTES + 7] = u8::try_from(at).unwrap();
-        }
-        let mut saved =
-            Saved { numbers: vec![10, 11, 12, 20, 21], bytes, zeros: vec![11], ..Saved::default() };
-        saved.leave_out_zeros();
-        assert_eq!(saved.zeros, [10, 11, 12]);
-        assert_eq!(saved.numbers, [11, 20, 21]);
-        assert_eq!(saved.pages().iter().map(|page| page[7]).collect::<Vec<_>>(), [1, 3, 4]);
-    }
 }

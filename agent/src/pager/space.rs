@@ -399,6 +399,15 @@ impl State {
         self.given_up.clear();
     }
 
+    /// Stores the same contents as something else, unless they have changed since; whether it does.
+    pub(super) fn restore_as(&mut self, before: &Store, store: Store) -> bool {
+        let is_same = self.store.is(before);
+        if is_same {
+            self.store = store;
+        }
+        is_same
+    }
+
     /// Whether what is stored of a page is what is there, as far as the mark in its page table can be believed.
     pub(super) fn is_as_stored(&self, page: u64) -> bool {
         self.store.find(page).is_some() && !self.rewritten.contains(&page)

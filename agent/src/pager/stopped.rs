@@ -4,6 +4,7 @@
 //! not let itself be registered again, its pages are written back.
 
 use std::io;
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +14,8 @@ use tokio_util::sync::CancellationToken;
 use super::fault::Lost;
 use super::handler::Pager;
 use super::process::{Process, SCRATCH_BYTES};
-use super::recipes::{Saved, StorePagesError};
+use super::recipes::StorePagesError;
+use super::saved::Saved;
 use super::space::{Space, State, Unsettled};
 use super::store::Store;
 use super::take::Take;
@@ -98,6 +100,19 @@ pub enum ParkError {
 /// Rounds of looking for processes.
 const ROUNDS_MAX: usize = 8;
 
+/// How a sandbox is taken.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct How<'t> {
+    /// Whom to end if a page is lost.
+    pub(super) lost: &'t Arc<Lost>,
+    /// It is wanted back.
+    pub(super) cancelled: &'t CancellationToken,
+    /// What of it.
+    pub(super) take: Take,
+    /// For the work on its pages.
+    pub(super) threads: NonZeroUsize,
+}
+
 /// A sandbox that stands still. Dropped, it goes on as it was.
 #[derive(Debug)]
 pub(super) struct Stopped {
@@ -116,19 +131,14 @@ impl Stopped {
         pager: &Pager,
         cgroup: &SandboxCgroup,
         known: &[Arc<Space>],
-        (lost, cancelled, take): (&Arc<Lost>, &CancellationToken, Take),
+        how: How<'_>,
     ) -> Result<Self, ParkError> {
         let mut stopped = Self::hold(pager, cgroup)?;
         known.iter().try_for_each(|space| space.wait_settled())?;
         if known.iter().flat_map(|space| pager.children(space)).any(|child| !child.uffd.is_orphaned()) {
             return Err(ParkError::Forked);
         }
-        match stopped
-            .pids
-            .clone()
-            .into_iter()
-            .try_for_each(|pid| stopped.look_at(pid, known, (lost, cancelled, take)))
-        {
+        match stopped.pids.clone().into_iter().try_for_each(|pid| stopped.look_at(pid, known, how)) {
             Ok(()) => Ok(stopped),
             Err(error) => {
                 if let Err(error) = stopped.abort() {
@@ -178,19 +188,15 @@ impl Stopped {
         Ok(())
     }
 
-    fn look_at(
-        &mut self,
-        pid: Pid,
-        known: &[Arc<Space>],
-        (lost, cancelled, take): (&Arc<Lost>, &CancellationToken, Take),
-    ) -> Result<(), ParkError> {
+    fn look_at(&mut self, pid: Pid, known: &[Arc<Space>], how: How<'_>) -> Result<(), ParkError> {
+        let How { lost, cancelled, take, threads } = how;
         let process = self.process(pid, known, lost)?;
         self.processes.push(process);
         let Some(process) = self.processes.last_mut() else { return Ok(()) };
         // Of files nothing is taken of one that goes on: it would lose mappings' names for little.
         self.left_out_pages += process.register(matches!(take, Take::All { .. }))?;
         process.look(take)?;
-        process.copy(cancelled)
+        process.copy(threads, cancelled)
     }
 
     fn process(&mut self, pid: Pid, known: &[Arc<Space>], lost: &Arc<Lost>) -> Result<Process, ParkError> {

@@ -26,13 +26,14 @@ impl Run {
 }
 
 /// Pages by their numbers (address / 4096). In order, without overlap.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Table {
     runs: Vec<Run>,
 }
 
 impl Table {
     /// These pages, in order, are the pages of an image from 0 on.
+    #[cfg(test)]
     pub(super) fn of(pages: &[u64]) -> Self {
         Self::placed(pages.iter().copied().zip(0..))
     }

@@ -17,7 +17,7 @@ use super::fault::Lost;
 use super::handler::Pager;
 use super::park::Paged;
 use super::space::{Space, State};
-use super::store::{ParkedImage, Store};
+use super::store::{Contents, ParkedImage, PlainPages, Store};
 use super::working_set::{Hot, WorkingSet};
 use crate::bases::local::Snapshot;
 use crate::faults::Faults;
@@ -32,6 +32,8 @@ pub(crate) struct KeptProcess {
     pub(crate) uffd: OwnedFd,
     /// The image of its pages.
     pub(crate) image: OwnedFd,
+    /// Pages that are kept as they are, if the record says so.
+    pub(crate) plain: Option<OwnedFd>,
 }
 
 /// What is known of its pages.
@@ -62,6 +64,8 @@ pub(crate) struct ProcessRecord {
     written: Vec<bool>,
     #[prost(uint32, repeated, tag = "10")]
     ranks: Vec<u32>,
+    #[prost(bool, tag = "12")]
+    pub(crate) has_plain: bool,
 }
 
 /// Why a parked sandbox cannot be taken over. It ends.
@@ -126,7 +130,7 @@ impl Paged {
         let inside = cgroup.pids().unwrap_or_default();
         let lost = Arc::new(Lost::new(cgroup.clone(), faults));
         let serve = |process: KeptProcess| {
-            let KeptProcess { record, uffd, image } = process;
+            let KeptProcess { record, uffd, image, plain } = process;
             let pid = record.pid;
             if !inside.contains(&Pid::from_raw(pid)) {
                 return Err(TakeOverError::Process { pid });
@@ -135,7 +139,10 @@ impl Paged {
             let image = DedupImage::open(image, key)?;
             let held = image.bases().iter().map(|id| base(*id).ok_or(TakeOverError::NoBase(*id)));
             let held = held.collect::<Result<_, _>>()?;
-            let state = record.state(ParkedImage::new(Arc::new(image), held))?;
+            let image = Some(Arc::new(ParkedImage::new(Arc::new(image), held)));
+            let plain = plain.map(MappedFile::received).transpose().map_err(TakeOverError::Map)?;
+            let plain = plain.map(|plain| Arc::new(PlainPages::new(plain)));
+            let state = record.state(Contents { image, plain })?;
             let failed = |source| TakeOverError::Serve { pid, source };
             let uffd = Uffd::taken_over(uffd);
             let space = pager.begin((uffd, Pid::from_raw(pid)), state, lost.clone()).map_err(failed)?;
@@ -164,23 +171,24 @@ fn keep(space: &Space) -> io::Result<Option<KeptProcess>> {
         hot: set.iter().map(|hot| hot.page).collect(),
         written: set.iter().map(|hot| hot.written).collect(),
         ranks: set.iter().map(|hot| hot.rank).collect(),
+        has_plain: state.store().plain().is_some(),
     };
     let image = image.image().source().file().try_clone()?.into();
-    Ok(Some(KeptProcess { record, uffd: space.uffd.try_clone()?, image }))
+    let plain = state.store().plain().map(|plain| plain.file().file().try_clone()).transpose()?;
+    Ok(Some(KeptProcess { record, uffd: space.uffd.try_clone()?, image, plain: plain.map(OwnedFd::from) }))
 }
 
 impl ProcessRecord {
-    fn state(self, image: ParkedImage) -> Result<State, TakeOverError> {
+    fn state(self, contents: Contents) -> Result<State, TakeOverError> {
         let Self {
             firsts, pages, places, is_marked, given_up, rewritten, files, hot, written, ranks, ..
         } = self;
         let runs = firsts.into_iter().zip(pages).zip(places);
         let placed = runs.flat_map(|((first, pages), place)| (first..).zip(place..).take(pages as usize));
-        let placed: Vec<(u64, u32)> = placed.collect();
         let hot = hot.into_iter().zip(written).zip(ranks);
         let hot = hot.map(|((page, written), rank)| Hot { page, written, rank });
         let mut state = State::default();
-        state.replace(Store::placed(Arc::new(image), &placed));
+        state.replace(Store::of(contents, placed));
         state.working_set = WorkingSet::of_pages(hot.collect());
         state.rewritten.extend(rewritten);
         state.given_up.extend(given_up);

@@ -142,9 +142,7 @@ fn a_page_that_cannot_be_had_ends_the_sandbox() {
             desk.park(&mut guest).await;
             faults.arm(1);
             guest.unpark().await;
-            // Where other pages are given back meanwhile it may answer before it is ended.
-            let answered = try_run(&guest.housing, SUM).await;
-            assert!(rounds > 0 || answered.is_err(), "{name}");
+            assert!(try_run(&guest.housing, SUM).await.is_err(), "{name}");
             println!("{name}: {}", guest.tree.ended().await);
             let paged = guest.paged.unwrap();
             assert!(matches!(paged.why_lost(), Some(FaultError::Injected(_))), "{:?}", paged.why_lost());

@@ -20,7 +20,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_late_restore_that_fails_leaves_nothing", a_late_restore_that_fails_leaves_nothing),
 ];
 
-const SCRATCH: u64 = 512 << 20;
+pub(crate) const SCRATCH: u64 = 512 << 20;
 /// Memory that says of each page which one it is, and a sum over all of it.
 const SET_UP: &str = "
 import hashlib
@@ -29,10 +29,11 @@ kept.data = bytearray(b''.join(n.to_bytes(8, 'little') * 512 for n in range(4096
 kept.numbers = [str(i) for i in range(50000)]
 kept.total = hashlib.sha256(kept.data).hexdigest()
 ";
-const SUM: &str = "kept.hashlib.sha256(kept.data).hexdigest() == kept.total and kept.numbers[49999]";
+pub(crate) const SUM: &str =
+    "kept.hashlib.sha256(kept.data).hexdigest() == kept.total and kept.numbers[49999]";
 
 /// An init snapshot that says of each page which one it is, with what `more` leaves besides. Clones come late.
-async fn init(station: &mut Station, more: &str) -> (LaunchSpec, SnapshotReport) {
+pub(crate) async fn init(station: &mut Station, more: &str) -> (LaunchSpec, SnapshotReport) {
     station.be_late();
     let launch = node::function();
     let (first, warm) = station.start_with(&launch, "start = 'clone'").await;

@@ -10,6 +10,7 @@ mod moving;
 #[path = "../kernel_sandbox/node.rs"]
 #[allow(dead_code, reason = "shared with the sandbox tests, which need more of it")]
 mod node;
+mod parked;
 mod registry;
 #[path = "../kernel_sandbox/runner.rs"]
 mod runner;
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
         trouble::TESTS,
         words::TESTS,
         shrink::TESTS,
+        parked::TESTS,
     ]
     .concat();
     runner::main(&tests, &[])

@@ -243,7 +243,8 @@ impl Bench<'_> {
             warm = parked;
             if time == 0 { &mut self.found.first_park } else { &mut self.found.park }.push(took);
             self.found.parked.push(warm.housing.usage());
-            self.found.parked_stored_bytes.push(deduped.stored_bytes);
+            let stored = self.station.shrink_parked(&warm).await?.unwrap_or(deduped.stored_bytes);
+            self.found.parked_stored_bytes.push(stored);
             let began = Instant::now();
             warm.paged.as_ref().context("it is parked")?.unpark().await.context("unpark it")?;
             self.found.unpark.ready.push(ms(began));

@@ -188,6 +188,7 @@ mod tests {
                     phases: vec![phase("dump"), phase("words"), phase("encode")],
                     memory_digest: None,
                     in_place: false,
+                    shrinks: true,
                 };
                 row.add(way, &Cycle { dedup_ms: 9.0, restore_ms: 4.0, deduped });
             }

@@ -90,6 +90,7 @@ async fn park_all(station: &Station, pager: &Pager, all: Vec<One>) -> Result<Vec
     for One { sandbox, warm, last } in all {
         let done = park::park(&station.roads, pager, sandbox, warm, (ParkOrder::default(), &never)).await;
         let (warm, _) = done.map_err(|not| not.error).with_context(|| format!("park {sandbox}"))?;
+        station.shrink_parked(&warm).await?;
         parked.push(One { sandbox, warm, last });
     }
     Ok(parked)

@@ -123,6 +123,9 @@ pub(super) struct Figures {
     pub(super) unpark: Way,
     /// By so much longer than the warm request right after.
     pub(super) unpark_beyond: Way,
+    /// The same of one that was not stored small yet.
+    unpark_soon: Way,
+    unpark_soon_beyond: Way,
     unpark_pages: Brought,
     /// With a tenth of its pages resident while it is parked.
     unpark_resident: Way,
@@ -143,6 +146,8 @@ pub(super) struct Figures {
     pub(super) park_again: Way,
     /// Steps of the last park.
     park_phases_ms: Vec<(String, f64)>,
+    /// Storing it small, once it has waited.
+    shrink: Way,
     /// Steps of the last clone.
     clone_phases_ms: Vec<(String, f64)>,
     clone_late_phases_ms: Vec<(String, f64)>,
@@ -156,6 +161,8 @@ pub(super) struct Figures {
     resident_ms_per_mib: f64,
     /// What is kept for it while it is parked, and as an image.
     parked_stored_bytes: u64,
+    /// The same before it was stored small.
+    parked_soon_stored_bytes: u64,
     dedup_stored_bytes: u64,
     /// Parks and unparks, each followed by the right answer.
     cycles: u32,
@@ -190,6 +197,8 @@ impl Row {
             restore_late: Way::of(&measured.restore_late),
             unpark,
             unpark_beyond: beyond(&measured.unpark, &measured.unpark_warm),
+            unpark_soon: Way::of(&measured.unpark_soon),
+            unpark_soon_beyond: beyond(&measured.unpark_soon, &measured.unpark_soon_warm),
             unpark_pages: Brought::of(&measured.unpark_pages),
             unpark_resident,
             unpark_resident_beyond: beyond(&measured.unpark_resident, &measured.unpark_resident_warm),
@@ -204,6 +213,7 @@ impl Row {
             first_park: Way::of(&measured.first_park),
             park_again: Way::of(&measured.park),
             park_phases_ms: steps(&last),
+            shrink: Way::of(&measured.shrink),
             clone_phases_ms: last_steps(&measured.clone_phases),
             clone_late_phases_ms: last_steps(&measured.clone_late_phases),
             clone_memory: measured.clone_memory.into(),
@@ -213,6 +223,7 @@ impl Row {
             parked_resident_memory: resident.into(),
             resident_ms_per_mib: (unpark.p50 - unpark_resident.p50) / stays_mib,
             parked_stored_bytes: measured.parked_bytes,
+            parked_soon_stored_bytes: measured.parked_soon_bytes,
             dedup_stored_bytes: measured.dedup_bytes,
             cycles: measured.cycles,
         };
@@ -231,14 +242,23 @@ impl Report {
 
     /// What it costs to be parked, beside a warm request.
     fn beyond(&self) -> Table {
-        let heads =
-            ["function", "p50", "p99", "1/10 stays, p50", "pages pushed", "missed", "unforeseen", "zeros"];
+        let heads = [
+            "function",
+            "p50",
+            "p99",
+            "soon, p50",
+            "1/10 stays, p50",
+            "pages pushed",
+            "missed",
+            "unforeseen",
+            "zeros",
+        ];
         let mut beyond = table(&heads);
         for (function, figures) in self.figures() {
-            let Figures { unpark_beyond: all, unpark_resident_beyond: resident, unpark_pages: pages, .. } =
-                figures;
+            let Figures { unpark_beyond: all, unpark_soon_beyond: soon, .. } = figures;
+            let Figures { unpark_resident_beyond: resident, unpark_pages: pages, .. } = figures;
             let mut row = vec![function.to_owned()];
-            row.extend([all.p50, all.p99, resident.p50].map(ms));
+            row.extend([all.p50, all.p99, soon.p50, resident.p50].map(ms));
             row.extend(
                 [pages.pushed, pages.missed, pages.unforeseen, pages.zeros]
                     .map(|pages| format!("{pages:.0}")),
@@ -302,6 +322,7 @@ impl experiment::Report for Report {
             "trimmed",
             "first park",
             "again",
+            "then small",
         ]);
         let mut sizes = table(&[
             "function",
@@ -313,6 +334,7 @@ impl experiment::Report for Report {
             "parked",
             "of it kernel",
             "stored",
+            "at first",
             "as an image",
             "cycles",
         ]);
@@ -332,6 +354,7 @@ impl experiment::Report for Report {
                 ms(figures.trimmed.p50),
                 ms(figures.first_park.p50),
                 ms(figures.park_again.p50),
+                ms(figures.shrink.p50),
             ]);
             let held = |memory: Memory| mib(memory.bytes() as f64);
             sizes.add_row([
@@ -344,6 +367,7 @@ impl experiment::Report for Report {
                 held(figures.parked_memory),
                 mib(figures.parked_memory.kernel as f64),
                 mib(figures.parked_stored_bytes as f64),
+                mib(figures.parked_soon_stored_bytes as f64),
                 mib(figures.dedup_stored_bytes as f64),
                 figures.cycles.to_string(),
             ]);

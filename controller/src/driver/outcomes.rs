@@ -162,7 +162,11 @@ impl Driver {
                 let stored_bytes = sandbox.report.stored_bytes;
                 let (pages, bases) = (sandbox.report.pages, sandbox.report.bases.clone());
                 if let Some(function) = self.functions.get_mut(&sandbox.function) {
-                    function.dedup_bytes.add(stored_bytes as f64);
+                    // What is parked in haste is larger than it will be: a later report tells how much that is.
+                    let known = function.dedup_bytes.bytes().filter(|_| parked);
+                    if known.is_none_or(|known| stored_bytes <= known) {
+                        function.dedup_bytes.add(stored_bytes as f64);
+                    }
                 }
                 self.drift(&pending.node, self.footprint(id).saturating_sub(before));
                 let summary = DedupSummary {

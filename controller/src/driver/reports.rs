@@ -250,6 +250,14 @@ impl Driver {
         }
         let Some(sandbox) = self.sandboxes.get_mut(&id) else { return };
         self.check_bases |= sandbox.report.bases != report.bases;
+        // What was parked in haste has been stored small since.
+        let both_parked = sandbox.report.state == report.state && report.state == SandboxState::Parked;
+        if both_parked
+            && report.stored_bytes < sandbox.report.stored_bytes
+            && let Some(function) = self.functions.get_mut(&sandbox.function)
+        {
+            function.dedup_bytes.add(report.stored_bytes as f64);
+        }
         let settled = !matches!(report.state, SandboxState::Deduping | SandboxState::Restoring);
         sandbox.report = report;
         let passing = sandbox.life.is_passing();

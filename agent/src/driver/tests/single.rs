@@ -70,6 +70,30 @@ fn an_image_that_waits_is_made_smaller_once() {
 }
 
 #[test]
+fn what_was_parked_is_stored_small_once_it_has_waited_whatever_else_is_done() {
+    let mut world = World::new();
+    for sandbox in [1, 2, 3] {
+        world.step(Step::Start(sandbox));
+        world.finish(0, 0);
+    }
+    for sandbox in [1, 2] {
+        world.step(Step::Park(sandbox));
+        world.finish(0, 0);
+    }
+    world.apply(Event::Tick);
+    assert_eq!(world.shrinking, None, "they may be wanted back at once");
+    world.step(Step::Dedup(3));
+    world.now += Duration::from_secs(3);
+    world.apply(Event::Tick);
+    assert_eq!(world.shrinking, Some(id(1)));
+    world.step(Step::Restore(1));
+    world.step(Step::Shrunk(false));
+    assert_eq!(world.shrinking, Some(id(2)), "the next one at once");
+    world.step(Step::Shrunk(true));
+    assert_eq!(world.shrinking, None, "each is tried once");
+}
+
+#[test]
 fn what_has_served_a_request_is_nobodys_init_state() {
     let (mut driver, now) = (Driver::new(4), Instant::now());
     let mut tell = |event| {

@@ -293,7 +293,8 @@ impl Bench<'_> {
                     (ParkOrder { base: base.cloned(), resident_percent }, CancellationToken::new());
                 let parked = park::park(roads, self.pager, guest.id, warm, (order, &never)).await;
                 let (warm, deduped) = parked.map_err(|not| not.error).context("park it")?;
-                guest.stored_bytes = deduped.stored_bytes;
+                let stored = self.station.shrink_parked(&warm).await?;
+                guest.stored_bytes = stored.unwrap_or(deduped.stored_bytes);
                 Ok(Place::Warm(warm))
             }
             Way::Dedup => {

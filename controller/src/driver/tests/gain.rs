@@ -81,3 +81,19 @@ fn sandboxes_are_ranked_by_memory_for_work_among_the_idle_and_quiet_of_their_nod
     assert_eq!(ranked(&bench, 4).among, 2);
     let _ = connection;
 }
+
+#[test]
+fn what_was_parked_in_haste_counts_as_what_it_comes_to() {
+    let parked = |bytes: u64| {
+        move |one: &mut SandboxReport| (one.state, one.stored_bytes) = (SandboxState::Parked, bytes)
+    };
+    let (mut bench, connection) = node_of(1, |_, one| parked(10 << 20)(one));
+    let known = |bench: &Bench| bench.driver.functions.values().next().unwrap().dedup_bytes.bytes();
+    assert_eq!(known(&bench), None);
+    for (bytes, then) in [(1 << 20, Some(1 << 20)), (1 << 20, Some(1 << 20)), (9 << 20, Some(1 << 20))] {
+        let mut one = report(SandboxId::of(1, 1).unwrap(), "f", SandboxState::Parked);
+        parked(bytes)(&mut one);
+        bench.beat(connection, Inventory { sandboxes: vec![one], ..Inventory::default() });
+        assert_eq!(known(&bench), then, "{bytes}");
+    }
+}
