@@ -24,15 +24,15 @@ use crate::{
     engine::Engine,
     pager::{self, Pager, ParkError, ParkReport, Recipes},
     registry::RegistryError,
-    roads::{NotWelcomed, Roads, Warm},
+    roads::{NoEngine, Roads, Warm},
 };
 
 /// Why a sandbox was not parked.
 #[derive(Debug, thiserror::Error)]
 pub enum ParkSandboxError {
-    /// No key and no settings yet.
+    /// No settings yet, or no key.
     #[error(transparent)]
-    NotWelcomed(#[from] NotWelcomed),
+    NoEngine(#[from] NoEngine),
     /// The base could not be acquired.
     #[error(transparent)]
     Registry(#[from] RegistryError),
@@ -151,14 +151,13 @@ async fn acquire(
     warm: &Warm,
     named: Option<SnapshotPlace>,
 ) -> Result<Arc<Recipes>, ParkSandboxError> {
-    let engine = roads.engine()?;
+    let engine = roads.engine(&warm.spec.tenant)?;
     let base = base(roads, sandbox, warm, (&engine, named)).await;
     if let Some(base) = &base {
         roads.registry.acquire(sandbox, &[base.id]).await?;
     }
-    let key = engine.key(&warm.spec.tenant);
     let (bases, faults) = (roads.bases.clone(), roads.faults.clone());
-    Ok(Arc::new(Recipes { key, engine, base, bases, faults }))
+    Ok(Arc::new(Recipes { engine, base, bases, faults }))
 }
 
 async fn base(
