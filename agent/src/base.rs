@@ -24,7 +24,7 @@ use crate::{
     memory_file::{MappedFile, MemoryFile},
     page_work, private_files,
     registry::RegistryError,
-    roads::{NotWelcomed, Roads, Stopwatch, Warm, blocking},
+    roads::{NoEngine, Roads, Stopwatch, Warm, blocking},
 };
 
 /// Private files of more bytes do not compress so well that an image for clones could have them.
@@ -33,9 +33,9 @@ const PACKED_BYTES_MAX: usize = CLONE_BYTES_MAX.saturating_mul(4);
 /// Why there is no base snapshot. The sandbox is warm as before.
 #[derive(Debug, thiserror::Error)]
 pub enum MakeBaseError {
-    /// No key and no settings yet.
+    /// No settings yet, or no key.
     #[error(transparent)]
-    NotWelcomed(#[from] NotWelcomed),
+    NoEngine(#[from] NoEngine),
     /// No dump.
     #[error(transparent)]
     Dump(#[from] DumpSandboxError),
@@ -74,7 +74,7 @@ pub async fn make_base(
     warm: &Warm,
     id: SnapshotId,
 ) -> Result<(SnapshotReport, Vec<Phase>), MakeBaseError> {
-    let engine = roads.engine()?;
+    let engine = roads.engine(&warm.spec.tenant)?;
     let mut watch = Stopwatch::start();
     warm.past.end_tracking().await;
     let dump = take(roads, sandbox, warm, Leave::Running).await?;
@@ -93,7 +93,7 @@ pub async fn make_init(
     warm: &Warm,
     (id, revision): (SnapshotId, u64),
 ) -> Result<(SnapshotReport, Vec<Phase>), MakeBaseError> {
-    let engine = roads.engine()?;
+    let engine = roads.engine(&warm.spec.tenant)?;
     let mut watch = Stopwatch::start();
     let hooks = init::ask(&warm.housing, warm.spec.start).await.unwrap_or_else(|error| {
         tracing::warn!(%sandbox, error = &error as &dyn std::error::Error, "no clones of its init snapshot");
@@ -105,10 +105,10 @@ pub async fn make_init(
     watch.step("dump");
     let (snapshot, dump, order) = snapshot(id, warm, dump).await?;
     watch.step("copy");
-    let (key, encoding, of) = (engine.key(&warm.spec.tenant), engine.clone(), snapshot.clone());
+    let (encoding, of) = (engine.clone(), snapshot.clone());
     let made = blocking(move || {
         let besides = Besides { hooks: hooks?, files: files? };
-        Some(init::image(&dump, (&of, &order), (&encoding, &key), besides))
+        Some(init::image(&dump, (&of, &order), (&encoding, encoding.key()), besides))
     });
     let image = made.await.and_then(|made| {
         let failed = |error: &InitImageError| {
@@ -218,7 +218,8 @@ pub fn report(snapshot: &Snapshot) -> SnapshotReport {
 /// Cancel-safe. A base that could not be told of is only not found; images that refer to it do not need the registry.
 pub async fn register_again(roads: Arc<Roads>) {
     for snapshot in roads.bases.local.all() {
-        let Ok(engine) = roads.engine() else { return };
+        // Whose key is not here finds nothing here either.
+        let Ok(engine) = roads.engine(&snapshot.tenant) else { continue };
         let id = snapshot.id;
         let fingerprints = fingerprint(snapshot, engine).await;
         match roads.registry.register(id, &fingerprints).await {
@@ -232,7 +233,7 @@ pub async fn register_again(roads: Arc<Roads>) {
 
 async fn fingerprint(snapshot: Arc<Snapshot>, engine: Engine) -> Vec<Fingerprint> {
     blocking(move || {
-        let fingerprinter = engine.fingerprinter(&engine.key(&snapshot.tenant));
+        let fingerprinter = engine.fingerprinter();
         let pages: Vec<_> = snapshot.pages().collect();
         page_work::fingerprint(&pages, &fingerprinter, engine.threads)
     })

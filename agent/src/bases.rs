@@ -201,6 +201,15 @@ impl Bases {
         self.indexes.forget(snapshot);
     }
 
+    /// Lets go of what is here only to make work for a tenant cheaper: copies of snapshots of other nodes, and single pages, of which
+    /// nobody knows any more whose they are.
+    pub fn let_go_of(&self, tenant: &TenantName) {
+        for snapshot in self.replicas.remove_all_of(tenant) {
+            self.indexes.forget(snapshot);
+        }
+        self.cache.clear();
+    }
+
     /// Something made of this snapshot's pages was wrong: copies of them that came from elsewhere are let go of.
     pub fn distrust(&self, snapshot: SnapshotId) {
         self.cache.forget(snapshot);

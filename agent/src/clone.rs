@@ -23,16 +23,16 @@ use crate::{
     faults::{Injected, Step},
     init::{self, HookError},
     restore::{self, RestoreError},
-    roads::{NotWelcomed, Roads, Stopwatch, Stored, Warm, blocking},
+    roads::{NoEngine, Roads, Stopwatch, Stored, Warm, blocking},
     sandbox::{self, CreateError, Host, Housing, LaunchSpec},
 };
 
 /// Why there is no clone.
 #[derive(Debug, thiserror::Error)]
 pub enum CloneError {
-    /// No key and no settings yet.
+    /// No settings yet, or no key.
     #[error(transparent)]
-    NotWelcomed(#[from] NotWelcomed),
+    NoEngine(#[from] NoEngine),
     /// A test wanted this.
     #[error(transparent)]
     Injected(#[from] Injected),
@@ -71,7 +71,7 @@ impl CloneError {
             Self::Restore(error) => error.kind(),
             Self::Files(source) if source.kind() == io::ErrorKind::StorageFull => FailureKind::NoSpace,
             // Says nothing of the snapshot: another node, or the same one later, may do better.
-            Self::NotWelcomed(_) | Self::Create(_) => FailureKind::Internal,
+            Self::NoEngine(_) | Self::Create(_) => FailureKind::Internal,
             _ => FailureKind::RestoreFailed,
         };
         let mut failure = Failure::from_error(kind, self);
@@ -151,7 +151,7 @@ struct Source {
 
 async fn source(roads: &Roads, spec: &FunctionSpec, place: &SnapshotPlace) -> Result<Source, CloneError> {
     roads.faults.pass(Step::Clone)?;
-    let key = roads.engine()?.key(&spec.tenant);
+    let engine = roads.engine(&spec.tenant)?;
     let snapshot = roads.bases.whole(place, &spec.tenant).await?;
     if snapshot.function != spec.name {
         return Err(CloneError::NotClonable);
@@ -159,7 +159,7 @@ async fn source(roads: &Roads, spec: &FunctionSpec, place: &SnapshotPlace) -> Re
     let image = snapshot.init().and_then(|init| init.image.clone()).ok_or(CloneError::NotClonable)?;
     let opened = image.clone();
     blocking(move || {
-        let sections = DedupImage::open(opened, &key)?.sections()?;
+        let sections = DedupImage::open(opened, engine.key())?.sections()?;
         let hooks = init::hooks(&sections).ok_or(CloneError::NotClonable)?;
         Ok(Source { snapshot, image, sections, hooks })
     })

@@ -26,7 +26,7 @@ use medes_dedup::{
 };
 use medes_proto::{
     failure::{Failure, FailureKind},
-    ids::{NodeId, SandboxId, TenantName},
+    ids::{NodeId, SandboxId},
     registry::Hint,
     sandbox::PageClasses,
 };
@@ -43,7 +43,7 @@ use crate::{
     memory_file::{MappedFile, MemoryFile},
     page_work::{self, MissingBasePage, words::is_worth_asking},
     registry::{Hints, RegistryError},
-    roads::{HotPages, NotWelcomed, Roads, Stopwatch, Stored, Warm, blocking},
+    roads::{HotPages, NoEngine, Roads, Stopwatch, Stored, Warm, blocking},
     skeleton::{self, PackError},
 };
 use sort::{Fate, Sorted};
@@ -55,9 +55,9 @@ const HOT_LEVEL: Level = Level::FASTEST;
 /// Why a sandbox was not deduplicated.
 #[derive(Debug, thiserror::Error)]
 pub enum DedupError {
-    /// No key and no settings yet.
+    /// No settings yet, or no key.
     #[error(transparent)]
-    NotWelcomed(#[from] NotWelcomed),
+    NoEngine(#[from] NoEngine),
     /// No dump.
     #[error(transparent)]
     Dump(#[from] DumpSandboxError),
@@ -170,7 +170,7 @@ async fn make_image(
     warm: &Warm,
     order: DedupOrder,
 ) -> Result<Made, DedupError> {
-    let engine = roads.engine()?;
+    let engine = roads.engine(&warm.spec.tenant)?;
     let mut watch = Stopwatch::start();
     let windows = warm.past.end_tracking().await;
     let dump = Arc::new(Dump::take(roads, warm, Leave::Stopped).await?);
@@ -185,7 +185,7 @@ async fn make_image(
     let words = words::encode(roads, sandbox, warm, &dump, (&engine, order.base, &sorted)).await;
     watch.step("words");
     let rest = rest(&sorted, words.as_ref());
-    let fingerprints = fingerprint(&dump, rest.clone(), &engine, &warm.spec.tenant).await;
+    let fingerprints = fingerprint(&dump, rest.clone(), &engine).await;
     watch.step("fingerprint");
     roads.faults.pass(Step::Lookup)?;
     let mut hints = match rest.is_empty() {
@@ -204,7 +204,7 @@ async fn make_image(
     let (files, taken) = (dump.page_files().to_vec(), sorted.taken());
     let aligned_with = aligned_with.or_else(|| sorted.base().map(|place| place.snapshot));
     let (how, parts) = ((engine, roads.hot_pages), Parts { sorted, words, rest, choices });
-    let (key, bytes, hot_skipped) = encode(dump, how, &warm.spec.tenant, parts, bases).await?;
+    let (key, bytes, hot_skipped) = encode(dump, how, parts, bases).await?;
     roads.faults.pass(Step::Encode)?;
     watch.step("encode");
     let image = seal(&bytes).map_err(DedupError::Seal)?;
@@ -290,13 +290,8 @@ fn rest(sorted: &Sorted, words: Option<&Words>) -> Vec<usize> {
     fresh.filter(|at| short.next_if_eq(at).is_none()).collect()
 }
 
-async fn fingerprint(
-    dump: &Arc<Dump>,
-    positions: Vec<usize>,
-    engine: &Engine,
-    tenant: &TenantName,
-) -> Vec<Fingerprint> {
-    let fingerprinter = engine.fingerprinter(&engine.key(tenant));
+async fn fingerprint(dump: &Arc<Dump>, positions: Vec<usize>, engine: &Engine) -> Vec<Fingerprint> {
+    let fingerprinter = engine.fingerprinter();
     let (dump, threads) = (dump.clone(), engine.threads);
     blocking(move || page_work::fingerprint(&at(&dump, &positions), &fingerprinter, threads)).await
 }
@@ -351,11 +346,10 @@ struct Parts {
 async fn encode(
     dump: Arc<Dump>,
     (engine, hot_pages): (Engine, HotPages),
-    tenant: &TenantName,
     Parts { sorted, words, rest, choices }: Parts,
     bases: HeldPages,
 ) -> Result<(DomainKey, Vec<u8>, u64), DedupError> {
-    let key = engine.key(tenant);
+    let key = engine.key().clone();
     blocking(move || {
         let rules = engine.encode_rules();
         let runs = page_work::encode(&at(&dump, &rest), &choices, &bases, (&key, rules), engine.threads)?;

@@ -55,6 +55,8 @@ pub enum Event {
     },
     /// The controller does not want these sandboxes any more.
     Unwanted(Vec<SandboxId>),
+    /// Nor these base snapshots.
+    UnwantedBases(Vec<SnapshotId>),
     /// How long a sandbox must be idle before it is reported.
     IdlePeriod(Duration),
     /// How long a dedup image waits before it is made smaller; zero: for ever.
@@ -464,6 +466,12 @@ impl Driver {
             Event::Unwanted(sandboxes) => {
                 for sandbox in sandboxes {
                     self.remove(sandbox, None, out);
+                }
+            }
+            Event::UnwantedBases(snapshots) => {
+                for snapshot in snapshots {
+                    self.snapshots.remove(&snapshot);
+                    out.push(Action::DropSnapshot { snapshot });
                 }
             }
             Event::IdlePeriod(period) => self.idle_period = period,

@@ -10,40 +10,37 @@ use medes_dedup::{
     key::DomainKey,
     paper,
 };
-use medes_proto::{
-    fleet::{EngineSettings, Level},
-    ids::TenantName,
-};
+use medes_proto::fleet::{EngineSettings, Level};
 
-/// Everything the roads need to know about the engine. Changes when the controller says so.
+/// Everything the roads need to know about the engine to work for one tenant. Changes when the controller says so.
 #[derive(Debug, Clone)]
 pub struct Engine {
-    cluster_key: DomainKey,
+    key: DomainKey,
     settings: EngineSettings,
     /// Threads for the work on one sandbox's pages.
     pub threads: NonZeroUsize,
 }
 
 impl Engine {
-    /// With the cluster's key and settings.
-    pub const fn new(cluster_key: DomainKey, settings: EngineSettings, threads: NonZeroUsize) -> Self {
-        Self { cluster_key, settings, threads }
+    /// With a tenant's key and the cluster's settings.
+    pub const fn new(key: DomainKey, settings: EngineSettings, threads: NonZeroUsize) -> Self {
+        Self { key, settings, threads }
     }
 
     /// The same, with so many threads for the work on one sandbox's pages.
     #[must_use]
-    pub const fn with_threads(self, threads: NonZeroUsize) -> Self {
+    pub fn with_threads(self, threads: NonZeroUsize) -> Self {
         Self { threads, ..self }
     }
 
-    /// The key of everything that belongs to a tenant.
-    pub fn key(&self, tenant: &TenantName) -> DomainKey {
-        self.cluster_key.for_tenant(tenant.as_str())
+    /// The key of everything that belongs to the tenant.
+    pub const fn key(&self) -> &DomainKey {
+        &self.key
     }
 
-    /// Fingerprints pages of a tenant.
-    pub fn fingerprinter(&self, key: &DomainKey) -> Fingerprinter {
-        Fingerprinter::new(key, self.settings.sampling)
+    /// Fingerprints pages of the tenant.
+    pub fn fingerprinter(&self) -> Fingerprinter {
+        Fingerprinter::new(&self.key, self.settings.sampling)
     }
 
     /// Bounds on what one image may depend on.

@@ -23,6 +23,7 @@ pub mod heat;
 pub mod init;
 pub mod inject;
 pub mod keeper;
+pub mod keys;
 mod late;
 pub mod launch_spec;
 mod layout;

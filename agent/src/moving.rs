@@ -47,7 +47,7 @@ use crate::{
     memory_file::{MappedFile, MemoryFile},
     pager::Learnt,
     private_files,
-    roads::{NotWelcomed, Roads, Stopwatch, Stored, blocking},
+    roads::{NoEngine, Roads, Stopwatch, Stored, blocking},
     sandbox::{self, CreateError, Host, Housing, LaunchSpec},
 };
 
@@ -57,9 +57,9 @@ const IMAGE_SLACK_BYTES: u64 = 64 << 20;
 /// Why a sandbox was not taken over.
 #[derive(Debug, thiserror::Error)]
 pub enum TakeError {
-    /// No key and no settings yet.
+    /// No settings yet, or no key.
     #[error(transparent)]
-    NotWelcomed(#[from] NotWelcomed),
+    NoEngine(#[from] NoEngine),
     /// A test wanted this.
     #[error(transparent)]
     Injected(#[from] Injected),
@@ -194,7 +194,7 @@ async fn fetch(
     from: Holder<'_>,
 ) -> Result<Arrived, TakeError> {
     roads.faults.pass(Step::Take)?;
-    let key = roads.engine()?.key(&spec.tenant);
+    let key = roads.engine(&spec.tenant)?.key().clone();
     let challenge = encryption::challenge().ok_or(TakeError::Challenge)?;
     let request = ImageRequest { offered: offered.clone(), challenge };
     let parts = roads.bases.peers().read_image(from, request.clone()).await?;
@@ -277,7 +277,7 @@ struct Opened {
 
 /// Opening checks it from end to end, as a restore will.
 async fn open(roads: &Roads, spec: &FunctionSpec, image: &MappedFile) -> Result<Opened, TakeError> {
-    let key = roads.engine()?.key(&spec.tenant);
+    let key = roads.engine(&spec.tenant)?.key().clone();
     let image = image.clone();
     let opened = blocking(move || {
         let opened = DedupImage::open(image, &key)?;

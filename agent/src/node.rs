@@ -8,6 +8,7 @@ mod door;
 mod ends;
 mod filling;
 mod finished;
+mod keys;
 mod leaving;
 mod measure;
 mod on_roads;
@@ -15,7 +16,7 @@ mod tracking;
 mod watching;
 mod work;
 
-pub use door::NodeHandle;
+pub use self::{door::NodeHandle, keys::Dropped};
 
 use std::{
     collections::BTreeMap,
@@ -42,7 +43,6 @@ use self::{
 use crate::{
     base,
     driver::{Action, Driver, Event, Launched, Ticket},
-    engine::Engine,
     heap,
     link::FromLink,
     metrics,
@@ -251,9 +251,14 @@ impl Node {
             }
             FromLink::Said(ControllerMessage::Welcome(welcome)) => self.welcome(welcome),
             FromLink::Said(ControllerMessage::IdlePeriod(idle)) => self.apply(Event::IdlePeriod(idle)),
+            FromLink::Said(ControllerMessage::TenantKeys(keys)) => self.learn_keys(keys),
+            FromLink::Said(ControllerMessage::ForgetKeys(tenants)) => self.forget_keys(tenants),
             FromLink::Said(ControllerMessage::Command { id, command }) => {
                 tracing::debug!(?id, ?command, "told");
-                self.apply(Event::Command { id, command });
+                match self.lacks_key(&command) {
+                    Some(why) => self.send(AgentMessage::Done { command: id, result: Box::new(Err(why)) }),
+                    None => self.apply(Event::Command { id, command }),
+                }
             }
             FromLink::Lost => {
                 self.outgoing = None;
@@ -265,11 +270,12 @@ impl Node {
     }
 
     fn welcome(&mut self, welcome: Welcome) {
-        let Welcome { incarnation, heartbeat, idle, domain_key, engine, purge } = welcome;
+        let Welcome { incarnation, heartbeat, idle, keys, domain_key: _, engine, purge } = welcome;
         tracing::info!(incarnation, ?heartbeat, ?idle, ?engine, "welcomed by the controller");
         (self.heartbeat, self.welcomed) = (heartbeat, true);
+        self.learn_only(keys);
         if let Some(roads) = &self.tools.roads {
-            roads.set_engine(Engine::new(domain_key, engine, self.identity.threads));
+            roads.set_engine(engine, self.identity.threads);
             let registering = self.tools.tasks.spawn(base::register_again(roads.clone()));
             if let Some(earlier) = self.registering.replace(registering) {
                 earlier.abort();
@@ -287,6 +293,7 @@ impl Node {
             memory: self.measured.node(),
             sandboxes: self.driver.sandboxes(Instant::now(), |id| self.measures(id)),
             snapshots: self.driver.snapshots(),
+            keys: self.tools.roads.as_ref().map(|roads| roads.keys.held()).unwrap_or_default(),
         };
         metrics::inventory(&inventory);
         inventory

@@ -25,15 +25,15 @@ use crate::{
     engine::Engine,
     pager::{self, Paged, Pager, ParkError, ParkReport, Recipes, ShrinkParkedError},
     registry::RegistryError,
-    roads::{NotWelcomed, Roads, Stopwatch, Warm, blocking},
+    roads::{NoEngine, Roads, Stopwatch, Warm, blocking},
 };
 
 /// Why a sandbox was not parked.
 #[derive(Debug, thiserror::Error)]
 pub enum ParkSandboxError {
-    /// No key and no settings yet.
+    /// No settings yet, or no key.
     #[error(transparent)]
-    NotWelcomed(#[from] NotWelcomed),
+    NoEngine(#[from] NoEngine),
     /// The base could not be acquired.
     #[error(transparent)]
     Registry(#[from] RegistryError),
@@ -127,9 +127,9 @@ fn deduped(report: &ParkReport, aligned_with: Option<SnapshotId>) -> Deduped {
 /// Why a parked sandbox is not stored smaller.
 #[derive(Debug, thiserror::Error)]
 pub enum ShrinkError {
-    /// No key and no settings yet.
+    /// No settings yet, or no key.
     #[error(transparent)]
-    NotWelcomed(#[from] NotWelcomed),
+    NoEngine(#[from] NoEngine),
     /// The pager could not do it.
     #[error("store what was kept as it is")]
     Shrink(#[from] ShrinkParkedError),
@@ -142,12 +142,10 @@ pub async fn shrink(
     tenant: &TenantName,
     paged: Paged,
 ) -> Result<Option<(Smaller, Vec<Phase>)>, ShrinkError> {
-    let engine = roads.engine()?;
     // Nobody waits for it.
-    let engine = engine.with_threads(NonZeroUsize::MIN);
-    let key = engine.key(tenant);
-    let recipes =
-        Recipes { key, engine, base: None, bases: roads.bases.clone(), faults: roads.faults.clone() };
+    let engine = roads.engine(tenant)?.with_threads(NonZeroUsize::MIN);
+    let (bases, faults) = (roads.bases.clone(), roads.faults.clone());
+    let recipes = Recipes { engine, base: None, bases, faults };
     let mut watch = Stopwatch::start();
     let shrunk =
         blocking(move || Ok::<_, ShrinkParkedError>(paged.shrink(&recipes)?.then_some(paged))).await?;
@@ -180,16 +178,15 @@ async fn acquire(
     warm: &Warm,
     named: Option<SnapshotPlace>,
 ) -> Result<Arc<Recipes>, ParkSandboxError> {
-    let engine = roads.engine()?;
+    let engine = roads.engine(&warm.spec.tenant)?;
     let base = base(roads, sandbox, warm, (&engine, named)).await;
     // What it is stored as already it holds on to for as long as it lives here.
     let held = warm.paged.as_ref().map(Paged::bases).unwrap_or_default();
     if let Some(base) = base.as_ref().filter(|base| !held.contains(&base.id)) {
         roads.registry.acquire(sandbox, &[base.id]).await?;
     }
-    let key = engine.key(&warm.spec.tenant);
     let (bases, faults) = (roads.bases.clone(), roads.faults.clone());
-    Ok(Arc::new(Recipes { key, engine, base, bases, faults }))
+    Ok(Arc::new(Recipes { engine, base, bases, faults }))
 }
 
 async fn base(

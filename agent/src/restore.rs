@@ -42,7 +42,7 @@ use crate::{
     memory_file::MappedFile,
     page_work,
     pager::{self, Missing, Paged, Pager, ParkError},
-    roads::{NotWelcomed, Past, Roads, Stopwatch, Stored, Warm, blocking},
+    roads::{NoEngine, Past, Roads, Stopwatch, Stored, Warm, blocking},
     sandbox::{AdoptError, Housing, Tree},
     skeleton::{self, UnpackError},
 };
@@ -53,9 +53,9 @@ const HOLDERS_MAX: usize = 3;
 /// Why a sandbox did not come back.
 #[derive(Debug, thiserror::Error)]
 pub enum RestoreError {
-    /// No key and no settings yet.
+    /// No settings yet, or no key.
     #[error(transparent)]
-    NotWelcomed(#[from] NotWelcomed),
+    NoEngine(#[from] NoEngine),
     /// The image is not what was stored.
     #[error("open its dedup image")]
     Open(#[from] OpenImageError),
@@ -169,12 +169,12 @@ pub(crate) async fn restore_with(
     (digest_memory, late): (bool, Option<Pager>),
 ) -> Result<(Warm, Restored), Box<NotRestored>> {
     let Stored { spec, mut housing, image, mut origin, tracked, learnt } = stored;
-    let engine = match roads.engine() {
+    let engine = match roads.engine(&spec.tenant) {
         Ok(engine) => engine,
         Err(error) => return Err(Box::new(NotRestored { housing, error: error.into() })),
     };
     let mut watch = Stopwatch::start();
-    let key = engine.key(&spec.tenant);
+    let key = engine.key().clone();
     let opened = async {
         roads.faults.pass(Step::Open)?;
         let image = blocking(move || DedupImage::open(image, &key)).await?;

@@ -1,11 +1,12 @@
 //! What both roads of a page carry with them, and the sandbox at either end.
 
 use std::{
+    num::NonZeroUsize,
     sync::{Arc, PoisonError, RwLock},
     time::Duration,
 };
 
-use medes_proto::{function::FunctionSpec, sandbox::Phase};
+use medes_proto::{fleet::EngineSettings, function::FunctionSpec, ids::TenantName, sandbox::Phase};
 use tokio::time::Instant;
 
 use crate::{
@@ -14,6 +15,7 @@ use crate::{
     earlier::{Earlier, Origin, Room},
     engine::Engine,
     faults::Faults,
+    keys::Keys,
     memory_file::MappedFile,
     pager::{Learnt, Paged, Pager},
     reaper::Reaper,
@@ -136,8 +138,10 @@ pub struct Roads {
     pub bases: Arc<Bases>,
     /// The controller's registry.
     pub registry: Registry,
-    /// The engine, once the controller has said how; it may say so again.
-    engine: RwLock<Option<Engine>>,
+    /// Keys of the tenants that have something here.
+    pub keys: Keys,
+    /// How the engine is set, once the controller has said so, which it may again; and its threads.
+    settings: RwLock<Option<(EngineSettings, NonZeroUsize)>>,
     /// How long steps may take.
     pub limits: Limits,
     /// What becomes of hot pages.
@@ -152,13 +156,19 @@ pub struct Roads {
     pub faults: Arc<Faults>,
 }
 
-/// No controller has welcomed this node yet, so it has no key and no settings.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("no controller has told this node the cluster's key yet")]
-pub struct NotWelcomed;
+/// What this node must be told before it does anything for a tenant.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NoEngine {
+    /// How pages are stored.
+    #[error("no controller has welcomed this node yet")]
+    NotWelcomed,
+    /// The tenant's key.
+    #[error("no controller has told this node the key of tenant {0}")]
+    NoKey(TenantName),
+}
 
 impl Roads {
-    /// With everything but the engine, which the controller's welcome brings.
+    /// With everything but the engine's settings and keys, which the controller brings.
     pub fn new(
         (criu, pool): (Criu, Pool<Intake>),
         reaper: Reaper,
@@ -166,7 +176,7 @@ impl Roads {
         registry: Registry,
         faults: Arc<Faults>,
     ) -> Self {
-        let (engine, limits) = (RwLock::new(None), Limits::DEFAULT);
+        let (keys, settings, limits) = (Keys::default(), RwLock::new(None), Limits::DEFAULT);
         let (hot_pages, earlier) = (HotPages::DEFAULT, Room::new(Room::DEFAULT_BYTES));
         let (late_clones, late_restores) = (None, None);
         Self {
@@ -175,7 +185,8 @@ impl Roads {
             reaper,
             bases,
             registry,
-            engine,
+            keys,
+            settings,
             limits,
             hot_pages,
             earlier,
@@ -191,14 +202,20 @@ impl Roads {
         self.late_restores = pager.filter(|_| how == HowRestored::Late).cloned();
     }
 
-    /// The engine as it is set now.
-    pub fn engine(&self) -> Result<Engine, NotWelcomed> {
-        self.engine.read().unwrap_or_else(PoisonError::into_inner).clone().ok_or(NotWelcomed)
+    /// The engine for what belongs to a tenant, as it is set now.
+    ///
+    /// # Errors
+    /// The controller has not said how, or not with which key.
+    pub fn engine(&self, tenant: &TenantName) -> Result<Engine, NoEngine> {
+        let settings = *self.settings.read().unwrap_or_else(PoisonError::into_inner);
+        let (settings, threads) = settings.ok_or(NoEngine::NotWelcomed)?;
+        let key = self.keys.get(tenant).ok_or_else(|| NoEngine::NoKey(tenant.clone()))?;
+        Ok(Engine::new(key, settings, threads))
     }
 
     /// Sets the engine for every dedup and restore that begins after this.
-    pub fn set_engine(&self, engine: Engine) {
-        *self.engine.write().unwrap_or_else(PoisonError::into_inner) = Some(engine);
+    pub fn set_engine(&self, settings: EngineSettings, threads: NonZeroUsize) {
+        *self.settings.write().unwrap_or_else(PoisonError::into_inner) = Some((settings, threads));
     }
 }
 

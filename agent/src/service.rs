@@ -3,24 +3,25 @@
 use std::{pin::Pin, sync::Arc};
 
 use futures::{Stream, StreamExt};
+use medes_dedup::key::KeyId;
 use medes_identity::guard::speaks_as;
 use medes_proto::{
     WireError,
     failure::{Failure, FailureKind},
-    ids::{NodeId, SandboxId, SnapshotId, snapshot_from_wire},
+    ids::{NameError, NodeId, SandboxId, SnapshotId, snapshot_from_wire},
     moving::{ImageRequest, OfferedSandbox},
     node::{Invoke, PageAccess, reply_to_wire},
     wire::{
-        self, AccountRequest, GiveUpReply, HeatReply, HeatRequest, ImagePart, InvokeReply, InvokeRequest,
-        LogsReply, LogsRequest, NodeAccount, PageAccessReply, PageAccessRequest, ReadImageRequest,
-        ReadLayoutRequest, SnapshotLayout, node_server::Node,
+        self, AccountRequest, ForgetTenantReply, ForgetTenantRequest, GiveUpReply, HeatReply, HeatRequest,
+        ImagePart, InvokeReply, InvokeRequest, LogsReply, LogsRequest, NodeAccount, PageAccessReply,
+        PageAccessRequest, ReadImageRequest, ReadLayoutRequest, SnapshotLayout, node_server::Node,
     },
 };
 use tonic::{Request, Response, Status};
 
 use crate::{
     bases::{Bases, local::Snapshot},
-    node::NodeHandle,
+    node::{Dropped, NodeHandle},
     roads::blocking,
 };
 
@@ -121,6 +122,19 @@ impl Node for NodeService {
             Err(why) if why.kind == FailureKind::Busy => Err(Status::failed_precondition(why.message)),
             Err(why) => Err(Status::internal(why.message)),
         }
+    }
+
+    async fn forget_tenant(
+        &self,
+        request: Request<ForgetTenantRequest>,
+    ) -> Result<Response<ForgetTenantReply>, Status> {
+        let ForgetTenantRequest { tenant, key_id } = request.into_inner();
+        let tenant =
+            tenant.parse().map_err(|error: NameError| Status::invalid_argument(error.to_string()))?;
+        let dropped = self.node.forget_tenant(tenant, KeyId(key_id)).await;
+        let Dropped { sandboxes, snapshots } = dropped.map_err(|why| Status::unavailable(why.message))?;
+        let count = |number| u32::try_from(number).unwrap_or(u32::MAX);
+        Ok(Response::new(ForgetTenantReply { sandboxes: count(sandboxes), snapshots: count(snapshots) }))
     }
 
     async fn account(&self, _request: Request<AccountRequest>) -> Result<Response<NodeAccount>, Status> {

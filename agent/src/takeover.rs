@@ -17,11 +17,14 @@ use std::{
     time::Duration,
 };
 
-use medes_dedup::{key::DomainKey, page::SnapshotId};
+use medes_dedup::{
+    key::{DomainKey, KeyId},
+    page::SnapshotId,
+};
 use medes_proto::{
     WireError,
     function::FunctionSpec,
-    ids::{NodeId, SandboxId},
+    ids::{NodeId, SandboxId, TenantName},
     layout::{InitSnapshot, SnapshotLayout},
     moving::ImageHead,
     wire,
@@ -107,6 +110,27 @@ struct ParkedRecord {
     processes: Vec<ProcessRecord>,
 }
 
+/// Follows in each record: which key it was made under. 0: the agent before did not say.
+#[derive(Clone, PartialEq, prost::Message)]
+struct MadeUnder {
+    /// No other message that is a record has a field of this number.
+    #[prost(fixed64, tag = "100")]
+    key_id: u64,
+}
+
+impl MadeUnder {
+    fn record(id: Option<KeyId>, record: &impl Message) -> io::Result<MappedFile> {
+        let mut bytes = record.encode_to_vec();
+        bytes.extend(Self { key_id: id.map_or(0, |id| id.0) }.encode_to_vec());
+        MemoryFile::sealed("medes-record", &bytes)
+    }
+
+    fn read(record: &MappedFile) -> Result<Option<KeyId>, TakeInError> {
+        let Self { key_id } = Self::decode(record.as_ref())?;
+        Ok(Some(KeyId(key_id)).filter(|id| id.0 != 0))
+    }
+}
+
 /// A sandbox that rests, as the next agent is to have it.
 #[derive(Debug)]
 pub(crate) struct Resting<'n> {
@@ -145,10 +169,13 @@ impl Resting<'_> {
 }
 
 /// Leaves a sandbox in dedup to the next agent.
-pub(crate) fn leave_sandbox(host: &Host, resting: &Resting<'_>, stored: &Stored) -> io::Result<()> {
+pub(crate) fn leave_sandbox(
+    host: &Host,
+    resting: &Resting<'_>,
+    (stored, id): (&Stored, Option<KeyId>),
+) -> io::Result<()> {
     let image = (stored.image.len() as u64, Some(&stored.origin));
-    let record = resting.record(&stored.spec, image).encode_to_vec();
-    let record = MemoryFile::sealed("medes-record", &record)?;
+    let record = MadeUnder::record(id, &resting.record(&stored.spec, image))?;
     host.leave(Key::Sandbox(resting.sandbox.get()), &[record.file().as_fd(), stored.image.file().as_fd()]);
     Ok(())
 }
@@ -179,14 +206,14 @@ pub(crate) fn leave_parked(
         processes: records,
     };
     let record = SandboxRecord { parked: Some(parked), ..resting.record(&warm.spec, (0, None)) };
-    let record = MemoryFile::sealed("medes-record", &record.encode_to_vec())?;
+    let record = MadeUnder::record(Some(key.id()), &record)?;
     let files: Vec<_> = [record.file().as_fd()].into_iter().chain(files.iter().map(AsFd::as_fd)).collect();
     host.leave(Key::Parked(resting.sandbox.get()), &files);
     Ok(true)
 }
 
 /// Leaves a base snapshot to the next agent.
-pub(crate) fn leave_base(host: &Host, snapshot: &Snapshot) -> io::Result<()> {
+pub(crate) fn leave_base(host: &Host, (snapshot, id): (&Snapshot, Option<KeyId>)) -> io::Result<()> {
     let layout = SnapshotLayout {
         tenant: snapshot.tenant.clone(),
         function: snapshot.function.clone(),
@@ -199,7 +226,7 @@ pub(crate) fn leave_base(host: &Host, snapshot: &Snapshot) -> io::Result<()> {
             image: init.image.as_ref().map(|image| image.as_ref().to_vec()).unwrap_or_default(),
         }),
     };
-    let record = MemoryFile::sealed("medes-record", &wire::SnapshotLayout::from(layout).encode_to_vec())?;
+    let record = MadeUnder::record(id, &wire::SnapshotLayout::from(layout))?;
     host.leave(Key::Base(snapshot.id.get()), &[record.file().as_fd(), snapshot.file().as_fd()]);
     Ok(())
 }
@@ -239,11 +266,16 @@ pub(crate) async fn take_in(tools: &Tools, node: &NodeId, left: Left) -> Result<
     let record = received(next()?)?;
     match key {
         Key::Node => Err(TakeInError::Unlike("it is the node")),
-        Key::Base(number) => base(number, &record, received(next()?)?).map(TakenIn::Base),
+        Key::Base(number) => {
+            let snapshot = base(number, &record, received(next()?)?)?;
+            seen(tools, &snapshot.tenant, &record)?;
+            Ok(TakenIn::Base(snapshot))
+        }
         Key::Sandbox(number) => {
             let (image, files) = (received(next()?)?, received(next()?)?);
             let known = Known::read(number, &record)?;
             let stored = take_in_stored((&tools.host, node), &known, (image, files)).await?;
+            seen(tools, &known.spec.tenant, &record)?;
             Ok(TakenIn::Sandbox(known.with(Resumed::Stored(Box::new(stored)))))
         }
         Key::Parked(number) => {
@@ -252,9 +284,18 @@ pub(crate) async fn take_in(tools: &Tools, node: &NodeId, left: Left) -> Result<
             let parked = known.parked.take().ok_or(TakeInError::Unlike("it is not parked"))?;
             let housing = (network, Pipe { source, sink });
             let (warm, key) = take_in_parked((tools, node), &known, (parked, housing, files.collect()))?;
+            seen(tools, &known.spec.tenant, &record)?;
             Ok(TakenIn::Sandbox(known.with(Resumed::Parked(Box::new(warm), key))))
         }
     }
+}
+
+/// What of a tenant is here was made under this key: of use only if the controller tells the same one.
+fn seen(tools: &Tools, tenant: &TenantName, record: &MappedFile) -> Result<(), TakeInError> {
+    if let (Some(roads), Some(id)) = (&tools.roads, MadeUnder::read(record)?) {
+        roads.keys.made_under(tenant, id);
+    }
+    Ok(())
 }
 
 fn received(file: OwnedFd) -> Result<MappedFile, TakeInError> {

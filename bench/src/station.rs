@@ -12,7 +12,6 @@ use anyhow::{Context, Result};
 use medes_agent::{
     bases::{Bases, Budgets},
     criu::{Criu, Pool},
-    engine::Engine,
     faults::Faults,
     launch_spec::launch_spec,
     pager::Pager,
@@ -25,7 +24,7 @@ use medes_agent::{
 use medes_controller::registry::{Registry as _, Table, TableSettings};
 use medes_dedup::{key::DomainKey, page::SnapshotId};
 use medes_proto::{
-    fleet::EngineSettings,
+    fleet::{EngineSettings, TenantKey},
     function::FunctionSpec,
     ids::{NodeId, SandboxId},
 };
@@ -43,7 +42,7 @@ const PAGER_THREADS: usize = 2;
 const REGISTRY_MAX: Duration = Duration::from_secs(20);
 const STOP_MAX: Duration = Duration::from_secs(15);
 
-/// The cluster's key; any will do.
+/// The tenant's key; any will do.
 pub(crate) const KEY: DomainKey = DomainKey::from_bytes([0x42; 32]);
 
 /// A node and its roads.
@@ -104,7 +103,8 @@ impl Station {
         let bases = Arc::new(Bases::new(node, REGISTRY_MAX, Budgets::DEFAULT));
         let registry = Registry::new(channel, REGISTRY_MAX);
         let roads = Roads::new((criu, pool), reaper, bases, registry, Arc::new(Faults::default()));
-        roads.set_engine(Engine::new(KEY, EngineSettings::default(), threads()));
+        roads.set_engine(EngineSettings::default(), threads());
+        roads.keys.learn(TenantKey { tenant: "default".parse().context("name the tenant")?, key: KEY });
         let roads = Arc::new(roads);
         Ok(Self { host, roads, program, table, scratch, cgroups: BTreeMap::new(), next: 1, stop, tasks })
     }

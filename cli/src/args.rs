@@ -21,6 +21,7 @@ use crate::{
     policy::PolicyVerb,
     ps::PsArgs,
     support::SupportArgs,
+    tenant::TenantVerb,
     token::TokenVerb,
     trace::TraceArgs,
     up::UpArgs,
@@ -108,6 +109,9 @@ pub(crate) enum Verb {
     Explain(ExplainArgs),
     /// Show where a warm sandbox's memory is, as a heat map
     Heat(HeatArgs),
+    /// List tenants, delete the key of one
+    #[command(subcommand)]
+    Tenant(TenantVerb),
     /// Make, list and revoke tokens of callers of the HTTP gateway
     #[command(subcommand)]
     Token(TokenVerb),

@@ -11,7 +11,7 @@ use medes_identity::{access::Service, security::Security};
 use medes_proto::{
     limits::MESSAGE_BYTES_MAX,
     trace::{Filter, Item},
-    wire::{self, control_client::ControlClient, tokens_client::TokensClient},
+    wire::{self, control_client::ControlClient, tenants_client::TenantsClient, tokens_client::TokensClient},
 };
 use tonic::{
     Response, Status, Streaming,
@@ -63,6 +63,7 @@ impl FromStr for Address {
 pub(crate) struct Client {
     address: Address,
     control: ControlClient<Channel>,
+    tenants: TenantsClient<Channel>,
     tokens: TokensClient<Channel>,
 }
 
@@ -78,16 +79,22 @@ impl Client {
         let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(unreachable)?;
         let endpoint = endpoint.connect_timeout(CONNECT_WITHIN);
         let channel = security.channel(&endpoint, Service::Control, None).await.map_err(unreachable)?;
+        let tenants = TenantsClient::new(channel.clone());
         let tokens = TokensClient::new(channel.clone());
         let control = ControlClient::new(channel)
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
-        Ok(Self { address, control, tokens })
+        Ok(Self { address, control, tenants, tokens })
     }
 
     /// Where the controller is.
     pub(crate) const fn address(&self) -> &Address {
         &self.address
+    }
+
+    /// What is asked about tenants.
+    pub(crate) fn tenants(&self) -> TenantsClient<Channel> {
+        self.tenants.clone()
     }
 
     /// What is asked about tokens.

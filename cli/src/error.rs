@@ -4,7 +4,7 @@ use std::{io, path::PathBuf, process::ExitCode, time::Duration};
 
 use medes_identity::{folder::FolderError, security::SecurityError};
 use medes_load::{map::MapError, trace::TraceError};
-use medes_proto::{WireError, failure::Failure, units::Span};
+use medes_proto::{WireError, failure::Failure, ids::TenantName, units::Span};
 use serde::Serialize;
 use tonic::Code;
 
@@ -83,6 +83,8 @@ pub(crate) enum CliError {
     Map(#[from] MapError),
     #[error("nothing of the trace is left to send")]
     NothingToSend,
+    #[error("tenant {tenant}: its key, and what was made under it, would be gone for good")]
+    Unconfirmed { tenant: TenantName },
     #[error("`medes top` needs a terminal")]
     NoTerminal,
     #[error(transparent)]
@@ -138,6 +140,7 @@ impl CliError {
             }
             Self::Recording(_) => "recording".into(),
             Self::NotDrained { .. } | Self::NotAtRest { .. } => "deadline".into(),
+            Self::Unconfirmed { .. } => "unconfirmed".into(),
             Self::NoTerminal | Self::Map(_) | Self::NothingToSend => "invalid".into(),
             Self::LoadTrace(_) => "load_trace".into(),
             Self::Security(_) | Self::Cert(_) => "certificate".into(),
@@ -172,6 +175,7 @@ impl CliError {
             Self::Refused { status, .. } if status.code() == Code::NotFound => {
                 Some("`medes function list` and `medes ps` show what there is")
             }
+            Self::Unconfirmed { .. } => Some("say so with --yes"),
             Self::NoTerminal => {
                 Some("for programs there are `medes ps`, `nodes` and `trace`, each with --json")
             }

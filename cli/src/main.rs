@@ -25,6 +25,7 @@ mod place;
 mod policy;
 mod ps;
 mod support;
+mod tenant;
 mod token;
 mod top;
 mod trace;
@@ -101,6 +102,7 @@ async fn run(cli: Cli, output: &Output) -> Result<Ended, CliError> {
         Verb::Logs(args) => logs::run(&args, &connect().await?, output).await?,
         Verb::Trace(args) if args.replay.is_some() => trace::replay(&args, output)?,
         Verb::Trace(args) => return trace::run(args, &connect().await?, output).await,
+        Verb::Tenant(verb) => return tenant::run(verb, &connect().await?, output).await,
         Verb::Token(verb) => token::run(verb, &connect().await?, output).await?,
         Verb::Heat(args) => heat::run(&args, &connect().await?, output).await?,
         Verb::Top => Box::pin(top::run(&connect().await?, output)).await?,

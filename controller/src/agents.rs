@@ -7,12 +7,13 @@ use std::{
     time::Duration,
 };
 
+use medes_dedup::key::KeyId;
 use medes_identity::{access::Service, security::Security};
 use medes_proto::{
     WireError,
     account::NodeAccount,
     failure::Failure,
-    ids::{NodeId, SandboxId},
+    ids::{NodeId, SandboxId, TenantName},
     limits,
     node::{Answer, Invoke, Request, reply_from_wire},
     wire::{self, node_client::NodeClient},
@@ -165,6 +166,23 @@ impl Agents {
         })?;
         let nonsense = |source| InvokeError::Nonsense { address: agent.1.to_owned(), source };
         reply.into_inner().try_into().map_err(nonsense)
+    }
+
+    /// Has a node forget a tenant's key and drop all it holds of that tenant. Returns what that was.
+    pub async fn forget_tenant(
+        &self,
+        agent: Agent<'_>,
+        (tenant, id): (&TenantName, KeyId),
+    ) -> Result<wire::ForgetTenantReply, InvokeError> {
+        let channel = self.channel(agent).await?;
+        let request = wire::ForgetTenantRequest { tenant: tenant.to_string(), key_id: id.0 };
+        let mut message = tonic::Request::new(request);
+        message.set_timeout(SLACK);
+        let reply = Self::client(channel).forget_tenant(message).await;
+        reply.map(tonic::Response::into_inner).map_err(|status| {
+            self.forget(agent);
+            InvokeError::Lost { address: agent.1.to_owned(), source: Box::new(status) }
+        })
     }
 
     /// A sandbox's output.

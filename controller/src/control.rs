@@ -1,6 +1,10 @@
 //! The Control service: what `medes` and other tools ask.
 
-use std::{pin::Pin, sync::Arc, time::Duration};
+use std::{
+    pin::Pin,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use futures::{Stream, StreamExt, stream};
 use medes_proto::{
@@ -24,6 +28,7 @@ use crate::{
     agents::{Agents, InvokeError},
     driver::{Event, NodeRow, Operation, Refusal},
     invoke::{Answered, Call, Invoker},
+    keyring::Keyring,
     registry::Registry,
     shell::Handle,
     store::{Store, StoreError},
@@ -38,6 +43,7 @@ const POLICY_CHANGES_MAX: usize = 100;
 pub(crate) struct ControlService {
     pub(crate) driver: Handle,
     pub(crate) store: Arc<Store>,
+    pub(crate) keyring: Arc<Keyring>,
     pub(crate) registry: Arc<dyn Registry>,
     pub(crate) agents: Arc<Agents>,
     pub(crate) invoker: Arc<Invoker>,
@@ -50,7 +56,7 @@ pub(crate) struct ControlService {
 }
 
 /// Work that blocks on the disk. It goes on if the caller goes away: the store and the driver must agree.
-async fn on_disk<T: Send + 'static>(
+pub(crate) async fn on_disk<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
 ) -> Result<T, Status> {
     let done =
@@ -142,8 +148,14 @@ impl Control for ControlService {
         })?;
         let turn = Arc::clone(&self.changes).lock_owned().await;
         let (store, driver, name) = (Arc::clone(&self.store), self.driver.clone(), spec.name.clone());
-        let kept = spec.clone();
-        let applied = on_disk(move || store.apply(&kept)).await?;
+        let (kept, tenant) = (spec.clone(), spec.tenant.clone());
+        let (applied, key) = on_disk(move || {
+            // Before anything could use it, and before there is a function without one.
+            let key = store.key_of(&kept.tenant, SystemTime::now())?;
+            Ok((store.apply(&kept)?, key))
+        })
+        .await?;
+        self.keyring.add(tenant, key);
         if applied.changed {
             driver.tell(Event::Applied { function: Box::new(spec), revision: applied.revision }).await?;
         }

@@ -16,6 +16,7 @@
 //! | `standing` | nodes that are cordoned or being drained |
 //! | `reports` | nodes: attach, heartbeat, silence, loss |
 //! | `bases` | base snapshots: leases, references, dropping |
+//! | `keys` | which tenants' keys each node is told |
 //! | `clones` | init snapshots, and what is a clone of them |
 //! | `idle` | reviews by the policy |
 //! | `operations` | what people ask for |
@@ -47,6 +48,7 @@ mod evict;
 mod fullness;
 mod gain;
 mod idle;
+mod keys;
 mod moving;
 mod operations;
 mod outcomes;
@@ -200,6 +202,7 @@ impl Driver {
             Event::Abandoned { request } => self.abandoned(request),
             Event::Applied { function, revision } => self.applied(now, *function, revision, out),
             Event::Removed { function } => self.removed(now, &function, out),
+            Event::TenantDeleted { tenant } => self.tenant_deleted(&tenant, out),
             Event::Tuned(tuning) => self.tuned(now, &tuning, out),
             Event::Stands { node, standing } => self.stand(now, &node, standing, out),
             Event::Asked { ticket, operation } => self.asked(now, ticket, operation, out),

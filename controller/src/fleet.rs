@@ -21,6 +21,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
     driver::{CloseReason, ConnectionId, Event},
+    keyring::Keyring,
     shell::{Handle, ToAgent},
 };
 
@@ -32,8 +33,9 @@ const HELLO_MAX: Duration = Duration::from_secs(10);
 pub(crate) struct Greeting {
     pub(crate) incarnation: u64,
     pub(crate) heartbeat: Duration,
-    pub(crate) domain_key: DomainKey,
     pub(crate) engine: EngineSettings,
+    /// Keys are looked up at the moment they are sent: none goes out that was deleted before.
+    pub(crate) keyring: Arc<Keyring>,
 }
 
 /// The service.
@@ -68,10 +70,11 @@ impl Fleet for FleetService {
         request: Request<Streaming<wire::AgentMessage>>,
     ) -> Result<Response<Commands>, Status> {
         let (metadata, extensions, mut messages) = request.into_parts();
-        let hello = tokio::time::timeout(HELLO_MAX, read_hello(&mut messages))
+        let (hello, speech) = tokio::time::timeout(HELLO_MAX, read_hello(&mut messages))
             .await
             .map_err(|_elapsed| Status::deadline_exceeded("no Hello within 10 s"))??;
         speaks_as(&Request::from_parts(metadata, extensions, ()), &hello.node)?;
+        let speech = speech.with(&self.greeting.keyring)?;
         let node = hello.node.clone();
         let connection = ConnectionId(self.connections.fetch_add(1, Ordering::Relaxed) + 1);
         let commands = self.driver.attach(connection, hello).await?;
@@ -87,15 +90,47 @@ impl Fleet for FleetService {
             }
             drop(driver.tell(Event::Detached { connection }).await);
         });
-        Ok(Response::new(to_wire(Arc::clone(&self.greeting), commands, self.stop.clone())))
+        Ok(Response::new(to_wire((Arc::clone(&self.greeting), speech), commands, self.stop.clone())))
     }
 }
 
-async fn read_hello(messages: &mut Streaming<wire::AgentMessage>) -> Result<Hello, Status> {
+/// How keys are told to an agent.
+#[derive(Debug, Clone)]
+enum Speech {
+    /// Tenant by tenant.
+    ByTenant,
+    /// It is of an earlier version, and derives all of them from this one, as the controller did when it was of that version.
+    Derived(Option<DomainKey>),
+}
+
+impl Speech {
+    fn of(hello: &wire::Hello) -> Self {
+        if hello.keys_by_tenant { Self::ByTenant } else { Self::Derived(None) }
+    }
+
+    /// With what there is to tell.
+    fn with(self, keyring: &Keyring) -> Result<Self, Status> {
+        match self {
+            Self::ByTenant => Ok(self),
+            Self::Derived(_) => match keyring.domain_key() {
+                Some(key) => Ok(Self::Derived(Some(key))),
+                None => Err(Status::failed_precondition(
+                    "this agent is too old: it derives tenants' keys from one that is no more",
+                )),
+            },
+        }
+    }
+}
+
+async fn read_hello(messages: &mut Streaming<wire::AgentMessage>) -> Result<(Hello, Speech), Status> {
     let first =
         messages.message().await?.ok_or_else(|| Status::invalid_argument("the stream ended before Hello"))?;
+    let speech = match &first.message {
+        Some(wire::agent_message::Message::Hello(hello)) => Speech::of(hello),
+        _ => Speech::ByTenant,
+    };
     match AgentMessage::try_from(first)? {
-        AgentMessage::Hello(hello) => Ok(hello),
+        AgentMessage::Hello(hello) => Ok((hello, speech)),
         _ => Err(Status::invalid_argument("the first message is not Hello")),
     }
 }
@@ -134,35 +169,49 @@ fn event(connection: ConnectionId, message: AgentMessage) -> Option<Event> {
 }
 
 fn to_wire(
-    greeting: Arc<Greeting>,
+    (greeting, speech): (Arc<Greeting>, Speech),
     commands: tokio::sync::mpsc::Receiver<ToAgent>,
     stop: CancellationToken,
 ) -> Commands {
     // Ends after the first error, when the driver lets go of the connection, and when the controller stops.
-    let messages = stream::unfold(Some((greeting, commands)), |state| async move {
-        let (greeting, mut commands) = state?;
-        match commands.recv().await? {
-            ToAgent::Close(why) => Some((Err(closed(why)), None)),
-            ToAgent::Command { id, command } => {
-                Some((Ok(ControllerMessage::Command { id, command }.into()), Some((greeting, commands))))
-            }
-            ToAgent::IdlePeriod(idle) => {
-                Some((Ok(ControllerMessage::IdlePeriod(idle).into()), Some((greeting, commands))))
-            }
-            ToAgent::Welcome { idle, purge } => {
-                let welcome = Welcome {
-                    incarnation: greeting.incarnation,
-                    heartbeat: greeting.heartbeat,
-                    idle,
-                    domain_key: greeting.domain_key.clone(),
-                    engine: greeting.engine,
-                    purge,
-                };
-                Some((Ok(ControllerMessage::Welcome(welcome).into()), Some((greeting, commands))))
+    let messages = stream::unfold(Some((greeting, speech, commands)), |state| async move {
+        let (greeting, speech, mut commands) = state?;
+        loop {
+            let message = match commands.recv().await? {
+                ToAgent::Close(why) => return Some((Err(closed(why)), None)),
+                said => said_to_agent(&greeting, &speech, said),
+            };
+            if let Some(message) = message {
+                return Some((Ok(message.into()), Some((greeting, speech, commands))));
             }
         }
     });
     Box::pin(messages.take_until(stop.cancelled_owned()))
+}
+
+/// `None`: this agent would not understand it, and need not.
+fn said_to_agent(greeting: &Greeting, speech: &Speech, said: ToAgent) -> Option<ControllerMessage> {
+    let by_tenant = matches!(speech, Speech::ByTenant);
+    Some(match said {
+        ToAgent::Close(_) => return None,
+        ToAgent::Command { id, command } => ControllerMessage::Command { id, command },
+        ToAgent::IdlePeriod(idle) => ControllerMessage::IdlePeriod(idle),
+        ToAgent::TellKeys(_) | ToAgent::ForgetKeys(_) if !by_tenant => return None,
+        ToAgent::TellKeys(tenants) => ControllerMessage::TenantKeys(greeting.keyring.of(tenants)),
+        ToAgent::ForgetKeys(tenants) => ControllerMessage::ForgetKeys(tenants),
+        ToAgent::Welcome { idle, purge, tenants } => ControllerMessage::Welcome(Welcome {
+            incarnation: greeting.incarnation,
+            heartbeat: greeting.heartbeat,
+            idle,
+            keys: greeting.keyring.of(tenants),
+            domain_key: match speech {
+                Speech::ByTenant => None,
+                Speech::Derived(key) => key.clone(),
+            },
+            engine: greeting.engine,
+            purge,
+        }),
+    })
 }
 
 fn closed(why: CloseReason) -> Status {

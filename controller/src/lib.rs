@@ -8,7 +8,7 @@
 //! ```
 //!
 //! The driver is the one owner of state and has no I/O; everything that has a socket, a file or a clock is around
-//! it. Wire types end in `fleet`, `control`, `registry_service`, `token_service` and `agents`.
+//! it. Wire types end in `fleet`, `control`, `registry_service`, `tenant_service`, `token_service` and `agents`.
 #![forbid(unsafe_code)]
 
 mod accounting;
@@ -20,6 +20,7 @@ pub mod driver;
 mod fleet;
 mod gateway;
 mod invoke;
+pub mod keyring;
 mod latencies;
 pub mod now;
 mod page;
@@ -32,6 +33,7 @@ pub mod shell;
 mod spans;
 pub mod store;
 mod tell;
+mod tenant_service;
 mod token_service;
 pub mod tokens;
 mod trace;

@@ -78,7 +78,7 @@ fn main() -> ExitCode {
         print!("{DEFAULTS}");
         return ExitCode::SUCCESS;
     }
-    // It has the cluster's key and bodies of requests in memory: no core dump may have them, wherever the host sends those.
+    // It has tenants' keys and bodies of requests in memory: no core dump may have them, wherever the host sends those.
     if let Err(error) = prctl::set_dumpable(false) {
         eprintln!("medes-controller: keep memory out of core dumps: {error}");
         return ExitCode::FAILURE;

@@ -3,13 +3,12 @@
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use futures::future::BoxFuture;
-use medes_dedup::key::DomainKey;
 use medes_identity::{access::Service, guard::Guard, security::Security, web::WebCertificate};
 use medes_proto::{
     limits,
     wire::{
         control_server::ControlServer, fleet_server::FleetServer, registry_server::RegistryServer,
-        tokens_server::TokensServer,
+        tenants_server::TenantsServer, tokens_server::TokensServer,
     },
 };
 use tokio::net::TcpListener;
@@ -24,6 +23,7 @@ use crate::{
     fleet::{FleetService, Greeting},
     gateway::{self, Gateway},
     invoke::Invoker,
+    keyring::Keyring,
     now::Now,
     page::{Page, Sources},
     places::Places,
@@ -32,6 +32,7 @@ use crate::{
     shell::{self, Handle, Shell},
     spans::{self, StartSpansError},
     store::{OpenStoreError, Store},
+    tenant_service::TenantService,
     token_service::TokenService,
     tokens::Tokens,
     trace::Hub,
@@ -156,7 +157,7 @@ impl Controller {
         let [tracker, shell_tracker] = std::array::from_fn(|_| TaskTracker::new());
         let [close, end, door, callers] = std::array::from_fn(|_| CancellationToken::new());
         let settle = if opened.incarnation == 1 { Duration::ZERO } else { config.driver.settle };
-        let incarnation = opened.incarnation;
+        let (store, incarnation) = (Arc::new(opened.store), opened.incarnation);
         let settings = Settings { incarnation, settle, ..config.driver };
         let driver = Driver::new(Now::START, settings, config.policy.build(), opened.functions)
             .with_standings(opened.standings);
@@ -176,15 +177,16 @@ impl Controller {
         let agents = Arc::new(Agents::new(place.security.clone()));
         let invoker =
             Arc::new(Invoker::new(driver.clone(), Arc::clone(&agents), config.requests, tracker.clone()));
-        let greeting = greeting(incarnation, opened.domain_key, &config);
-        let fleet = FleetService::new(driver.clone(), greeting, tracker.clone(), close.clone());
-        let store = Arc::new(opened.store);
+        let keyring = Keyring::new(opened.keys, opened.domain_key);
+        let greeting = greeting(incarnation, keyring, &config);
+        let fleet = FleetService::new(driver.clone(), greeting.clone(), tracker.clone(), close.clone());
         let tokens = Arc::new(Tokens::new(place.is_open(gateway), opened.tokens));
         let token_service = TokenService::new(&tokens, &store);
         let tuner = Tuner::new(config.document, driver.clone());
         let service = ControlService {
             driver: driver.clone(),
             store,
+            keyring: greeting.keyring,
             registry: Arc::clone(&registry),
             agents,
             invoker: Arc::clone(&invoker),
@@ -195,8 +197,8 @@ impl Controller {
         };
         let sources = Sources::of(&service, &tokens, &place.security);
         let page = people.map(|people| serve_people(people, sources, place.web.clone(), (&tracker, &close)));
-        let services =
-            (fleet, RegistryService::new(registry, places, driver.clone()), service, token_service);
+        let lookups = RegistryService::new(registry, places, driver.clone());
+        let services = (fleet, lookups, service, token_service);
         serve_grpc((control_listener, place.security), services, &tracker, close.clone());
         let gateway_door = Door::new(gateway_listener, door.clone());
         serve_callers(gateway_door, Gateway { invoker, tokens }, place.web, &tracker, (&callers, &close));
@@ -275,12 +277,12 @@ impl Controller {
 }
 
 /// What every agent is told first.
-fn greeting(incarnation: u32, domain_key: DomainKey, config: &Config) -> Greeting {
+fn greeting(incarnation: u32, keyring: Keyring, config: &Config) -> Greeting {
     Greeting {
         incarnation: u64::from(incarnation),
         heartbeat: config.heartbeat,
-        domain_key,
         engine: config.engine,
+        keyring: Arc::new(keyring),
     }
 }
 
@@ -343,6 +345,7 @@ fn serve_grpc(
     close: CancellationToken,
 ) {
     let most = limits::MESSAGE_BYTES_MAX;
+    let tenants = TenantService::beside(&control);
     let router = tonic::transport::Server::builder()
         .initial_stream_window_size(1 << 20)
         .initial_connection_window_size(8 << 20)
@@ -356,6 +359,7 @@ fn serve_grpc(
         .add_service(
             ControlServer::new(control).max_decoding_message_size(most).max_encoding_message_size(most),
         )
+        .add_service(TenantsServer::new(tenants))
         .add_service(TokensServer::new(tokens));
     if let Security::Mutual(credentials) = &security {
         tracker.spawn(credentials.clone().keep_fresh(close.clone()));

@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use medes_proto::{
     failure::{Failure, FailureKind},
     fleet::{Command, Success},
-    ids::{CommandId, SandboxId},
+    ids::{CommandId, SandboxId, TenantName},
     registry::Acquire,
     trace::{About, Event as Traced, TraceKind, What},
 };
@@ -38,8 +38,10 @@ const VERDICTS_MAX: usize = 4;
 /// What the fleet's stream of one agent is told.
 #[derive(Debug)]
 pub(crate) enum ToAgent {
-    Welcome { idle: Duration, purge: Vec<SandboxId> },
+    Welcome { idle: Duration, purge: Vec<SandboxId>, tenants: Vec<TenantName> },
     IdlePeriod(Duration),
+    TellKeys(Vec<TenantName>),
+    ForgetKeys(Vec<TenantName>),
     Command { id: CommandId, command: Command },
     Close(CloseReason),
 }
@@ -324,8 +326,14 @@ impl Running {
             }
         };
         match action {
-            Action::Welcome { connection, idle, purge } => {
-                to_agent(&self.agents, connection, ToAgent::Welcome { idle, purge });
+            Action::Welcome { connection, idle, purge, tenants } => {
+                to_agent(&self.agents, connection, ToAgent::Welcome { idle, purge, tenants });
+            }
+            Action::TellKeys { connection, tenants } => {
+                to_agent(&self.agents, connection, ToAgent::TellKeys(tenants));
+            }
+            Action::ForgetKeys { connection, tenants } => {
+                to_agent(&self.agents, connection, ToAgent::ForgetKeys(tenants));
             }
             Action::IdlePeriod { connection, idle } => {
                 to_agent(&self.agents, connection, ToAgent::IdlePeriod(idle));

@@ -1,21 +1,25 @@
-//! What survives a restart: functions, tokens, the count of starts, the domain key. One redb file, readable by its owner only.
+//! What survives a restart: functions, tokens, the count of starts, tenants' keys. One redb file, readable by its owner only.
 //!
 //! Calls block (they end with an fsync): call them off the async threads.
+
+mod keys;
+mod scrub;
 
 use std::{
     collections::BTreeSet,
     fs::{File, OpenOptions},
-    io::{self, Read},
+    io,
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
 
-use crate::tokens::Token;
+use self::keys::TENANTS;
+use crate::{keyring::KeptKey, tokens::Token};
 use medes_dedup::key::DomainKey;
 use medes_proto::{
     function::{FunctionFileError, FunctionSpec},
-    ids::{FunctionName, NodeId, TokenName},
+    ids::{FunctionName, NodeId, TenantName, TokenName},
     standing::Standing,
 };
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, backends::FileBackend};
@@ -31,15 +35,15 @@ const TOKENS: TableDefinition<'_, &str, (&[u8; 32], &str, u64)> = TableDefinitio
 /// Operators' tokens, apart, so that a controller that does not know of them lets nobody in by them: hash of the secret, when it was made.
 const OPERATORS: TableDefinition<'_, &str, (&[u8; 32], u64)> = TableDefinition::new("operators");
 const NUMBERS: TableDefinition<'_, &str, u64> = TableDefinition::new("numbers");
-const SECRETS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("secrets");
 
 const FORMAT: u64 = 1;
-const DOMAIN_KEY_BYTES: usize = 32;
 
 /// The open store.
 #[derive(Debug)]
 pub struct Store {
     database: Database,
+    /// The same file, to wipe what the database has let go of.
+    file: File,
 }
 
 /// What a start of the controller finds.
@@ -49,8 +53,10 @@ pub struct Opened {
     pub store: Store,
     /// Starts of the controller on this store, this one included.
     pub incarnation: u32,
-    /// Keys every hash of page contents in this cluster.
-    pub domain_key: DomainKey,
+    /// Every tenant's key.
+    pub keys: Vec<(TenantName, KeptKey)>,
+    /// What keys of tenants of an earlier version were derived from, until one of these is deleted.
+    pub domain_key: Option<DomainKey>,
     /// All functions.
     pub functions: Vec<(FunctionSpec, u64)>,
     /// Nodes that people keep work away from.
@@ -101,9 +107,6 @@ pub enum OpenStoreError {
         /// Why.
         source: FunctionFileError,
     },
-    /// No random bytes for a new key.
-    #[error("make a domain key")]
-    Random(#[source] io::Error),
 }
 
 /// The store cannot be read or written.
@@ -121,6 +124,12 @@ pub enum StoreError {
     /// Make it last.
     #[error("commit")]
     Commit(#[from] redb::CommitError),
+    /// No random bytes for a new key.
+    #[error("make a tenant's key")]
+    Random(#[source] io::Error),
+    /// A key is deleted, but copies of it are still in the file.
+    #[error("wipe a deleted key from the store's file")]
+    Wipe(#[source] io::Error),
 }
 
 /// What applying a function came to.
@@ -142,20 +151,23 @@ impl Store {
         let file =
             OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
         let file = file.map_err(|source| file_error(&path, source))?;
+        let same = file.try_clone().map_err(|source| file_error(&path, source))?;
         let database = FileBackend::new(file).and_then(|file| Database::builder().create_with_backend(file));
         let database = database.map_err(|source| OpenStoreError::Database { path, source })?;
-        let store = Self { database };
-        let (incarnation, key) = store.count_start()?;
-        let domain_key: [u8; DOMAIN_KEY_BYTES] =
-            key[..].try_into().map_err(|_length| OpenStoreError::Damaged { what: "domain key" })?;
-        let domain_key = DomainKey::from_bytes(domain_key);
+        let store = Self { database, file: same };
+        let incarnation = store.count_start()?;
         let (functions, standings, tokens) = (store.functions()?, store.standings()?, store.tokens()?);
-        Ok(Opened { store, incarnation, domain_key, functions, standings, tokens })
+        let domain_key = store.domain_key()?;
+        if let Some(domain_key) = &domain_key {
+            store.derive_keys(domain_key, &functions)?;
+        }
+        let keys = store.keys()?;
+        Ok(Opened { store, incarnation, keys, domain_key, functions, standings, tokens })
     }
 
-    fn count_start(&self) -> Result<(u32, Vec<u8>), OpenStoreError> {
+    fn count_start(&self) -> Result<u32, OpenStoreError> {
         let write = self.database.begin_write().map_err(StoreError::from)?;
-        let (starts, key) = {
+        let starts = {
             let mut numbers = write.open_table(NUMBERS).map_err(StoreError::from)?;
             let number =
                 |name| -> Result<Option<u64>, StoreError> { Ok(numbers.get(name)?.map(|row| row.value())) };
@@ -166,28 +178,17 @@ impl Store {
                 Some(found) => return Err(OpenStoreError::Format { found }),
             }
             numbers.insert("starts", starts).map_err(StoreError::from)?;
-            let mut secrets = write.open_table(SECRETS).map_err(StoreError::from)?;
-            let known = secrets.get("domain key").map_err(StoreError::from)?.map(|row| row.value().to_vec());
-            let key = match known {
-                Some(key) => key,
-                None => {
-                    let key = random_key().map_err(OpenStoreError::Random)?;
-                    secrets.insert("domain key", &key[..]).map_err(StoreError::from)?;
-                    key.to_vec()
-                }
-            };
             write.open_table(FUNCTIONS).map_err(StoreError::from)?;
             write.open_table(REMOVED).map_err(StoreError::from)?;
             write.open_table(STANDINGS).map_err(StoreError::from)?;
             write.open_table(TOKENS).map_err(StoreError::from)?;
             write.open_table(OPERATORS).map_err(StoreError::from)?;
-            (starts, key)
+            write.open_table(TENANTS).map_err(StoreError::from)?;
+            starts
         };
         // Durable before any number of this incarnation is given out.
         write.commit().map_err(StoreError::from)?;
-        let incarnation =
-            u32::try_from(starts).map_err(|_over| OpenStoreError::Damaged { what: "count of starts" })?;
-        Ok((incarnation, key))
+        u32::try_from(starts).map_err(|_over| OpenStoreError::Damaged { what: "count of starts" })
     }
 
     fn functions(&self) -> Result<Vec<(FunctionSpec, u64)>, OpenStoreError> {
@@ -332,12 +333,6 @@ impl Store {
     }
 }
 
-fn random_key() -> io::Result<[u8; DOMAIN_KEY_BYTES]> {
-    let mut key = [0; DOMAIN_KEY_BYTES];
-    File::open("/dev/urandom")?.read_exact(&mut key)?;
-    Ok(key)
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;
@@ -349,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn functions_key_and_count_survive_a_restart() {
+    fn functions_and_count_survive_a_restart() {
         let folder = tempfile::tempdir().unwrap();
         let first = Store::open(folder.path()).unwrap();
         assert_eq!((first.incarnation, first.functions.len()), (1, 0));
@@ -362,12 +357,10 @@ mod tests {
         first.store.apply(&two).unwrap();
         assert!(first.store.remove(&two.name).unwrap());
         assert!(!first.store.remove(&two.name).unwrap());
-        let key = first.domain_key.clone();
         drop(first);
 
         let second = Store::open(folder.path()).unwrap();
         assert_eq!(second.incarnation, 2);
-        assert!(second.domain_key == key);
         assert_eq!(second.functions, [(changed, 2)]);
         // Sandboxes of the removed text may still be about; they must not pass for the new one's.
         assert_eq!(second.store.apply(&two).unwrap().revision, 2);
@@ -415,7 +408,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_owner_may_read_the_key() {
+    fn only_the_owner_may_read_the_keys() {
         let folder = tempfile::tempdir().unwrap();
         drop(Store::open(folder.path()).unwrap());
         let mode = std::fs::metadata(folder.path().join("controller.redb")).unwrap().permissions().mode();

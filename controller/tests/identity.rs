@@ -18,7 +18,7 @@ use medes_identity::{
     security::Security,
 };
 use medes_proto::{
-    fleet::{AgentMessage, Hello, Inventory, NodeMemory},
+    fleet::{AgentMessage, Hello, Inventory},
     ids::SandboxId,
     wire::{self, control_client::ControlClient, fleet_client::FleetClient, registry_client::RegistryClient},
 };
@@ -95,7 +95,7 @@ fn hello(node: &str) -> Hello {
         incarnation: 7,
         version: "test".into(),
         address: "127.0.0.1:1".into(),
-        inventory: Inventory { memory: NodeMemory::default(), sandboxes: vec![], snapshots: vec![] },
+        inventory: Inventory::default(),
         lacks: vec![],
     }
 }

@@ -7,6 +7,8 @@
 
 use std::fmt;
 
+use zeroize::Zeroize;
+
 mod page_hash;
 
 pub use page_hash::{PageHash, PageHasher};
@@ -29,9 +31,19 @@ pub struct Salt(pub [u8; 32]);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Challenge(pub [u8; 32]);
 
-/// The secret of one sharing domain. Everything inside it may be matched with everything else inside it.
+/// The secret of one sharing domain. Everything inside it may be matched with everything else inside it. Wiped from memory when it is dropped.
 #[derive(Clone, PartialEq, Eq)]
 pub struct DomainKey([u8; 32]);
+
+/// Tells one key from another without telling either: nothing of the key can be computed from it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct KeyId(pub u64);
+
+impl fmt::Display for KeyId {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{:016x}", self.0)
+    }
+}
 
 impl DomainKey {
     /// A key from 32 bytes that nobody can guess. Where they come from is the caller's business.
@@ -44,13 +56,20 @@ impl DomainKey {
         &self.0
     }
 
-    /// The key of a tenant under this one. The same tenant always gets the same key, two tenants never do.
+    /// The key of a tenant under this one: how tenants got their keys before each had one of its own. The same tenant always gets the same
+    /// key, two tenants never do.
     pub fn for_tenant(&self, tenant: &str) -> Self {
         let mut hasher = blake3::Hasher::new_derive_key(purpose::TENANT);
         // The key has a fixed length, so key and name cannot run into each other.
         hasher.update(&self.0);
         hasher.update(tenant.as_bytes());
         Self(*hasher.finalize().as_bytes())
+    }
+
+    /// Which key it is, for people and for programs that compare.
+    pub fn id(&self) -> KeyId {
+        let [a, b, c, d, e, f, g, h, ..] = self.check_value();
+        KeyId(u64::from_be_bytes([a, b, c, d, e, f, g, h]))
     }
 
     /// Says which key made an image without telling the key.
@@ -73,7 +92,7 @@ impl DomainKey {
     }
 
     /// The secret numbers chunk hashes are made of.
-    pub(crate) fn chunk_numbers(&self) -> impl FnMut() -> u64 {
+    pub(crate) fn chunk_numbers(&self) -> impl FnMut() -> u64 + use<> {
         let mut hasher = blake3::Hasher::new_derive_key(purpose::CHUNK_HASH);
         hasher.update(&self.0);
         let mut stream = hasher.finalize_xof();
@@ -82,6 +101,13 @@ impl DomainKey {
             stream.fill(&mut number);
             u64::from_le_bytes(number)
         }
+    }
+}
+
+/// Copies that the compiler made on the way cannot be wiped; the one that is kept is.
+impl Drop for DomainKey {
+    fn drop(&mut self) {
+        self.0.zeroize();
     }
 }
 
@@ -121,6 +147,17 @@ mod tests {
         assert_ne!(KEY.for_tenant(""), KEY);
         assert_ne!(PageHasher::new(&a).hash(&ZERO_PAGE), PageHasher::new(&b).hash(&ZERO_PAGE));
         assert_ne!(a.check_value(), b.check_value());
+    }
+
+    #[test]
+    fn a_key_is_told_by_its_id_which_has_nothing_of_it() {
+        assert_eq!(KEY.id(), KEY.clone().id());
+        assert_ne!(KEY.id(), KEY.for_tenant("a").id());
+        assert_eq!(
+            KEY.id().to_string()[..8],
+            blake3::Hash::from(blake3::derive_key(purpose::KEY_CHECK, &KEY.0)).to_hex()[..8]
+        );
+        assert_eq!(KEY.id().to_string().len(), 16);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use crate::identity::Role;
 /// A door of the cluster: who opens it, who may come in, and what is spoken there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Service {
-    /// The controller's gRPC port: Control, Fleet, Registry and Tokens.
+    /// The controller's gRPC port: Control, Fleet, Registry, Tenants and Tokens.
     Control,
     /// An agent's gRPC port: Node.
     Node,
@@ -69,6 +69,7 @@ const METHODS: &[(&str, &[Role])] = &[
     ("/medes.v1.Control/Trace", OPERATORS),
     ("/medes.v1.Fleet/Attach", AGENTS),
     ("/medes.v1.Node/Account", CONTROLLER),
+    ("/medes.v1.Node/ForgetTenant", CONTROLLER),
     ("/medes.v1.Node/GiveUp", AGENTS),
     ("/medes.v1.Node/Heat", CONTROLLER),
     ("/medes.v1.Node/Invoke", CONTROLLER),
@@ -80,6 +81,8 @@ const METHODS: &[(&str, &[Role])] = &[
     ("/medes.v1.Registry/Locate", AGENTS),
     ("/medes.v1.Registry/Lookup", AGENTS),
     ("/medes.v1.Registry/Register", AGENTS),
+    ("/medes.v1.Tenants/Delete", OPERATORS),
+    ("/medes.v1.Tenants/List", OPERATORS),
     ("/medes.v1.Tokens/Create", OPERATORS),
     ("/medes.v1.Tokens/List", OPERATORS),
     ("/medes.v1.Tokens/Revoke", OPERATORS),
@@ -150,7 +153,8 @@ mod tests {
         let of = |role| METHODS.iter().filter(move |(path, _)| may_call(role, path)).map(|(path, _)| *path);
         assert_eq!(of(Role::Invoker).collect::<Vec<_>>(), ["/medes.v1.Control/InvokeFunction"]);
         assert!(of(Role::Agent).all(|path| !path.contains(".Control/")));
-        assert!(of(Role::Operator).all(|path| path.contains(".Control/") || path.contains(".Tokens/")));
+        let operate = [".Control/", ".Tenants/", ".Tokens/"];
+        assert!(of(Role::Operator).all(|path| operate.iter().any(|service| path.contains(service))));
         assert!(of(Role::Controller).all(|path| path.contains(".Node/")));
     }
 }

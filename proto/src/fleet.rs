@@ -1,17 +1,21 @@
 //! What an agent and its controller say to each other on their one stream.
 
 mod convert;
+mod keys;
 
 use std::time::Duration;
 
 use crate::{
     failure::Failure,
     function::FunctionSpec,
-    ids::{CommandId, FunctionName, NodeId, SandboxId, SnapshotId},
+    ids::{CommandId, FunctionName, NodeId, SandboxId, SnapshotId, TenantName},
     registry::SnapshotPlace,
     sandbox::{Phase, SandboxReport},
 };
-use medes_dedup::{fingerprint::Sampling, key::DomainKey};
+use medes_dedup::{
+    fingerprint::Sampling,
+    key::{DomainKey, KeyId},
+};
 
 /// Agent to controller.
 #[derive(Debug, Clone)]
@@ -69,6 +73,26 @@ pub struct Inventory {
     pub sandboxes: Vec<SandboxReport>,
     /// All its base snapshots.
     pub snapshots: Vec<SnapshotReport>,
+    /// All tenants' keys that it knows.
+    pub keys: Vec<HeldKey>,
+}
+
+/// A tenant's key that a node knows, as it reports it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HeldKey {
+    /// Whose.
+    pub tenant: TenantName,
+    /// Which.
+    pub id: KeyId,
+}
+
+/// A tenant's key, for a node that has something of that tenant.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TenantKey {
+    /// Whose.
+    pub tenant: TenantName,
+    /// Of its fingerprints, page hashes, seals and transfers.
+    pub key: DomainKey,
 }
 
 /// A node's memory, as the kernel counts it for the node's cgroup.
@@ -137,6 +161,10 @@ pub enum ControllerMessage {
     },
     /// How long a sandbox is idle before the agent says so, from now on.
     IdlePeriod(Duration),
+    /// More keys. Each comes before the first command that needs it.
+    TenantKeys(Vec<TenantKey>),
+    /// These tenants have nothing on this node any more.
+    ForgetKeys(Vec<TenantName>),
 }
 
 /// The cluster's settings, as an agent needs them.
@@ -148,8 +176,10 @@ pub struct Welcome {
     pub heartbeat: Duration,
     /// How long a sandbox is idle before the agent says so.
     pub idle: Duration,
-    /// Keys every hash of page contents.
-    pub domain_key: DomainKey,
+    /// Of all tenants that have something on this node; it forgets every other one.
+    pub keys: Vec<TenantKey>,
+    /// Said to agents of an earlier version, heard by no other: what all tenants' keys were derived from.
+    pub domain_key: Option<DomainKey>,
     /// How pages are deduplicated.
     pub engine: EngineSettings,
     /// Sandboxes the controller does not want.

@@ -10,6 +10,8 @@ pub const FUNCTION_BYTES_MAX: usize = 64 << 10;
 pub const SANDBOXES_MAX: usize = 16_384;
 /// Base snapshots one agent may report.
 pub const SNAPSHOTS_MAX: usize = 4_096;
+/// Tenants whose keys one node may know: each has a sandbox or a base snapshot there.
+pub const NODE_TENANTS_MAX: usize = SANDBOXES_MAX + SNAPSHOTS_MAX;
 /// Pages in one registry batch, looked up or registered.
 pub const BATCH_PAGES_MAX: usize = 1_024;
 /// Chunk hashes of one page.

@@ -90,6 +90,11 @@ impl PageCache {
         *at = slots.iter().enumerate().map(|(at, slot)| (slot.place, at)).collect();
     }
 
+    /// Lets go of all pages.
+    pub fn clear(&self) {
+        *self.lock() = Kept::default();
+    }
+
     /// Pages that are kept, by snapshot, as bytes.
     pub fn bytes_by_snapshot(&self) -> BTreeMap<SnapshotId, u64> {
         let mut bytes = BTreeMap::new();

@@ -130,6 +130,12 @@ impl Replicas {
         Some(snapshot)
     }
 
+    /// Removes those of a tenant. Returns which these were.
+    pub fn remove_all_of(&self, tenant: &TenantName) -> Vec<SnapshotId> {
+        let removed: Vec<_> = self.lock().extract_if(.., |kept| kept.tenant == *tenant).collect();
+        removed.iter().map(|snapshot| snapshot.id).collect()
+    }
+
     /// All of them.
     pub fn all(&self) -> Vec<Arc<Snapshot>> {
         self.lock().clone()

@@ -37,7 +37,7 @@ use crate::{
     memory_file::MappedFile,
     page_work,
     restore::{self, LaidOut, RestoreError},
-    roads::{NotWelcomed, Roads, Stopwatch, blocking},
+    roads::{NoEngine, Roads, Stopwatch, blocking},
     skeleton::{self, PackError},
 };
 
@@ -67,7 +67,7 @@ pub struct Shrunk {
 pub enum ShrinkError {
     /// No key and no settings.
     #[error(transparent)]
-    NotWelcomed(#[from] NotWelcomed),
+    NoEngine(#[from] NoEngine),
     /// The image, the bases, or the room for its pages.
     #[error("lay out its pages")]
     Restore(#[from] RestoreError),
@@ -108,10 +108,10 @@ pub async fn shrink(
     (image, origin): (MappedFile, Origin),
     folder: PathBuf,
 ) -> Result<Option<Shrunk>, ShrinkError> {
-    let engine = roads.engine()?;
+    let engine = roads.engine(tenant)?;
     let Some(place) = origin.aligned_with.and_then(|base| origin.places.get(&base)) else { return Ok(None) };
     let mut watch = Stopwatch::start();
-    let key = engine.key(tenant);
+    let key = engine.key().clone();
     let opening = key.clone();
     let image = blocking(move || DedupImage::open(image, &opening)).await.map_err(RestoreError::from)?;
     let base = roads.bases.whole(place, tenant).await?;

@@ -85,7 +85,7 @@ pub(super) async fn sort(
     let mut fates = vec![Fate::Fresh; dump.pages().len()];
     let of = owners(dump);
     if let Some(earlier) = &earlier {
-        let hasher = PageHasher::new(&engine.key(&warm.spec.tenant));
+        let hasher = PageHasher::new(engine.key());
         let same = earlier::unchanged(earlier.clone(), dump.clone(), engine, hasher).await;
         for (fate, at) in fates.iter_mut().zip(same) {
             *fate = at.map_or(Fate::Fresh, Fate::Taken);

@@ -90,11 +90,10 @@ pub(super) async fn encode(
         let Some(place) = find(roads, sandbox, warm, dump, (engine, named)).await? else { return Ok(None) };
         let base = roads.bases.whole(&place, &warm.spec.tenant).await?;
         roads.faults.pass(Step::Align)?;
-        let key = engine.key(&warm.spec.tenant);
         let (dump, engine, bases) = (dump.clone(), engine.clone(), roads.bases.clone());
         let sorted = sorted.clone();
         let aligned = blocking(move || {
-            let rules = (&key, engine.encode_rules());
+            let rules = (engine.key(), engine.encode_rules());
             align((&dump, &sorted), &base, &bases.indexes, |memory, base| {
                 let earlier = sorted.words(base.snapshot, memory.pages().len());
                 page_work::words::encode(
@@ -154,7 +153,7 @@ async fn find(
     if let Some(own) = roads.bases.local.of_function(&warm.spec.name, &warm.spec.tenant) {
         return Ok(Some(SnapshotPlace { snapshot: own.id, node: node.clone(), address: String::new() }));
     }
-    let fingerprinter = engine.fingerprinter(&engine.key(&warm.spec.tenant));
+    let fingerprinter = engine.fingerprinter();
     let (dump, threads) = (dump.clone(), engine.threads);
     let sampled = move || page_work::fingerprint(&sample(&dump.pages()), &fingerprinter, threads);
     let hints = roads.registry.lookup(sandbox, &blocking(sampled).await).await?;

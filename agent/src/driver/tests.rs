@@ -36,6 +36,8 @@ enum Step {
     CancelPark(u8),
     Unwanted(u8),
     DropSnapshot(Index),
+    /// All of them are unwanted: their tenant's key is deleted.
+    UnwantedBases,
     Replicate(u8),
     /// A snapshot was copied, or not.
     Replicated(bool),
@@ -67,6 +69,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => sandbox.clone().prop_map(Step::Purge),
         1 => sandbox.clone().prop_map(Step::Unwanted),
         1 => any::<Index>().prop_map(Step::DropSnapshot),
+        1 => Just(Step::UnwantedBases),
         1 => sandbox.clone().prop_map(Step::Replicate),
         1 => any::<bool>().prop_map(Step::Replicated),
         2 => sandbox.clone().prop_map(Step::Offer),
@@ -352,6 +355,11 @@ impl World {
         self.apply(Event::RequestAsked { sandbox: id(sandbox), ticket });
     }
 
+    fn lose_all_bases(&mut self) {
+        self.apply(Event::UnwantedBases(self.snapshots.clone()));
+        assert!(self.snapshots.is_empty() && self.driver.snapshots().is_empty());
+    }
+
     fn step(&mut self, step: Step) {
         match step {
             Step::Start(sandbox) => {
@@ -374,6 +382,7 @@ impl World {
             }
             Step::Purge(sandbox) => self.command(Command::Purge { sandbox: id(sandbox) }),
             Step::Unwanted(sandbox) => self.apply(Event::Unwanted(vec![id(sandbox)])),
+            Step::UnwantedBases => self.lose_all_bases(),
             Step::DropSnapshot(at) => {
                 if !self.snapshots.is_empty() {
                     let snapshot = *at.get(&self.snapshots);

@@ -4,12 +4,13 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use hyper::{HeaderMap, Method, header::HeaderName, header::HeaderValue};
+use medes_dedup::key::KeyId;
 use medes_metrics::health::Health;
 use medes_proto::{
     account::NodeAccount,
     failure::{Failure, FailureKind},
     heat::HeatMap,
-    ids::SandboxId,
+    ids::{SandboxId, TenantName},
     limits::{BODY_BYTES_MAX, HEADERS_MAX},
     moving::OfferedSandbox,
     node::{Answer, Invoke, Request},
@@ -17,7 +18,7 @@ use medes_proto::{
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::task::TaskTracker;
 
-use super::{Body, Input, Node, work::Worked};
+use super::{Body, Dropped, Input, Node, work::Worked};
 use crate::{
     account::Books,
     driver::{Event, Ticket},
@@ -45,6 +46,8 @@ pub(crate) enum Asked {
     Root { sandbox: SandboxId, answer: oneshot::Sender<Option<Root>> },
     /// What is known for the accounts.
     Books { answer: oneshot::Sender<Books> },
+    /// A tenant's key is deleted.
+    Forget { tenant: TenantName, id: KeyId, answer: oneshot::Sender<Dropped> },
     /// What the node lacks to do its work.
     Lacks { answer: oneshot::Sender<Vec<String>> },
 }
@@ -63,6 +66,7 @@ impl Asked {
             Self::Log { answer, .. } => drop(answer.send(None)),
             Self::Root { answer, .. } => drop(answer.send(None)),
             Self::Books { answer } => drop(answer),
+            Self::Forget { answer, .. } => drop(answer),
             Self::Lacks { answer } => drop(answer.send(vec![why.message])),
         }
     }
@@ -101,6 +105,12 @@ impl Node {
                 }
             }
             Asked::Books { answer } => drop(answer.send(self.books())),
+            Asked::Forget { tenant, id, answer } => {
+                let dropped = self.forget_tenant(&tenant, id);
+                if answer.send(dropped).is_err() {
+                    tracing::debug!(%tenant, "who wanted it to be forgotten has gone");
+                }
+            }
             Asked::Lacks { answer } => drop(answer.send(self.lacks())),
         }
     }
@@ -137,7 +147,13 @@ impl Node {
                 tracing::info!(sandbox = %offered.sandbox, to = %offered.to, "given up: it is another node's now");
                 drop(answer.send(Ok(())));
             }
-            Some(Asked::Log { .. } | Asked::Root { .. } | Asked::Books { .. } | Asked::Lacks { .. })
+            Some(
+                Asked::Log { .. }
+                | Asked::Root { .. }
+                | Asked::Books { .. }
+                | Asked::Forget { .. }
+                | Asked::Lacks { .. },
+            )
             | None => {}
         }
     }
@@ -147,8 +163,9 @@ impl Node {
         let (Some(Body::Stored(stored)), Some(roads)) = (self.bodies.get(&sandbox), &self.tools.roads) else {
             return Err(Failure::new(FailureKind::Busy, format!("{sandbox} is being worked on")));
         };
-        let engine = roads.engine().map_err(|error| Failure::from_error(FailureKind::Internal, &error))?;
-        Ok(Parcel::of(stored, self.driver.record(sandbox), engine.key(&stored.spec.tenant)))
+        let engine = roads.engine(&stored.spec.tenant);
+        let engine = engine.map_err(|error| Failure::from_error(FailureKind::Internal, &error))?;
+        Ok(Parcel::of(stored, self.driver.record(sandbox), engine.key().clone()))
     }
 
     fn let_in(&mut self, sandbox: SandboxId, answer: oneshot::Sender<Result<Entrance, Failure>>) {
@@ -315,6 +332,17 @@ impl NodeHandle {
         };
         let look = blocking(move || crate::heat::look(sandbox, root, known)).await;
         look.map_err(|error| Failure::from_error(FailureKind::Internal, &error))
+    }
+}
+
+impl NodeHandle {
+    /// Has the node forget a tenant whose key is deleted, and drop all it has of that tenant. Returns what that was.
+    pub async fn forget_tenant(&self, tenant: TenantName, id: KeyId) -> Result<Dropped, Failure> {
+        let (answer, told) = oneshot::channel();
+        let asked = Input::Asked(Asked::Forget { tenant, id, answer });
+        let stops = || Failure::new(FailureKind::ShuttingDown, "the node is shutting down");
+        self.inbox.send(asked).await.map_err(|_closed| stops())?;
+        told.await.map_err(|_closed| stops())
     }
 }
 

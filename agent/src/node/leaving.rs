@@ -2,8 +2,8 @@
 
 use std::{io, time::Instant};
 
-use medes_dedup::key::DomainKey;
-use medes_proto::ids::{SandboxId, SnapshotId};
+use medes_dedup::key::{DomainKey, KeyId};
+use medes_proto::ids::{SandboxId, SnapshotId, TenantName};
 use tokio::sync::mpsc;
 
 use super::{
@@ -39,7 +39,10 @@ impl Node {
             age: Instant::now().duration_since(entry.since),
         };
         let left = match body {
-            Body::Stored(stored) => takeover::leave_sandbox(host, &resting, stored).map(|()| true),
+            Body::Stored(stored) => {
+                let id = self.made_under(&stored.spec.tenant);
+                takeover::leave_sandbox(host, &resting, (stored, id)).map(|()| true)
+            }
             Body::Parked(warm, _) => self.leave_parked(&resting, warm, key),
             Body::Warm(..) | Body::Ruin(_) => return,
         };
@@ -54,17 +57,22 @@ impl Node {
     fn leave_parked(&self, resting: &Resting<'_>, warm: &Warm, key: Option<DomainKey>) -> io::Result<bool> {
         let local = &self.tools.bases.local;
         let needs = warm.paged.as_ref().map(Paged::needs).unwrap_or_default();
-        let told = || Some(self.tools.roads.as_ref()?.engine().ok()?.key(&warm.spec.tenant));
+        let told = || self.tools.roads.as_ref()?.keys.get(&warm.spec.tenant);
         match key.or_else(told).filter(|_| needs.iter().all(|base| local.get(base.id).is_some())) {
             Some(key) => takeover::leave_parked(&self.tools.host, resting, (warm, &key)),
             None => Ok(false),
         }
     }
 
+    /// Which key what is here of a tenant was made under.
+    fn made_under(&self, tenant: &TenantName) -> Option<KeyId> {
+        self.tools.roads.as_ref()?.keys.id(tenant)
+    }
+
     /// Leaves a base snapshot to the next agent.
     fn leave_base(&self, snapshot: SnapshotId) {
         if let Some(held) = self.tools.bases.local.get(snapshot).filter(|_| self.tools.host.leaves())
-            && let Err(error) = takeover::leave_base(&self.tools.host, &held)
+            && let Err(error) = takeover::leave_base(&self.tools.host, (&held, self.made_under(&held.tenant)))
         {
             tracing::warn!(%snapshot, %error, "not left to the next agent");
         }

@@ -15,7 +15,7 @@ use medes_dedup::{
     delta::DeltaCodec,
     encode::{EncodedPage, EncodedRun},
     image::{BuildImageError, DedupImage, ImageBuilder, OpenImageError},
-    key::{DomainKey, PageHash},
+    key::PageHash,
     mapping::MappingsError,
     page::{PAGE_BYTES, Page, SnapshotId, ZERO_PAGE},
     rebuild::RebuildError,
@@ -87,9 +87,7 @@ enum NotAligned {
 /// How pages of a sandbox are stored.
 #[derive(Debug)]
 pub struct Recipes {
-    /// The tenant's key.
-    pub key: DomainKey,
-    /// The engine as it is set now.
+    /// The engine for its tenant, as it is set now.
     pub engine: Engine,
     /// A base of the sandbox's function that is here as a whole.
     pub base: Option<Arc<Snapshot>>,
@@ -103,7 +101,7 @@ impl Recipes {
     /// The same, with this base.
     pub(super) fn with_base(&self, base: Option<Arc<Snapshot>>) -> Self {
         let (bases, faults) = (self.bases.clone(), self.faults.clone());
-        Self { key: self.key.clone(), engine: self.engine.clone(), base, bases, faults }
+        Self { engine: self.engine.clone(), base, bases, faults }
     }
 
     /// Stores the pages that were saved together with those that have not changed, and proves that each comes back. Blocks: some
@@ -123,7 +121,7 @@ impl Recipes {
         self.faults.pass(crate::faults::Step::ParkEncode)?;
         let sealed = MemoryFile::sealed("medes-parked", &image);
         drop(image);
-        let image = DedupImage::open(sealed.map_err(StorePagesError::Seal)?, &self.key)?;
+        let image = DedupImage::open(sealed.map_err(StorePagesError::Seal)?, self.engine.key())?;
         let held = held.into_iter().filter(|base| image.bases().contains(&base.id)).collect();
         let parked = ParkedImage::new(Arc::new(image), held);
         let numbers = prove(&parked, &saved, &kept, self.engine.threads)?;
@@ -143,7 +141,7 @@ impl Recipes {
         kept: &[(u64, u32)],
     ) -> Result<(Vec<u8>, Vec<Arc<Snapshot>>), StorePagesError> {
         let pages = saved.pages();
-        let mut image = ImageBuilder::new(&self.key);
+        let mut image = ImageBuilder::new(self.engine.key());
         let before = saved.before.image();
         let stored: Vec<EncodedPage<'_>> =
             before.map(|before| before.image().encoded().collect()).unwrap_or_default();
@@ -159,7 +157,7 @@ impl Recipes {
             worded.runs
         } else {
             let choices = vec![Vec::new(); pages.len()];
-            let rules = (&self.key, self.engine.encode_rules());
+            let rules = (self.engine.key(), self.engine.encode_rules());
             page_work::encode(&pages, &choices, &HeldPages::default(), rules, self.engine.threads)?
         };
         let mut fresh = saved.numbers.iter().copied().zip(runs.iter().flat_map(EncodedRun::iter)).peekable();
@@ -207,7 +205,7 @@ impl Recipes {
         let places = saved.numbers.iter().map(|page| saved.before.find_in_image(*page));
         let earlier = before.and_then(|before| before.image().earlier(base.id, places));
         let base = WordsBase { snapshot: base.id, index: &index, pages: &main.pages, facts: base.facts() };
-        let rules = (&self.key, self.engine.encode_rules());
+        let rules = (self.engine.key(), self.engine.encode_rules());
         // Fast whatever is set for images that are kept for long: who is parked is wanted back in a moment.
         Ok(page_work::words::encode(
             memory,

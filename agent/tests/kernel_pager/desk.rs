@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::node::{self, LIMIT};
 
-/// The cluster's key; any will do.
+/// The tenant's key; any will do.
 const KEY: DomainKey = DomainKey::from_bytes([9; 32]);
 
 /// A node with a pager.
@@ -78,9 +78,8 @@ impl Desk {
     pub(crate) fn recipes(&self) -> Arc<Recipes> {
         let threads = NonZeroUsize::MIN.saturating_add(1);
         let engine = Engine::new(KEY, EngineSettings::default(), threads);
-        let key = engine.key(&"default".parse().unwrap());
         let (base, bases, faults) = (self.base.clone(), self.bases.clone(), self.faults.clone());
-        Arc::new(Recipes { key, engine, base, bases, faults })
+        Arc::new(Recipes { engine, base, bases, faults })
     }
 
     pub(crate) async fn try_park(

@@ -16,9 +16,9 @@ use medes_proto::{
     node::PageAccess,
     registry::SnapshotPlace,
     wire::{
-        AccountRequest, GiveUpReply, HeatReply, HeatRequest, ImagePart, InvokeReply, InvokeRequest,
-        LogsReply, LogsRequest, NodeAccount, OfferedSandbox, PageAccessReply, PageAccessRequest,
-        ReadImageRequest, ReadLayoutRequest, SnapshotLayout,
+        AccountRequest, ForgetTenantReply, ForgetTenantRequest, GiveUpReply, HeatReply, HeatRequest,
+        ImagePart, InvokeReply, InvokeRequest, LogsReply, LogsRequest, NodeAccount, OfferedSandbox,
+        PageAccessReply, PageAccessRequest, ReadImageRequest, ReadLayoutRequest, SnapshotLayout,
         node_server::{Node, NodeServer},
     },
 };
@@ -157,6 +157,13 @@ impl Node for Holder {
     }
 
     async fn heat(&self, _: Request<HeatRequest>) -> Result<Response<HeatReply>, Status> {
+        Err(Status::unavailable("this node only holds pages"))
+    }
+
+    async fn forget_tenant(
+        &self,
+        _: Request<ForgetTenantRequest>,
+    ) -> Result<Response<ForgetTenantReply>, Status> {
         Err(Status::unavailable("this node only holds pages"))
     }
 

@@ -5,6 +5,7 @@
 mod again;
 mod clones;
 mod holder;
+mod keys;
 mod late;
 mod moving;
 #[path = "../kernel_sandbox/node.rs"]
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
         late::TESTS,
         moving::TESTS,
         trouble::TESTS,
+        keys::TESTS,
         words::TESTS,
         shrink::TESTS,
         parked::TESTS,

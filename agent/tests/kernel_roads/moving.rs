@@ -20,9 +20,9 @@ use medes_proto::{
     ids::{NodeId, SandboxId},
     moving::ImageRequest,
     wire::{
-        AccountRequest, GiveUpReply, HeatReply, HeatRequest, ImagePart, InvokeReply, InvokeRequest,
-        LogsReply, LogsRequest, NodeAccount, OfferedSandbox, PageAccessReply, PageAccessRequest,
-        ReadImageRequest, ReadLayoutRequest, SnapshotLayout,
+        AccountRequest, ForgetTenantReply, ForgetTenantRequest, GiveUpReply, HeatReply, HeatRequest,
+        ImagePart, InvokeReply, InvokeRequest, LogsReply, LogsRequest, NodeAccount, OfferedSandbox,
+        PageAccessReply, PageAccessRequest, ReadImageRequest, ReadLayoutRequest, SnapshotLayout,
         node_server::{Node, NodeServer},
     },
 };
@@ -82,7 +82,7 @@ struct Served {
 async fn serve(station: &Station, stored: Stored, trouble: Trouble) -> Served {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("listen");
     let address = listener.local_addr().expect("address").to_string();
-    let key = station.roads.engine().expect("an engine").key(&stored.spec.tenant);
+    let key = station.roads.keys.get(&stored.spec.tenant).expect("a key");
     let (has, wire) = (Arc::new(Mutex::new(Some(stored))), Arc::default());
     let served = Served { address, has: Arc::clone(&has), wire: Arc::clone(&wire) };
     let sender = Sender { has, trouble, asked: AtomicU32::new(0), key, wire };
@@ -153,6 +153,13 @@ impl Node for Sender {
     }
 
     async fn heat(&self, _: Request<HeatRequest>) -> Result<Response<HeatReply>, Status> {
+        Err(Status::unimplemented("not this one"))
+    }
+
+    async fn forget_tenant(
+        &self,
+        _: Request<ForgetTenantRequest>,
+    ) -> Result<Response<ForgetTenantReply>, Status> {
         Err(Status::unimplemented("not this one"))
     }
 

@@ -9,8 +9,8 @@ use medes_agent::{
     criu::{Criu, Pool},
     dedupe::{self, NotDeduped},
     driver::{DedupOrder, Deduped, Restored},
-    engine::Engine,
     faults::{Faults, Step},
+    keys::Fits,
     pager::Pager,
     park::{self, ParkOrder},
     reaper::Reaper,
@@ -21,7 +21,7 @@ use medes_agent::{
 };
 use medes_dedup::key::DomainKey;
 use medes_proto::{
-    fleet::{EngineSettings, SnapshotReport},
+    fleet::{EngineSettings, SnapshotReport, TenantKey},
     function::FunctionSpec,
     ids::{NodeId, SandboxId, SnapshotId},
     registry::SnapshotPlace,
@@ -78,7 +78,14 @@ impl Station {
     /// Other settings of the engine from now on.
     pub(crate) fn set(&self, settings: EngineSettings) {
         let threads = NonZeroUsize::MIN.saturating_add(1);
-        self.roads.set_engine(Engine::new(DomainKey::from_bytes([7; 32]), settings, threads));
+        self.roads.set_engine(settings, threads);
+        self.learn("default", 7);
+    }
+
+    /// From now on this is a tenant's key.
+    pub(crate) fn learn(&self, tenant: &str, byte: u8) -> Fits {
+        let key = DomainKey::from_bytes([byte; 32]);
+        self.roads.keys.learn(TenantKey { tenant: tenant.parse().expect("a name"), key })
     }
 
     /// From now on sandboxes come back late.

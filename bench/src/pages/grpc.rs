@@ -11,9 +11,9 @@ use futures::{StreamExt, stream};
 use medes_agent::bases::local::Snapshot;
 use medes_dedup::page::{BasePage, Page, PageIndex};
 use medes_proto::wire::{
-    AccountRequest, GiveUpReply, HeatReply, HeatRequest, HttpAnswer, ImagePart, InvokeReply, InvokeRequest,
-    LogsReply, LogsRequest, NodeAccount, OfferedSandbox, PageAccessReply, PageAccessRequest,
-    ReadImageRequest, ReadLayoutRequest, SnapshotLayout, invoke_reply,
+    AccountRequest, ForgetTenantReply, ForgetTenantRequest, GiveUpReply, HeatReply, HeatRequest, HttpAnswer,
+    ImagePart, InvokeReply, InvokeRequest, LogsReply, LogsRequest, NodeAccount, OfferedSandbox,
+    PageAccessReply, PageAccessRequest, ReadImageRequest, ReadLayoutRequest, SnapshotLayout, invoke_reply,
     node_client::NodeClient,
     node_server::{Node, NodeServer},
 };
@@ -99,6 +99,13 @@ impl Node for Holder {
     }
 
     async fn heat(&self, _: Request<HeatRequest>) -> Result<Response<HeatReply>, Status> {
+        Err(Status::unimplemented("only pages"))
+    }
+
+    async fn forget_tenant(
+        &self,
+        _: Request<ForgetTenantRequest>,
+    ) -> Result<Response<ForgetTenantReply>, Status> {
         Err(Status::unimplemented("only pages"))
     }
 

@@ -50,7 +50,7 @@ pub(super) async fn compare(
 ) -> Result<Compared> {
     let settings = EngineSettings { sampling: paper::sampling(), ..EngineSettings::default() };
     let engine = Engine::new(KEY, settings, threads());
-    let image = DedupImage::open(image, &engine.key(&base.tenant))?;
+    let image = DedupImage::open(image, engine.key())?;
     let mut wanted: Vec<BasePage> = image.reads().iter().map(|read| read.base).collect();
     if wanted.is_empty() {
         // The paper's rule may find something all the same.
@@ -84,8 +84,7 @@ fn by_papers_rule(
     bytes: &[u8],
     image: &DedupImage<Vec<u8>>,
 ) -> Result<u64> {
-    let key = engine.key(&base.tenant);
-    let fingerprinter = engine.fingerprinter(&key);
+    let fingerprinter = engine.fingerprinter();
     let table = Table::new(TableSettings::default());
     let base_pages: Vec<&Page> = base.pages().collect();
     let known = page_work::fingerprint(&base_pages, &fingerprinter, threads());
@@ -105,8 +104,8 @@ fn by_papers_rule(
             chosen
         })
         .collect();
-    let runs = page_work::encode(&pages, &choices, bases, (&key, engine.encode_rules()), threads())?;
-    let mut built = ImageBuilder::new(&key);
+    let runs = page_work::encode(&pages, &choices, bases, (engine.key(), engine.encode_rules()), threads())?;
+    let mut built = ImageBuilder::new(engine.key());
     runs.iter().try_for_each(|run| built.append(run))?;
     for (name, data) in image.sections()?.iter() {
         built.section(name, data.to_vec())?;

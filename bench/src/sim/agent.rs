@@ -263,6 +263,7 @@ impl Agent {
             memory: NodeMemory { used_bytes: self.used_bytes, cap_bytes, ..NodeMemory::default() },
             sandboxes: sandboxes.map(|(id, held)| held.report(*id, names, model.of(held.function))).collect(),
             snapshots: self.snapshots.iter().map(|(id, snapshot)| snapshot.report(*id, names)).collect(),
+            keys: Vec::new(),
         }
     }
 

@@ -336,6 +336,8 @@ impl<'t> World<'t> {
             Action::Answer { result, .. } => self.granted = Some(result.is_ok()),
             Action::Welcome { connection, purge, .. } => self.welcomed(connection, &purge),
             Action::IdlePeriod { .. }
+            | Action::TellKeys { .. }
+            | Action::ForgetKeys { .. }
             | Action::ExpectSnapshot(_)
             | Action::PlaceSnapshot { .. }
             | Action::HideSnapshot(_)

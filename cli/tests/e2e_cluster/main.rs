@@ -19,6 +19,7 @@ mod policy;
 mod program;
 mod spans;
 mod takeover;
+mod tenants;
 mod trace;
 mod trouble;
 mod up;

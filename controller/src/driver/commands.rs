@@ -32,6 +32,7 @@ impl Driver {
         out: &mut Vec<Action>,
     ) -> bool {
         let Some(connection) = self.nodes.get(node).and_then(|node| node.connection) else { return false };
+        self.tell_key(connection, node, &command, out);
         self.command_counter += 1;
         let id = CommandId(self.command_counter);
         // Calling a park off is about a command, not a second one about the sandbox.

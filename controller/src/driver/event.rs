@@ -7,7 +7,7 @@ use medes_proto::{
     failure::{Failure, FailureKind},
     fleet::{Command, Hello, Inventory, Success},
     function::FunctionSpec,
-    ids::{CommandId, FunctionName, NodeId, SandboxId, SnapshotId},
+    ids::{CommandId, FunctionName, NodeId, SandboxId, SnapshotId, TenantName},
     registry::{Acquire, SnapshotPlace},
     sandbox::{Phase, StartKind},
     standing::Standing,
@@ -111,6 +111,11 @@ pub enum Event {
         /// Its name.
         function: FunctionName,
     },
+    /// A tenant's key is deleted. The store already forgot it.
+    TenantDeleted {
+        /// Whose.
+        tenant: TenantName,
+    },
     /// What becomes of idle sandboxes is decided in another way from now on.
     Tuned(Box<Tuning>),
     /// A person keeps work away from a node, or lets it come again. The store already knows.
@@ -206,6 +211,22 @@ pub enum Action {
         idle: Duration,
         /// Sandboxes that nobody wants.
         purge: Vec<SandboxId>,
+        /// Tenants that have something on its node: the agent is told their keys, and forgets all others.
+        tenants: Vec<TenantName>,
+    },
+    /// Tell an agent these tenants' keys. Always before the first command on that stream that needs them.
+    TellKeys {
+        /// On which stream.
+        connection: ConnectionId,
+        /// Whose.
+        tenants: Vec<TenantName>,
+    },
+    /// Have an agent forget these tenants' keys: they have nothing on its node.
+    ForgetKeys {
+        /// On which stream.
+        connection: ConnectionId,
+        /// Whose.
+        tenants: Vec<TenantName>,
     },
     /// Tell an agent that the idle period of the Welcome is another one now.
     IdlePeriod {

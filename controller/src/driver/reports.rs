@@ -106,21 +106,23 @@ impl Driver {
             price: Price::default(),
             shed_after: None,
             sandboxes,
+            told: BTreeSet::new(),
+            keys: inventory.keys,
         };
         self.nodes.insert(name.clone(), node);
         self.weigh(&name);
         self.arm(now.after(self.settings.silent_max), Timer::Nodes);
 
-        // The Welcome goes first on the stream, but what it purges is only known after the inventory is read.
+        // The Welcome goes first on the stream, but what it purges, and whose keys it tells, is only known after the inventory is read.
         let welcome_at = out.len();
         let ghosts = &mut self.ghosts;
         inventory.sandboxes.iter().for_each(|report| drop(ghosts.remove(&report.id)));
         self.check_bases = true;
         self.want_copies(inventory.sandboxes.iter().flat_map(|report| &report.bases).copied());
         let purge = self.reconcile(now, &name, inventory.sandboxes, true, out);
-        let idle = self.settings.keeping.idle;
-        out.insert(welcome_at, Action::Welcome { connection, idle, purge });
         self.reconcile_snapshots(now, &name, inventory.snapshots, true, out);
+        let (idle, tenants) = (self.settings.keeping.idle, self.tell_all_keys(&name));
+        out.insert(welcome_at, Action::Welcome { connection, idle, purge, tenants });
         self.try_copies_again();
         let sandboxes = self.nodes.get(&name).map_or(0, |node| node.sandboxes.len());
         self.tell_node(&name, NodeChange::Attached, sandboxes, out);
@@ -152,12 +154,14 @@ impl Driver {
             node.heard = now;
             node.memory = inventory.memory;
             node.drift_bytes = 0;
+            node.keys = inventory.keys;
         }
         self.weigh(&name);
         for stranger in self.reconcile(now, &name, inventory.sandboxes, false, out) {
             self.purge_stranger(now, &name, stranger, out);
         }
         self.reconcile_snapshots(now, &name, inventory.snapshots, false, out);
+        self.correct_keys(connection, &name, out);
         // There may be room for a copy now, or too little for one that is there.
         self.check_copies = true;
         self.shed(now, &name, out);

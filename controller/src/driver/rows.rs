@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use medes_proto::{
-    fleet::{NodeMemory, SnapshotReport},
+    fleet::{HeldKey, NodeMemory, SnapshotReport},
     function::FunctionSpec,
-    ids::{FunctionName, NodeId, SandboxId},
+    ids::{FunctionName, NodeId, SandboxId, TenantName},
     sandbox::SandboxReport,
     standing::Standing,
 };
@@ -77,6 +77,8 @@ pub struct NodeRow {
     pub requests: usize,
     /// Of its sandboxes, those that are parked or in dedup and with which nothing is being done.
     pub resting: usize,
+    /// Tenants' keys that it says it knows.
+    pub keys: Vec<HeldKey>,
 }
 
 impl Driver {
@@ -97,6 +99,12 @@ impl Driver {
             })
         });
         rows.collect()
+    }
+
+    /// Functions of a tenant, by name.
+    pub fn functions_of(&self, tenant: &TenantName) -> Vec<FunctionName> {
+        let own = self.functions.values().filter(|function| function.spec.tenant == *tenant);
+        own.map(|function| function.spec.name.clone()).collect()
     }
 
     /// All sandboxes, by number.
@@ -141,6 +149,7 @@ impl Driver {
             incarnation: node.incarnation,
             requests: self.all_on(node).map(Sandbox::inside).sum(),
             resting: self.all_on(node).filter(|sandbox| sandbox.life.is_put_away() && !sandbox.busy).count(),
+            keys: node.keys.clone(),
         });
         rows.collect()
     }

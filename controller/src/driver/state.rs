@@ -7,9 +7,9 @@ use std::{
 
 use medes_proto::{
     failure::Failure,
-    fleet::{NodeMemory, SnapshotReport},
+    fleet::{HeldKey, NodeMemory, SnapshotReport},
     function::FunctionSpec,
-    ids::{FunctionName, NodeId, SandboxId, SnapshotId},
+    ids::{FunctionName, NodeId, SandboxId, SnapshotId, TenantName},
     sandbox::{Phase, SandboxReport, SandboxState, StartKind},
     trace::EventId,
 };
@@ -273,6 +273,10 @@ pub(super) struct Node {
     /// No init snapshot has to make room here before that.
     pub(super) shed_after: Option<Now>,
     pub(super) sandboxes: BTreeSet<SandboxId>,
+    /// Tenants whose keys it has been told on this stream.
+    pub(super) told: BTreeSet<TenantName>,
+    /// The keys that it says it knows.
+    pub(super) keys: Vec<HeldKey>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -6,7 +6,7 @@ use medes_proto::{
     failure::{Failure, FailureKind},
     fleet::{Command, Hello, InitState, Inventory, NodeMemory, SnapshotReport, Success},
     function::FunctionSpec,
-    ids::{CommandId, SandboxId, SnapshotId},
+    ids::{CommandId, SandboxId, SnapshotId, TenantName},
     sandbox::{SandboxReport, SandboxState, StartKind},
     trace::What,
 };
@@ -18,6 +18,7 @@ mod bases;
 mod clones;
 mod copies;
 mod gain;
+mod keys;
 mod moving;
 mod nodes;
 mod policies;

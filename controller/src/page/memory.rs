@@ -111,6 +111,7 @@ mod tests {
             incarnation: 1,
             requests: 0,
             resting: 0,
+            keys: Vec::new(),
         }
     }
 

@@ -3,7 +3,6 @@
 
 mod browser;
 #[path = "../support/mod.rs"]
-#[allow(dead_code, reason = "shared with the tests of the cluster, which need more of it")]
 mod support;
 
 use std::net::SocketAddr;

@@ -1,6 +1,7 @@
 //! A fake agent that speaks the real protocol over loopback, a controller to speak with, and an HTTP caller.
 //!
 //! The fake serves paths: `/echo` answers what came, `/crash` ends its sandbox, `/hang` never answers.
+#![allow(dead_code, reason = "each test program uses a part of it")]
 
 use std::{
     collections::BTreeMap,
@@ -20,15 +21,16 @@ use medes_controller::{
     config::Config,
     server::{Controller, Place},
 };
+use medes_dedup::key::DomainKey;
 use medes_identity::security::Security;
 use medes_proto::{
     failure::{Failure, FailureKind},
     fleet::{
-        AgentMessage, Command, ControllerMessage, Hello, Inventory, NodeMemory, SnapshotReport, Success,
-        Welcome,
+        AgentMessage, Command, ControllerMessage, HeldKey, Hello, Inventory, NodeMemory, SnapshotReport,
+        Success, TenantKey, Welcome,
     },
     heat::PageClass,
-    ids::{FunctionName, SandboxId, SnapshotId},
+    ids::{FunctionName, SandboxId, SnapshotId, TenantName},
     node::{Answer, Invoke, reply_to_wire},
     sandbox::{SandboxReport, SandboxState},
     wire::{
@@ -37,6 +39,7 @@ use medes_proto::{
         fleet_client::FleetClient,
         node_server::{Node, NodeServer},
         registry_client::RegistryClient,
+        tenants_client::TenantsClient,
     },
 };
 use tokio::{net::TcpListener, sync::mpsc};
@@ -120,6 +123,11 @@ impl Cluster {
     pub(crate) async fn until_nodes(&self, count: usize) {
         let there = async || (self.nodes().await.len() == count).then_some(());
         until("nodes", there).await;
+    }
+
+    pub(crate) async fn tenants(&self) -> TenantsClient<Channel> {
+        let channel = Channel::from_shared(format!("http://{}", self.controller.control)).unwrap();
+        TenantsClient::new(channel.connect().await.unwrap())
     }
 
     pub(crate) async fn registry(&self) -> RegistryClient<Channel> {
@@ -218,6 +226,23 @@ pub(crate) struct Faults {
 struct Held {
     sandboxes: BTreeMap<SandboxId, SandboxReport>,
     snapshots: BTreeMap<SnapshotId, SnapshotReport>,
+    keys: BTreeMap<TenantName, DomainKey>,
+    /// All that were ever told, in order.
+    told: Vec<HeldKey>,
+}
+
+impl Held {
+    fn learn(&mut self, keys: Vec<TenantKey>) {
+        for TenantKey { tenant, key } in keys {
+            self.told.push(HeldKey { tenant: tenant.clone(), id: key.id() });
+            self.keys.insert(tenant, key);
+        }
+    }
+
+    fn ids(&self) -> Vec<HeldKey> {
+        let id = |(tenant, key): (&TenantName, &DomainKey)| HeldKey { tenant: tenant.clone(), id: key.id() };
+        self.keys.iter().map(id).collect()
+    }
 }
 
 #[derive(Debug)]
@@ -299,6 +324,16 @@ impl Agent {
         self.inner.idle.lock().unwrap().push((sandbox, idle));
     }
 
+    /// Which keys it knows.
+    pub(crate) fn keys(&self) -> Vec<HeldKey> {
+        self.inner.held.lock().unwrap().ids()
+    }
+
+    /// Whose keys it was ever told.
+    pub(crate) fn told(&self) -> Vec<HeldKey> {
+        self.inner.held.lock().unwrap().told.clone()
+    }
+
     pub(crate) fn welcome(&self) -> Option<Welcome> {
         self.inner.welcome.lock().unwrap().clone()
     }
@@ -337,12 +372,18 @@ async fn attach(agent: &Arc<Inner>, control: SocketAddr) -> Result<(), Status> {
                     ControllerMessage::Welcome(welcome) => {
                         let mut held = agent.held.lock().unwrap();
                         held.sandboxes.retain(|id, _| !welcome.purge.contains(id));
+                        held.keys.clear();
+                        held.learn(welcome.keys.clone());
                         *agent.welcome.lock().unwrap() = Some(welcome);
                     }
                     ControllerMessage::IdlePeriod(idle) => {
                         if let Some(welcome) = agent.welcome.lock().unwrap().as_mut() {
                             welcome.idle = idle;
                         }
+                    }
+                    ControllerMessage::TenantKeys(keys) => agent.held.lock().unwrap().learn(keys),
+                    ControllerMessage::ForgetKeys(tenants) => {
+                        agent.held.lock().unwrap().keys.retain(|tenant, _| !tenants.contains(tenant));
                     }
                     ControllerMessage::Command { id, command } => {
                         let Some(result) = agent.carry_out(command) else { continue };
@@ -370,6 +411,7 @@ impl Inner {
             memory: NodeMemory { cap_bytes: 1 << 34, used_bytes: 1 << 20, ..NodeMemory::default() },
             sandboxes: held.sandboxes.values().cloned().collect(),
             snapshots: held.snapshots.values().cloned().collect(),
+            keys: held.ids(),
         }
     }
 
@@ -496,6 +538,16 @@ impl Node for Inner {
             Some(state) => Err(Failure::new(FailureKind::Busy, state.word())),
         };
         Ok(Response::new(reply_to_wire(result)))
+    }
+
+    async fn forget_tenant(
+        &self,
+        request: Request<wire::ForgetTenantRequest>,
+    ) -> Result<Response<wire::ForgetTenantReply>, Status> {
+        let wire::ForgetTenantRequest { tenant, key_id } = request.into_inner();
+        let mut held = self.held.lock().unwrap();
+        held.keys.retain(|name, key| name.as_str() != tenant || key.id().0 != key_id);
+        Ok(Response::new(wire::ForgetTenantReply { sandboxes: 0, snapshots: 0 }))
     }
 
     async fn heat(&self, request: Request<wire::HeatRequest>) -> Result<Response<wire::HeatReply>, Status> {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::{
     AgentMessage, Command, ControllerMessage, EngineSettings, Hello, InitState, Inventory, Level, NodeMemory,
     SnapshotReport, Success, Welcome,
+    keys::{held_from_wire, keys_from_wire, keys_to_wire, tenants_from_wire},
 };
 use crate::{
     WireError,
@@ -14,7 +15,7 @@ use crate::{
     sandbox::{phases_from_wire, phases_to_wire},
     wire,
 };
-use medes_dedup::{fingerprint::Sampling, key::DomainKey};
+use medes_dedup::fingerprint::Sampling;
 
 impl From<NodeMemory> for wire::NodeMemory {
     fn from(memory: NodeMemory) -> Self {
@@ -59,6 +60,7 @@ fn inventory_from_wire(
     memory: Option<wire::NodeMemory>,
     sandboxes: Vec<wire::SandboxReport>,
     snapshots: Vec<wire::SnapshotReport>,
+    keys: Vec<wire::HeldKey>,
 ) -> Result<Inventory, WireError> {
     if sandboxes.len() > limits::SANDBOXES_MAX {
         return Err(WireError::invalid("sandboxes", "too many"));
@@ -70,6 +72,7 @@ fn inventory_from_wire(
         memory: memory.ok_or(WireError::missing("memory"))?.into(),
         sandboxes: sandboxes.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
         snapshots: snapshots.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
+        keys: held_from_wire(keys)?,
     })
 }
 
@@ -115,11 +118,12 @@ impl From<AgentMessage> for wire::AgentMessage {
                 Some(inventory.memory.into()),
                 inventory.sandboxes.into_iter().map(Into::into).collect(),
                 inventory.snapshots.into_iter().map(Into::into).collect(),
+                inventory.keys.into_iter().map(Into::into).collect(),
             )
         };
         let message = match message {
             AgentMessage::Hello(Hello { node, incarnation, version, address, inventory, lacks }) => {
-                let (memory, sandboxes, snapshots) = reports(inventory);
+                let (memory, sandboxes, snapshots, keys) = reports(inventory);
                 let node = node.into();
                 Message::Hello(wire::Hello {
                     node,
@@ -130,11 +134,13 @@ impl From<AgentMessage> for wire::AgentMessage {
                     sandboxes,
                     snapshots,
                     lacks,
+                    keys,
+                    keys_by_tenant: true,
                 })
             }
             AgentMessage::Heartbeat(inventory) => {
-                let (memory, sandboxes, snapshots) = reports(inventory);
-                Message::Heartbeat(wire::Heartbeat { memory, sandboxes, snapshots })
+                let (memory, sandboxes, snapshots, keys) = reports(inventory);
+                Message::Heartbeat(wire::Heartbeat { memory, sandboxes, snapshots, keys })
             }
             AgentMessage::Done { command, result } => {
                 let result = match *result {
@@ -162,8 +168,8 @@ impl TryFrom<wire::AgentMessage> for AgentMessage {
         use wire::agent_message::Message;
         Ok(match raw.message.ok_or(WireError::missing("message"))? {
             Message::Hello(raw) => Self::Hello(raw.try_into()?),
-            Message::Heartbeat(wire::Heartbeat { memory, sandboxes, snapshots }) => {
-                Self::Heartbeat(inventory_from_wire(memory, sandboxes, snapshots)?)
+            Message::Heartbeat(wire::Heartbeat { memory, sandboxes, snapshots, keys }) => {
+                Self::Heartbeat(inventory_from_wire(memory, sandboxes, snapshots, keys)?)
             }
             Message::Done(wire::Done { command, result }) => Self::Done {
                 command: CommandId(command),
@@ -188,7 +194,18 @@ impl TryFrom<wire::Hello> for Hello {
     type Error = WireError;
 
     fn try_from(raw: wire::Hello) -> Result<Self, WireError> {
-        let wire::Hello { node, incarnation, version, address, memory, sandboxes, snapshots, lacks } = raw;
+        let wire::Hello {
+            node,
+            incarnation,
+            version,
+            address,
+            memory,
+            sandboxes,
+            snapshots,
+            lacks,
+            keys,
+            ..
+        } = raw;
         if version.len() > 64 || address.len() > 256 {
             return Err(WireError::invalid("hello.version or hello.address", "too long"));
         }
@@ -200,7 +217,7 @@ impl TryFrom<wire::Hello> for Hello {
             incarnation,
             version,
             address,
-            inventory: inventory_from_wire(memory, sandboxes, snapshots)?,
+            inventory: inventory_from_wire(memory, sandboxes, snapshots, keys)?,
             lacks,
         })
     }
@@ -271,15 +288,22 @@ impl From<ControllerMessage> for wire::ControllerMessage {
                 incarnation: welcome.incarnation,
                 heartbeat_ms: u64::try_from(welcome.heartbeat.as_millis()).unwrap_or(u64::MAX),
                 idle_ms: u64::try_from(welcome.idle.as_millis()).unwrap_or(u64::MAX),
-                domain_key: welcome.domain_key.expose().to_vec().into(),
                 engine: Some(welcome.engine.into()),
                 purge: welcome.purge.into_iter().map(SandboxId::get).collect(),
+                keys: keys_to_wire(welcome.keys),
+                domain_key: welcome.domain_key.map(|key| key.expose().to_vec().into()).unwrap_or_default(),
             }),
             ControllerMessage::Command { id, command } => {
                 Message::Command(wire::Command { id: id.0, action: Some(command.into()) })
             }
             ControllerMessage::IdlePeriod(idle) => Message::IdlePeriod(wire::IdlePeriod {
                 idle_ms: u64::try_from(idle.as_millis()).unwrap_or(u64::MAX),
+            }),
+            ControllerMessage::TenantKeys(keys) => {
+                Message::TenantKeys(wire::TenantKeys { keys: keys_to_wire(keys) })
+            }
+            ControllerMessage::ForgetKeys(tenants) => Message::ForgetKeys(wire::ForgetKeys {
+                tenants: tenants.into_iter().map(Into::into).collect(),
             }),
         };
         Self { message: Some(message) }
@@ -341,6 +365,10 @@ impl TryFrom<wire::ControllerMessage> for ControllerMessage {
             Message::IdlePeriod(wire::IdlePeriod { idle_ms }) => {
                 Self::IdlePeriod(Duration::from_millis(idle_ms))
             }
+            Message::TenantKeys(wire::TenantKeys { keys }) => Self::TenantKeys(keys_from_wire(keys)?),
+            Message::ForgetKeys(wire::ForgetKeys { tenants }) => {
+                Self::ForgetKeys(tenants_from_wire(&tenants)?)
+            }
         })
     }
 }
@@ -349,10 +377,7 @@ impl TryFrom<wire::Welcome> for Welcome {
     type Error = WireError;
 
     fn try_from(raw: wire::Welcome) -> Result<Self, WireError> {
-        let wire::Welcome { incarnation, heartbeat_ms, idle_ms, domain_key, engine, purge } = raw;
-        let domain_key: [u8; 32] = domain_key[..]
-            .try_into()
-            .map_err(|_length| WireError::invalid("welcome.domain_key", "not 32 bytes"))?;
+        let wire::Welcome { incarnation, heartbeat_ms, idle_ms, engine, purge, keys, domain_key: _ } = raw;
         if !(10..=600_000).contains(&heartbeat_ms) {
             return Err(WireError::invalid("welcome.heartbeat_ms", "not 10 to 600000"));
         }
@@ -364,7 +389,8 @@ impl TryFrom<wire::Welcome> for Welcome {
             incarnation,
             heartbeat: Duration::from_millis(heartbeat_ms),
             idle: Duration::from_millis(idle_ms),
-            domain_key: DomainKey::from_bytes(domain_key),
+            keys: keys_from_wire(keys)?,
+            domain_key: None,
             engine: engine.ok_or(WireError::missing("welcome.engine"))?.try_into()?,
             purge: purge.collect::<Result<_, _>>()?,
         })

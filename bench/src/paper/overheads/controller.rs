@@ -63,6 +63,7 @@ fn hello(node: usize, count: usize, names: &[FunctionName]) -> Result<Hello> {
         },
         sandboxes: (0..count).map(sandbox).collect::<Result<_>>()?,
         snapshots: Vec::new(),
+        keys: Vec::new(),
     };
     Ok(Hello {
         node: format!("n{node}").parse().context("name a node")?,

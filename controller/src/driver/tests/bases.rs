@@ -11,7 +11,7 @@ fn idle(bench: &mut Bench, connection: ConnectionId, sandbox: SandboxId, seconds
 fn beat_with(bench: &mut Bench, node: ConnectionId, reports: &[SandboxReport], snapshots: &[SnapshotId]) {
     let snapshots = snapshots.iter().copied().map(snapshot_report).collect();
     let sandboxes = reports.to_vec();
-    bench.beat(node, Inventory { memory: NodeMemory::default(), sandboxes, snapshots });
+    bench.beat(node, Inventory { sandboxes, snapshots, ..Inventory::default() });
 }
 
 /// Lets time pass while the node goes on reporting the same.

@@ -208,6 +208,7 @@ fn a_full_node_lets_the_snapshot_go_that_was_asked_for_longest_ago() {
             init: Some(InitState { revision: 1, clonable: true }),
             ..snapshot_report(snapshot)
         }],
+        ..Inventory::default()
     };
     bench.beat(node, full(890));
     assert!(bench.commands().is_empty());
@@ -250,6 +251,7 @@ fn held_full(sandbox: SandboxId, snapshot: SnapshotId) -> Inventory {
             init: Some(InitState { revision: 1, clonable: true }),
             ..snapshot_report(snapshot)
         }],
+        ..Inventory::default()
     }
 }
 

@@ -46,7 +46,7 @@ impl Story {
 
     fn held(memory: NodeMemory, snapshots: &[SnapshotId]) -> Inventory {
         let snapshots = snapshots.iter().copied().map(snapshot_report).collect();
-        Inventory { memory, sandboxes: Vec::new(), snapshots }
+        Inventory { memory, snapshots, ..Inventory::default() }
     }
 
     fn is_hidden(&self) -> bool {

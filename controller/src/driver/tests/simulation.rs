@@ -8,8 +8,10 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use medes_proto::standing::Standing;
 
 use super::*;
+use keys::{held_key, of_tenant};
 
 mod agents;
+mod keys;
 mod people;
 
 /// Small steady random numbers (splitmix64).
@@ -72,6 +74,8 @@ struct Agent {
     starting: BTreeSet<CommandId>,
     /// Which node may take over which sandbox.
     offers: BTreeMap<SandboxId, String>,
+    /// Tenants whose keys it knows.
+    keys: BTreeSet<TenantName>,
 }
 
 impl Agent {
@@ -103,6 +107,7 @@ impl Agent {
             memory: NodeMemory { used_bytes: self.used(), cap_bytes: CAP, ..NodeMemory::default() },
             sandboxes: self.sandboxes.keys().map(|&id| self.report(id)).collect(),
             snapshots: self.snapshots.iter().map(snapshot).collect(),
+            keys: self.keys.iter().map(held_key).collect(),
         }
     }
 }
@@ -153,7 +158,7 @@ impl World {
             },
             ..Settings::default()
         };
-        let mut bench = Bench::new(settings, &[spec("f"), spec("g")]);
+        let mut bench = Bench::new(settings, &[spec("f"), of_tenant(spec("g"), "acme")]);
         let policy = FixedSettings {
             idle: Duration::from_secs(2),
             keep_alive: Duration::from_secs(20),
@@ -198,11 +203,22 @@ impl World {
 
     fn perform(&mut self, action: Action) {
         match action {
-            Action::Welcome { connection, purge, .. } => {
+            Action::Welcome { connection, purge, tenants, .. } => {
                 let agent = self.agent_of(connection).expect("a stream that is open");
+                self.agents[agent].keys.clear();
+                self.told_keys(agent, tenants);
                 for id in purge {
                     self.end_sandbox(agent, id);
                 }
+            }
+            Action::TellKeys { connection, tenants } => {
+                let agent = self.agent_of(connection).expect("a stream that is open");
+                self.told_keys(agent, tenants);
+            }
+            Action::ForgetKeys { connection, tenants } => {
+                let agent = self.agent_of(connection).expect("a stream that is open");
+                self.agents[agent].keys.retain(|tenant| !tenants.contains(tenant));
+                self.saw("key taken back");
             }
             Action::Command { connection, id, command } => self.commanded(connection, id, command),
             Action::Close { connection, .. } => {
@@ -307,7 +323,8 @@ impl World {
             78 => self.withdraw(),
             79..81 => self.operate(),
             81 if self.dice.one_in(6) => {
-                let mut spec = function(["f", "g"][self.dice.below(2)]);
+                let g = of_tenant(function("g"), "acme");
+                let mut spec = [function("f"), g][self.dice.below(2)].clone();
                 spec.requests_max = self.requests_max as u32;
                 self.tell(Event::Applied { function: Box::new(spec), revision: number });
             }
@@ -324,6 +341,7 @@ impl World {
             84 if self.dice.one_in(40) => self.tune(),
             85..95 => self.ask_for_a_move(),
             82 if self.dice.one_in(8) => self.tell(Event::Removed { function: "g".parse().unwrap() }),
+            82 => self.delete_tenant(),
             _ => {
                 self.bench.now = self.bench.now.after(Duration::from_millis(self.dice.next() % 400));
                 self.tell(Event::Tick);
@@ -416,7 +434,15 @@ fn nothing_that_must_not_happen_happens() {
         assert!(seen.get(what).is_some_and(|&count| count >= 20), "too few {what}: {seen:?}");
     }
     // Only of a park under way; only of what is in dedup while there is another node.
-    for what in ["called back", "taken", "not taken", "taken in silence"] {
+    for what in [
+        "key told",
+        "key taken back",
+        "tenant deleted",
+        "called back",
+        "taken",
+        "not taken",
+        "taken in silence",
+    ] {
         assert!(seen.get(what).is_some_and(|&count| count >= 3), "too few {what}: {seen:?}");
     }
 }

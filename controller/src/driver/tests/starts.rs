@@ -7,7 +7,7 @@ fn memory(used_mib: u64, cap_mib: u64) -> NodeMemory {
 }
 
 fn holding(used_mib: u64, cap_mib: u64, sandboxes: Vec<SandboxReport>) -> Inventory {
-    Inventory { memory: memory(used_mib, cap_mib), sandboxes, snapshots: Vec::new() }
+    Inventory { memory: memory(used_mib, cap_mib), sandboxes, ..Inventory::default() }
 }
 
 #[test]

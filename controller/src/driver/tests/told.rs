@@ -125,7 +125,7 @@ fn an_eviction_says_who_stays_and_why() {
     let inventory = Inventory {
         memory: NodeMemory { cap_bytes: 128 * MIB, used_bytes: 160 * MIB, ..NodeMemory::default() },
         sandboxes: vec![report(old, "f", SandboxState::Warm), report(young, "f", SandboxState::Warm)],
-        snapshots: Vec::new(),
+        ..Inventory::default()
     };
     bench.beat(connection, inventory);
     let (id, eviction) = bench.choice(TraceKind::Eviction);

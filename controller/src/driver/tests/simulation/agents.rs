@@ -7,6 +7,7 @@ use super::*;
 impl World {
     pub(super) fn commanded(&mut self, connection: ConnectionId, id: CommandId, command: Command) {
         let agent = self.agent_of(connection).expect("a command on a stream that is open");
+        self.has_key(agent, &command);
         if let Command::CancelPark { sandbox } = command {
             // About a command under way, not a second one.
             assert!(
