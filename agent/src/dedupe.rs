@@ -196,8 +196,7 @@ async fn make_image(
     let referred = add_known(&mut hints, &sorted, words.as_ref());
     watch.step("lookup");
     let choices = choose(&hints, &referred, roads.bases.node(), &engine);
-    let wanted: BTreeSet<BasePage> = choices.iter().flatten().copied().collect();
-    let wanted: Vec<BasePage> = wanted.into_iter().collect();
+    let wanted = Vec::from_iter(choices.iter().flatten().copied().collect::<BTreeSet<BasePage>>());
     roads.faults.pass(Step::ReadBases)?;
     let bases = roads.bases.read(&wanted, &hints.places).await?;
     watch.step("read_bases");

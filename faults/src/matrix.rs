@@ -216,7 +216,7 @@ mod tests {
                 (_, Act::Launch | Act::Clone | Act::Evict) => assert!(!kept, "{}", cell.name()),
                 (Fault::Kill(Victim::Controller), _) => assert!(kept, "{}", cell.name()),
                 (Fault::Fail, Act::Dedup | Act::Park | Act::Shrink | Act::Replicate) => {
-                    assert!(kept, "{}", cell.name())
+                    assert!(kept, "{}", cell.name());
                 }
                 (Fault::Kill(Victim::Agent), Act::Dedup) => assert!(!kept, "{}", cell.name()),
                 (Fault::Kill(Victim::Agent), Act::Shrink) | (Fault::Kill(Victim::Other), Act::Move) => {

@@ -20,6 +20,7 @@ mod bring;
 mod changes;
 mod counts;
 mod deadline;
+mod doubt;
 mod fault;
 mod file_pages;
 mod fill;

@@ -322,17 +322,20 @@ impl Paged {
             stored.pages += state.store().table().pages();
             if let Some(plain) = state.store().plain() {
                 stored.bytes += plain.file().len() as u64;
-                stored.plain_pages += plain.pages().len() as u64;
+                let (classes, plain_pages) = state.store().classes();
+                stored.plain_pages += plain_pages;
+                add(&mut stored.classes, classes);
             }
             let image = state.store().image().filter(|image| !seen.contains(&Arc::as_ptr(image)));
             if let Some(image) = image {
                 seen.push(Arc::as_ptr(image));
                 stored.bytes += image.image().stored_bytes();
                 stored.bases.extend(image.image().bases());
-                add(&mut stored.classes, image.image().classes());
+                if state.store().plain().is_none() {
+                    add(&mut stored.classes, image.image().classes());
+                }
             }
         }
-        stored.classes.whole += u32::try_from(stored.plain_pages).unwrap_or(u32::MAX);
         stored.bases.sort_unstable();
         stored.bases.dedup();
         stored

@@ -68,9 +68,10 @@ fn away(state: &State, there: &[Range<u64>]) -> u64 {
 /// Most pages that are kept as they are; and never more than half of all, since memory is to be won at once: 64 MiB.
 const PLAIN_MAX: u64 = 1 << 14;
 
-/// How many pages are kept as they are.
-fn plain_pages(state: &State) -> u64 {
-    state.store().plain().map_or(0, |plain| plain.pages().len() as u64)
+/// Whether so many fresh pages of `all` may be kept as they are, beside those that already are.
+fn may_be_kept(state: &State, fresh: u64, all: u64) -> bool {
+    let plain = state.store().plain().map_or(0, |plain| plain.pages().len() as u64);
+    state.store().image().is_some() && fresh + plain <= (all / 2).min(PLAIN_MAX)
 }
 
 /// Why pages were not copied.
@@ -237,10 +238,8 @@ impl Process {
         self.stay.clone_from(&stay);
         // It stands still: what it is stored as does not change until it is stored anew.
         let (hot, maps) = (self.working_set.numbers(), std::mem::take(&mut self.saved.maps));
-        let is_small = numbers.len() as u64 + plain_pages(&state) <= (all / 2).min(PLAIN_MAX);
-        let in_haste = is_small && matches!(take, Take::All { .. }) && state.store().image().is_some();
-        let before = state.store().clone();
-        let files = state.files.clone();
+        let in_haste = matches!(take, Take::All { .. }) && may_be_kept(&state, numbers.len() as u64, all);
+        let (before, files) = (state.store().clone(), state.files.clone());
         self.saved = Saved { numbers, zeros, stay, hot, maps, files, before, in_haste, ..Saved::default() };
         Ok(())
     }

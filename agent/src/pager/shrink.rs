@@ -44,9 +44,9 @@ impl Paged {
 
 impl Space {
     fn shrink(&self, recipes: &Recipes) -> Result<bool, ShrinkParkedError> {
-        let (before, hot, files) = {
+        let (round, before, hot, files) = {
             let state = self.lock();
-            (state.store().clone(), state.working_set.numbers(), state.files.clone())
+            (state.round, state.store().clone(), state.working_set.numbers(), state.files.clone())
         };
         let Some(pid) = self.pid.filter(|_| before.plain().is_some()) else { return Ok(false) };
         let maps = maps::read(pid).map_err(ShrinkParkedError::Maps)?;
@@ -56,6 +56,6 @@ impl Space {
         let base = before.image().and_then(|image| image.held().last().cloned());
         let stored = recipes.with_base(base).store(saved)?;
         recipes.faults.pass(Step::ShrinkParked)?;
-        Ok(stored.is_some_and(|stored| self.lock().restore_as(&before, stored)))
+        Ok(stored.is_some_and(|stored| self.lock().store_as(stored, (round, &before))))
     }
 }

@@ -399,9 +399,10 @@ impl State {
         self.given_up.clear();
     }
 
-    /// Stores the same contents as something else, unless they have changed since; whether it does.
-    pub(super) fn restore_as(&mut self, before: &Store, store: Store) -> bool {
-        let is_same = self.store.is(before);
+    /// Stores the same pages as something else, unless any of them has changed since `round`, or is being given back: what is under way
+    /// would be in vain. Whether it does.
+    pub(super) fn store_as(&mut self, store: Store, (round, before): (u64, &Store)) -> bool {
+        let is_same = self.round == round && self.store.is(before);
         if is_same {
             self.store = store;
         }

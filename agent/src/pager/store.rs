@@ -6,9 +6,10 @@ use std::sync::Arc;
 
 use medes_dedup::{
     delta::DeltaCodec,
-    image::{DedupImage, PAGES_MAX},
+    image::{DedupImage, PAGES_MAX, PageClasses},
     page::{Page, PageIndex},
     rebuild::RebuildError,
+    recipe::Source,
 };
 
 use super::table::Table;
@@ -158,6 +159,27 @@ impl Store {
     /// Pages that are kept as they are, if there are any.
     pub(super) const fn plain(&self) -> Option<&Arc<PlainPages>> {
         self.contents.plain.as_ref()
+    }
+
+    /// What the pages are stored as, and how many of them are kept as they are. Looks at each.
+    pub(super) fn classes(&self) -> (PageClasses, u64) {
+        let image = self.image().map(|image| image.image());
+        let sources: Vec<Source> =
+            image.into_iter().flat_map(|image| image.recipes()).map(|recipe| recipe.source).collect();
+        let (mut classes, mut plain) = (PageClasses::default(), 0);
+        for (_, place) in self.table.places() {
+            match sources.get(place as usize) {
+                _ if place >= PLAIN => {
+                    classes.whole += 1;
+                    plain += 1;
+                }
+                Some(Source::Zero) => classes.zero += 1,
+                Some(Source::Same(_)) => classes.same += 1,
+                Some(Source::Delta { .. }) => classes.delta += 1,
+                Some(Source::Whole { .. }) | None => classes.whole += 1,
+            }
+        }
+        (classes, plain)
     }
 
     /// Rebuilds the pages from a place on.

@@ -1,7 +1,7 @@
 //! The pages that the next request will probably touch, learnt from what was touched before.
 //!
 //! Nobody tells which of the pushed pages were used: only that a page was missed, or that it was written. So a different small
-//! part is not taken for granted each time: of the pages that were only read it is left out, and who misses them brings them back;
+//! part is doubted each time ([`Doubt`]): of the pages that were only read it is left out, and who misses them brings them back;
 //! those that were written are given back protected, and lose the mark unless they are written again.
 //!
 //! They are in the order in which they are needed, as a large set is not given back as a whole before the program runs. Which order
@@ -13,6 +13,8 @@
 
 use std::collections::BTreeSet;
 use std::ops::Range;
+
+use super::doubt::Doubt;
 
 /// One page of a working set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,7 +33,9 @@ pub(super) struct WorkingSet {
     pages: Vec<Hot>,
     /// Those that stay while it is parked, in order.
     stay: Vec<u64>,
-    round: u64,
+    doubt: Doubt,
+    /// Pages that were doubted the last time, in order.
+    doubted: Vec<u64>,
     /// The highest rank.
     last: u32,
 }
@@ -40,8 +44,6 @@ pub(super) struct WorkingSet {
 const PAGES_MAX: usize = 1 << 18;
 /// So many pages that are missed one after the other have one rank.
 const OF_A_RANK: usize = 32;
-/// One in so many pages is not taken for granted each time.
-const LEFT_OUT: u64 = 64;
 
 impl WorkingSet {
     /// How many pages.
@@ -78,8 +80,8 @@ impl WorkingSet {
 
     /// Which pages stay from now on, at most so many of those that are there: written ones first.
     pub(super) fn stay(&mut self, pages_max: usize, is_there: impl Fn(u64) -> bool) -> &[u64] {
-        let turn = (self.round + 1) % LEFT_OUT;
-        let candidates = self.pages.iter().filter(|hot| !is_turn(hot.page, turn) && is_there(hot.page));
+        let candidates =
+            self.pages.iter().filter(|hot| !self.doubt.is_next_of(hot.page) && is_there(hot.page));
         let (written, read): (Vec<Hot>, Vec<Hot>) = candidates.partition(|hot| hot.written);
         self.stay = written.into_iter().chain(read).take(pages_max).map(|hot| hot.page).collect();
         self.stay.sort_unstable();
@@ -94,12 +96,14 @@ impl WorkingSet {
 
     /// What to give back now, in the order in which it is needed. Pages left out are forgotten unless they are missed.
     pub(super) fn begin(&mut self) -> Vec<Hot> {
-        self.round += 1;
-        let turn = self.round % LEFT_OUT;
-        self.pages.retain(|hot| hot.written || !is_turn(hot.page, turn));
+        self.doubt.go_on();
+        let doubt = &self.doubt;
+        let away = self.pages.iter().filter(|hot| self.stay.binary_search(&hot.page).is_err());
+        self.doubted = away.map(|hot| hot.page).filter(|page| doubt.is_of(*page)).collect();
+        self.pages.retain(|hot| hot.written || !doubt.is_of(hot.page));
         let away = self.pages.iter().filter(|hot| self.stay.binary_search(&hot.page).is_err());
         let mut away: Vec<Hot> =
-            away.map(|hot| Hot { written: hot.written && !is_turn(hot.page, turn), ..*hot }).collect();
+            away.map(|hot| Hot { written: hot.written && !doubt.is_of(hot.page), ..*hot }).collect();
         // Stable: of one rank they stay in order of address.
         away.sort_by_key(|hot| hot.rank);
         away
@@ -107,6 +111,7 @@ impl WorkingSet {
 
     /// What was learnt since: pages that were missed, and which pages were written. Of those that stayed nobody knows.
     pub(super) fn learn(&mut self, mut missed: Vec<Hot>, is_written: impl Fn(u64) -> bool) {
+        self.judge(&missed, &is_written);
         self.pages.append(&mut missed);
         self.pages.sort_unstable_by_key(|hot| (hot.page, hot.rank));
         self.pages.dedup_by_key(|hot| hot.page);
@@ -114,6 +119,17 @@ impl WorkingSet {
         self.last = self.pages.iter().map(|hot| hot.rank).max().unwrap_or_default();
         let judged = self.pages.iter_mut().filter(|hot| self.stay.binary_search(&hot.page).is_err());
         judged.for_each(|hot| hot.written = is_written(hot.page));
+    }
+
+    /// What became of those that were doubted.
+    fn judge(&mut self, missed: &[Hot], is_written: impl Fn(u64) -> bool) {
+        let doubted = std::mem::take(&mut self.doubted);
+        let mut missed: Vec<u64> = missed.iter().map(|hot| hot.page).collect();
+        missed.sort_unstable();
+        let is_used = |page: &&u64| missed.binary_search(page).is_ok() || is_written(**page);
+        let used = doubted.iter().filter(is_used).count();
+        let count = |pages: usize| u32::try_from(pages).unwrap_or(u32::MAX);
+        self.doubt.judge(count(doubted.len()), count(used));
     }
 
     /// Pages that were missed since; which others were written nobody has looked at, so these stay what they were.
@@ -130,14 +146,12 @@ impl WorkingSet {
     }
 }
 
-/// Whether it is this page's turn not to be taken for granted.
-const fn is_turn(page: u64, turn: u64) -> bool {
-    page.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 58 == turn
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// In so many turns all were doubted, however often that is.
+    const TURNS: u64 = 1 << 10;
 
     fn hot(page: u64) -> Hot {
         Hot { page, written: false, rank: 0 }
@@ -151,7 +165,7 @@ mod tests {
         let first = set.begin();
         assert!(first.is_sorted_by_key(|hot| hot.page), "nothing tells which is needed first");
         assert!((950..1000).contains(&first.len()), "{}", first.len());
-        for _ in 0..LEFT_OUT {
+        for _ in 0..TURNS {
             set.begin();
             set.learn(Vec::new(), |page| page < 10);
         }
@@ -163,7 +177,7 @@ mod tests {
     fn pages_that_are_not_written_any_more_lose_the_mark_and_drop_out() {
         let mut set = WorkingSet::default();
         set.learn((0..500).map(hot).collect(), |_| true);
-        for _ in 0..2 * LEFT_OUT {
+        for _ in 0..2 * TURNS {
             // Who is given back unprotected counts as written, used or not.
             let unprotected: Vec<u64> =
                 set.begin().iter().filter(|hot| hot.written).map(|hot| hot.page).collect();
@@ -226,7 +240,7 @@ mod tests {
     #[test]
     fn a_page_that_is_missed_each_time_stays() {
         let mut set = WorkingSet::default();
-        for _ in 0..3 * LEFT_OUT {
+        for _ in 0..3 * TURNS {
             let given = set.begin();
             let missed = (0..200).filter(|page| !given.contains(&hot(*page))).map(hot).collect();
             set.learn(missed, |_| false);

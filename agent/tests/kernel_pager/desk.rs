@@ -12,13 +12,14 @@ use medes_agent::{
     bases::{Bases, Budgets, local::Snapshot},
     engine::Engine,
     faults::{Faults, Step},
-    pager::{self, Paged, Pager, ParkError, Parked, Recipes, Seen},
+    pager::{self, Paged, Pager, ParkError, Parked, Recipes, Seen, ShrinkParkedError},
     sandbox::{Host, Housing, LaunchSpec, Request, RequestError, Tree},
 };
 use medes_dedup::key::DomainKey;
 use medes_proto::fleet::EngineSettings;
 use nix::sys::uio::{RemoteIoVec, process_vm_readv};
 use nix::unistd::Pid;
+use tokio::task::{JoinHandle, spawn_blocking};
 use tokio_util::sync::CancellationToken;
 
 use crate::node::{self, LIMIT};
@@ -100,6 +101,12 @@ impl Desk {
         let (paged, report) = trimmed.unwrap_or_else(|error| panic!("{error}: {error:?}"));
         guest.paged = Some(paged);
         report
+    }
+
+    /// Begins to store small what was kept of it as it is; whether anything was.
+    pub(crate) fn shrink(&self, guest: &Guest) -> JoinHandle<Result<bool, ShrinkParkedError>> {
+        let (paged, recipes) = (guest.paged.clone().unwrap(), self.recipes());
+        spawn_blocking(move || paged.shrink(&recipes))
     }
 
     /// Parks it, and gives what was done.

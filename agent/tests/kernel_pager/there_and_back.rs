@@ -69,9 +69,10 @@ fn only_what_was_written_is_stored_again() {
             first.saved_pages,
             second.saved_pages
         );
+        assert!(desk.shrink(&guest).await.unwrap().unwrap());
         guest.unpark().await;
         assert_eq!(result(&guest.housing, SUM).await, "1777800");
-        // Many parks: there is one image all the time, with what there is and no more.
+        // Many parks: there is one image in the end all the time, with what there is and no more.
         for round in 0..30 {
             result(
                 &guest.housing,
@@ -79,9 +80,13 @@ fn only_what_was_written_is_stored_again() {
             )
             .await;
             let report = desk.park(&mut guest).await;
-            assert!(report.stored_bytes * 10 < first.stored_bytes * 13, "round {round}: {report:?}");
             assert!(report.reused_pages > report.saved_pages, "round {round}: {report:?}");
             assert_eq!(u64::from(report.classes.pages()), report.pages, "round {round}: {report:?}");
+            assert!((1..=report.saved_pages).contains(&report.plain_pages), "round {round}: {report:?}");
+            assert!(desk.shrink(&guest).await.unwrap().unwrap(), "round {round}");
+            let (bytes, _, classes) = guest.paged.as_ref().unwrap().kept_as();
+            assert!(bytes * 10 < first.stored_bytes * 13, "round {round}: {bytes}");
+            assert_eq!(u64::from(classes.pages()), report.pages, "round {round}: {classes:?}");
             guest.unpark().await;
             assert_eq!(result(&guest.housing, SUM).await, "1777800", "round {round}");
         }
@@ -227,9 +232,19 @@ fn there_and_back(checker: &str) {
         let mut numbers = Numbers(seed);
         let until = Instant::now() + Duration::from_secs(seconds);
         let (mut cycles, mut last, mut looked, mut trimmed) = (0, 0, 0, 0);
+        let (mut shrunk, mut shrinks) = (0, Vec::new());
         while Instant::now() < until {
             desk.resident_percent = [0, 10, 60][cycles % 3];
             desk.park(&mut guest).await;
+            // What was kept as it is is stored small before it comes back, while it does, or while it is parked again.
+            match numbers.below(4) {
+                0 => shrunk += u32::from(desk.shrink(&guest).await.unwrap().unwrap()),
+                1 => {
+                    shrinks.push(desk.shrink(&guest));
+                    tokio::time::sleep(Duration::from_micros(numbers.below(30_000))).await;
+                }
+                _ => {}
+            }
             guest.unpark().await;
             cycles += 1;
             // Most times it is stopped again in the middle of what it misses.
@@ -257,8 +272,12 @@ fn there_and_back(checker: &str) {
             }
         }
         let (rounds, wrong) = findings(&guest).await;
+        for done in futures::future::join_all(shrinks).await {
+            shrunk += u32::from(done.unwrap().unwrap_or_else(|error| panic!("seed {seed}: {error}")));
+        }
+        assert!(shrunk > 0, "seed {seed}: some waited for it");
         println!(
-            "seed {seed}: {cycles} cycles, {looked} looks, {trimmed} pages trimmed, {rounds} rounds, {:?}",
+            "seed {seed}: {cycles} cycles, {shrunk} times stored small, {looked} looks, {trimmed} pages trimmed, {rounds} rounds, {:?}",
             guest.paged.as_ref().unwrap().counts()
         );
         assert_eq!(wrong, "", "seed {seed}");

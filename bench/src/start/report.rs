@@ -286,6 +286,42 @@ impl Report {
         many
     }
 
+    /// What it holds in each state.
+    fn sizes(&self) -> Table {
+        let mut sizes = table(&[
+            "function",
+            "warm",
+            "trimmed",
+            "stored",
+            "clone",
+            "late",
+            "parked",
+            "of it kernel",
+            "stored",
+            "at first",
+            "as an image",
+            "cycles",
+        ]);
+        for (function, figures) in self.figures() {
+            let held = |memory: Memory| mib(memory.bytes() as f64);
+            sizes.add_row([
+                function.to_owned(),
+                held(figures.warm_memory),
+                held(figures.trimmed_memory),
+                mib(figures.trimmed_stored_bytes as f64),
+                held(figures.clone_memory),
+                held(figures.clone_late_memory),
+                held(figures.parked_memory),
+                mib(figures.parked_memory.kernel as f64),
+                mib(figures.parked_stored_bytes as f64),
+                mib(figures.parked_soon_stored_bytes as f64),
+                mib(figures.dedup_stored_bytes as f64),
+                figures.cycles.to_string(),
+            ]);
+        }
+        sizes
+    }
+
     fn figures(&self) -> impl Iterator<Item = (&str, &Figures)> {
         self.rows.iter().filter_map(|row| match row {
             Row::Measured { function, figures } => Some((function.as_str(), &**figures)),
@@ -324,20 +360,6 @@ impl experiment::Report for Report {
             "again",
             "then small",
         ]);
-        let mut sizes = table(&[
-            "function",
-            "warm",
-            "trimmed",
-            "stored",
-            "clone",
-            "late",
-            "parked",
-            "of it kernel",
-            "stored",
-            "at first",
-            "as an image",
-            "cycles",
-        ]);
         for (function, figures) in self.figures() {
             times.add_row([
                 function.to_owned(),
@@ -356,26 +378,12 @@ impl experiment::Report for Report {
                 ms(figures.park_again.p50),
                 ms(figures.shrink.p50),
             ]);
-            let held = |memory: Memory| mib(memory.bytes() as f64);
-            sizes.add_row([
-                function.to_owned(),
-                held(figures.warm_memory),
-                held(figures.trimmed_memory),
-                mib(figures.trimmed_stored_bytes as f64),
-                held(figures.clone_memory),
-                held(figures.clone_late_memory),
-                held(figures.parked_memory),
-                mib(figures.parked_memory.kernel as f64),
-                mib(figures.parked_stored_bytes as f64),
-                mib(figures.parked_soon_stored_bytes as f64),
-                mib(figures.dedup_stored_bytes as f64),
-                figures.cycles.to_string(),
-            ]);
         }
         format!(
             "Time to the first answer, median of {} (a way that is gone once: that one)\n{times}\n\nUnpark beyond the warm request, and pages until its answer\n{beyond}\n\nMemory\n{sizes}\n\nMany in one moment, until the answer of each\n{many}\n\n{}",
             self.rounds,
             self.judged(),
+            sizes = self.sizes(),
             beyond = self.beyond(),
             many = self.at_once(),
         )
