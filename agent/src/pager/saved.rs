@@ -198,22 +198,18 @@ mod tests {
     #[test]
     fn many_are_copied_by_several_threads_each_to_its_place() {
         let numbers: Vec<u64> = (1..1000).filter(|number| number % 7 > 0).collect();
+        let name = |number: u64| u8::try_from(number % 250 + 1).unwrap();
         let read = |numbers: &[u64], out: &mut [u8]| {
             for (page, number) in out.as_chunks_mut::<PAGE_BYTES>().0.iter_mut().zip(numbers) {
-                page.fill(if number % 5 == 0 { 0 } else { u8::try_from(number % 251).unwrap() });
+                page.fill(if number % 5 == 0 { 0 } else { name(*number) });
             }
             Ok::<_, io::Error>(())
         };
         for threads in [1, 2, 3] {
             let mut saved = Saved { numbers: numbers.clone(), ..Saved::default() };
             saved.copy(NonZeroUsize::new(threads).unwrap(), read).unwrap();
-            assert!(
-                saved
-                    .numbers
-                    .iter()
-                    .zip(saved.pages())
-                    .all(|(number, page)| page[99] == (number % 251) as u8)
-            );
+            let mut pages = saved.numbers.iter().zip(saved.pages());
+            assert!(pages.all(|(number, page)| page[99] == name(*number)));
             assert_eq!(saved.numbers.len() + saved.zeros.len(), numbers.len());
             assert!(saved.zeros.iter().all(|number| number % 5 == 0));
         }
