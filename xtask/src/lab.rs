@@ -46,8 +46,8 @@ pub(crate) enum End {
     /// Some did not, or it did not come to an end.
     Bad,
     /// Its kernel has fallen over, which says nothing of what was tested: it met a breakpoint that it had put into its own code while it was
-    /// changing that. Most likely the emulator, which runs each processor in a thread, still had the code as it was; seen once in some
-    /// forty runs.
+    /// changing that. Most likely the emulator, which runs each processor in a thread, still had the code as it was. It was seen at the
+    /// watch's tracepoint of timers, which is why agents go without the watch there.
     FellOver,
 }
 
