@@ -25,7 +25,7 @@ fn share(pages: usize, threads: NonZeroUsize) -> usize {
 }
 
 /// A worker's result; a panic in it is a panic here.
-fn finish<T>(worker: thread::ScopedJoinHandle<'_, T>) -> T {
+pub(crate) fn finish<T>(worker: thread::ScopedJoinHandle<'_, T>) -> T {
     worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 

@@ -29,7 +29,7 @@ use crate::sandbox::cgroup::{CgroupError, SandboxCgroup};
 #[derive(Debug, Clone)]
 pub struct Paged {
     pub(super) pager: Pager,
-    pub(super) cgroup: SandboxCgroup,
+    cgroup: SandboxCgroup,
     pub(super) spaces: Vec<Arc<Space>>,
     lost: Arc<Lost>,
 }

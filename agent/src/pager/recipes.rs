@@ -152,8 +152,10 @@ impl Recipes {
             if !related.contains(&worded.snapshot) {
                 image.relation(worded.snapshot, &worded.relation);
             }
-            let is_new = |base: &&Arc<Snapshot>| held.iter().all(|known| known.id != base.id);
-            held.extend(self.base.as_ref().filter(is_new).cloned().into_iter().collect::<Vec<_>>());
+            let is_held = |base: &Arc<Snapshot>| held.iter().any(|held| held.id == base.id);
+            if let Some(base) = self.base.clone().filter(|base| !is_held(base)) {
+                held.push(base);
+            }
             worded.runs
         } else {
             let choices = vec![Vec::new(); pages.len()];

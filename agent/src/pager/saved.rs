@@ -11,6 +11,7 @@ use medes_dedup::page::{PAGE_BYTES, Page, PageIndex, is_zero};
 use super::store::{Contents, PLAIN, PlainPages, Store};
 use crate::maps::{self, FilePart};
 use crate::memory_file::{MappedFile, MemoryFile};
+use crate::page_work;
 
 /// Pages of one process that are to be stored, and which are not.
 #[derive(Debug, Default)]
@@ -158,7 +159,7 @@ fn write<E: From<io::Error> + Send>(
             parts.map(|(first, numbers)| scope.spawn(move || part(first, numbers))).collect();
         let mut are_zero = part(first, own)?;
         for other in others {
-            are_zero.extend(other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?);
+            are_zero.extend(page_work::finish(other)?);
         }
         Ok(are_zero)
     })
