@@ -2,7 +2,7 @@
 
 use medes_proto::{
     function::FunctionSpec,
-    ids::{NodeId, SandboxId},
+    ids::{NodeId, SandboxId, TenantName},
 };
 
 use crate::sandbox::LaunchSpec;
@@ -34,5 +34,36 @@ pub fn launch_spec(spec: &FunctionSpec, sandbox: SandboxId, node: &NodeId) -> La
         launch.mounts.push(spec.dir.clone());
     }
     launch.requests_max = spec.requests_max;
+    (launch.uid, launch.gid) = (user(&spec.tenant), user(&spec.tenant));
     launch
+}
+
+/// First user of sandboxes. Above what distributions, directory services and systemd give to anybody (users of containers end at
+/// 0x6fff_ffff: "Users, Groups, UIDs and GIDs on systemd systems"), and still positive for programs that take a user for an `int`.
+const FIRST_USER: u32 = 0x7000_0000;
+/// Of the bits that follow: two of a thousand tenants meet once in thirty clusters.
+const USER_BITS: u32 = 24;
+
+/// The user and group of all sandboxes of a tenant, on every node: a sandbox that moves takes it along. What the kernel counts by
+/// user (watches, pipes, locked memory) is the tenant's own then.
+fn user(tenant: &TenantName) -> u32 {
+    let hash =
+        blake3::derive_key("medes 2026-11-28 user of a tenant's sandboxes", tenant.as_str().as_bytes());
+    let [a, b, c, d, ..] = hash;
+    FIRST_USER + (u32::from_le_bytes([a, b, c, d]) & ((1 << USER_BITS) - 1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tenants_have_users_of_their_own() {
+        let name = |number: u32| format!("tenant-{number}").parse::<TenantName>().expect("a good name");
+        let users: std::collections::BTreeSet<u32> = (0..1_000).map(|number| user(&name(number))).collect();
+        // By chance alone 0.03 of them would meet.
+        assert!(users.len() >= 998, "{}", users.len());
+        assert!(users.iter().all(|user| (0x7000_0000..=0x70ff_ffff).contains(user)));
+        assert_eq!(user(&name(1)), user(&name(1)), "it is the same on every node");
+    }
 }

@@ -216,6 +216,11 @@ fn enter_root(order: &Order) -> Result<(), Failure> {
 fn set_limits() -> nix::Result<()> {
     // A core file would hold request data.
     setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
+    // It counts what all sandboxes of a user have. Each has its control group's limit.
+    match setrlimit(Resource::RLIMIT_NPROC, libc::RLIM_INFINITY, libc::RLIM_INFINITY) {
+        Ok(()) | Err(Errno::EPERM) => {}
+        other => return other,
+    }
     let (_soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     let files = hard.min(OPEN_FILES_MAX);
     match setrlimit(Resource::RLIMIT_NOFILE, files, files) {

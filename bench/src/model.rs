@@ -26,7 +26,7 @@ const FUNCTIONS_MAX: usize = 1_000;
 const BYTES_MAX: u64 = 1 << 40;
 
 /// The one in the repository.
-const BUILT_IN: &str = include_str!("../models/2026-11-27-xeon-2cpu.json");
+const BUILT_IN: &str = include_str!("../models/2026-11-28-xeon-2cpu.json");
 
 /// A whole file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -12,14 +12,22 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 
 use super::find::Criu;
 use super::worker::{Output, StartWorkerError};
-use crate::reaper::{ExitWatch, Reaper};
+use crate::{
+    reaper::{ExitWatch, Reaper},
+    sandbox::sys,
+};
+
+/// User and group.
+pub(super) type Ids = (u32, u32);
 
 /// Starts `criu swrk 0` inside `netns`, in a process group of its own; gives our end of its socket.
 /// Blocks for about a millisecond.
+///
+/// `real`: what its real user and group are, if not the agent's.
 pub(super) fn spawn_in(
     criu: &Criu,
     reaper: &Reaper,
-    netns: OwnedFd,
+    (netns, real): (OwnedFd, Option<Ids>),
     output: Option<Output>,
 ) -> Result<(ExitWatch, OwnedFd, OwnedFd), StartWorkerError> {
     let prepare = |errno: Errno| StartWorkerError::Prepare(errno.into());
@@ -40,12 +48,15 @@ pub(super) fn spawn_in(
         Some(Output { stdout, stderr }) => command.stdout(stdout).stderr(stderr),
         None => command.stdout(Stdio::null()).stderr(Stdio::null()),
     };
-    // A child is born in the network namespace of the thread that makes it, and a thread that has changed its own is
-    // of no use to anyone else: so it is a thread for this one call. This keeps std's cheap way of starting programs
+    // A child is born in the network namespace of the thread that makes it, as the users that it is, and a thread that has changed
+    // its own is of no use to anyone else: so it is a thread for this one call. This keeps std's cheap way of starting programs
     // open, which a hook between fork and exec would close.
     let reaper = reaper.clone();
     let born = thread::Builder::new().name("criu-start".into()).spawn(move || {
         setns(&netns, CloneFlags::CLONE_NEWNET).map_err(|e| StartWorkerError::EnterNetns(e.into()))?;
+        if let Some((uid, gid)) = real {
+            sys::be_really(uid, gid).map_err(StartWorkerError::Prepare)?;
+        }
         let (_child, exit) = reaper.spawn(&mut command).map_err(|source| StartWorkerError::Start {
             program: command.get_program().to_string_lossy().into_owned(),
             source,

@@ -15,7 +15,7 @@ use prost::Message;
 use tokio::net::UnixDatagram;
 
 use super::find::Criu;
-use super::spawn::spawn_in;
+use super::spawn::{Ids, spawn_in};
 use super::wire::rpc;
 use crate::reaper::{ExitWatch, Reaper};
 
@@ -91,6 +91,19 @@ pub enum CallError {
     },
 }
 
+/// Who asks for the limits of a process needs CAP_SYS_RESOURCE, or the same real user and group (prlimit(2)). Containers that are
+/// allowed much else often lack that one, so there CRIU is really whom it dumps. Only there: libnftables, which it asks about the
+/// kernel once ([`super::Criu::check`]; what it found stays in `/run/criu.kdat`), ends such a program at once.
+fn real_ids(pid: Pid) -> io::Result<Option<Ids>> {
+    let may = caps::has_cap(None, caps::CapSet::Effective, caps::Capability::CAP_SYS_RESOURCE);
+    if may.unwrap_or(false) {
+        return Ok(None);
+    }
+    let status = procfs::process::Process::new(pid.as_raw()).and_then(|process| process.status());
+    let status = status.map_err(io::Error::other)?;
+    Ok(Some((status.ruid, status.rgid)))
+}
+
 impl Worker {
     /// Starts a worker inside `netns`. Takes about a millisecond; CRIU's own start-up then goes on by itself.
     /// Not cancelled by dropping the future: a worker that came up unseen finds its socket closed and ends.
@@ -100,18 +113,28 @@ impl Worker {
         netns: OwnedFd,
         output: Option<Output>,
     ) -> Result<Self, StartWorkerError> {
+        Self::start_as(criu, reaper, (netns, None), output).await
+    }
+
+    async fn start_as(
+        criu: &Criu,
+        reaper: &Reaper,
+        place: (OwnedFd, Option<Ids>),
+        output: Option<Output>,
+    ) -> Result<Self, StartWorkerError> {
         let (criu, reaper) = (criu.clone(), reaper.clone());
-        let started = tokio::task::spawn_blocking(move || spawn_in(&criu, &reaper, netns, output)).await;
+        let started = tokio::task::spawn_blocking(move || spawn_in(&criu, &reaper, place, output)).await;
         let (exit, socket, netns) =
             started.map_err(|join| StartWorkerError::Prepare(io::Error::other(join)))??;
         let socket = UnixDatagram::from_std(socket.into()).map_err(StartWorkerError::Prepare)?;
         Ok(Self { exit, socket, netns })
     }
 
-    /// Starts a worker inside the network namespace of a process.
+    /// Starts a worker inside the network namespace of a process, to dump it.
     pub async fn start_beside(criu: &Criu, reaper: &Reaper, pid: Pid) -> Result<Self, StartWorkerError> {
         let netns = File::open(format!("/proc/{pid}/ns/net")).map_err(StartWorkerError::EnterNetns)?;
-        Self::start(criu, reaper, netns.into(), None).await
+        let real = real_ids(pid).map_err(StartWorkerError::Prepare)?;
+        Self::start_as(criu, reaper, (netns.into(), real), None).await
     }
 
     /// Starts a worker in the agent's own network namespace, for questions that have no sandbox.

@@ -5,6 +5,7 @@
 use std::fs;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -103,8 +104,7 @@ impl Housing {
     pub async fn create(host: &Host, id: &SandboxId, spec: &LaunchSpec) -> Result<Self, CreateError> {
         spec.check()?;
         let stop = CancellationToken::new();
-        let log =
-            Log::open(&host.shared.tasks, stop.clone()).map_err(|source| CreateError::Log { source })?;
+        let log = open_log(host, spec, stop.clone()).map_err(|source| CreateError::Log { source })?;
         let stop = StopOnDrop(stop);
         let (host, id, spec) = (host.clone(), id.clone(), Arc::new(spec.clone()));
         run_blocking(move || {
@@ -297,16 +297,25 @@ fn write_number(run: &Path, number: u64) -> io::Result<()> {
     if !fs::symlink_metadata(&folder).is_ok_and(|found| found.is_dir()) {
         gone_is_fine(fs::remove_file(&folder))?;
         fs::create_dir(&folder)?;
+        // For the sandbox's user, whatever the umask.
+        fs::set_permissions(&folder, fs::Permissions::from_mode(0o755))?;
     }
     let path = folder.join("generation");
     gone_is_fine(fs::remove_file(&path))?;
     // A link is never followed by this.
     let mut file = fs::File::create_new(path)?;
+    file.set_permissions(fs::Permissions::from_mode(0o644))?;
     file.write_all(format!("{number}\n").as_bytes())
 }
 
 /// Folder of CRIU's images and the like.
 const WORK: &str = "work";
+
+fn open_log(host: &Host, spec: &LaunchSpec, stop: CancellationToken) -> io::Result<Log> {
+    let pipe = Pipe::new()?;
+    pipe.give_to(spec.uid, spec.gid)?;
+    Log::of(pipe, &host.shared.tasks, stop)
+}
 
 fn make_parts(
     host: &Host,

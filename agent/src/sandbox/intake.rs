@@ -39,6 +39,7 @@ impl Housing {
     pub fn move_in(&mut self, intake: Intake) -> io::Result<Vec<(String, Inherited)>> {
         let Intake { network, pipe } = intake;
         let old = self.log.pipe_name()?;
+        pipe.give_to(self.spec.uid, self.spec.gid)?;
         self.log.attach(pipe)?;
         self.network = network.into();
         Ok(vec![(old, Inherited::Stdout)])

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::unistd::{Gid, Uid, fchown};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -127,6 +128,11 @@ impl Pipe {
         Ok(Self { source, sink })
     }
 
+    /// A program that opens its output by name (`/dev/stdout`) needs the right to.
+    pub(crate) fn give_to(&self, uid: u32, gid: u32) -> io::Result<()> {
+        Ok(fchown(&self.sink, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?)
+    }
+
     /// Another descriptor of the end that processes write to.
     pub(crate) fn sink(&self) -> io::Result<OwnedFd> {
         self.sink.try_clone()
@@ -157,11 +163,6 @@ impl std::fmt::Debug for Log {
 }
 
 impl Log {
-    /// Makes the pipe and starts reading it on `tasks` until `stop`.
-    pub(crate) fn open(tasks: &TaskTracker, stop: CancellationToken) -> io::Result<Self> {
-        Self::of(Pipe::new()?, tasks, stop)
-    }
-
     /// The log of what comes through this pipe.
     pub(crate) fn of(pipe: Pipe, tasks: &TaskTracker, stop: CancellationToken) -> io::Result<Self> {
         let Pipe { source, sink } = pipe;

@@ -16,6 +16,8 @@ pub const ARGUMENTS_MAX: usize = 512;
 pub const MOUNTS_MAX: usize = 33;
 /// Longest a sandbox may take to become ready.
 pub const READY_TIMEOUT_MAX: Duration = Duration::from_secs(600);
+/// Who owns nothing: the user of a sandbox of which nothing else is said.
+pub const NOBODY: u32 = 65_534;
 /// Smallest memory limit that lets any program start.
 pub const MEMORY_BYTES_MIN: u64 = 4 << 20;
 
@@ -115,9 +117,9 @@ pub struct LaunchSpec {
     pub mounts: Vec<PathBuf>,
     /// Requests that may be inside at the same time.
     pub requests_max: u32,
-    /// User inside. 0 has no capability either.
+    /// User, inside and on the host. 0 has no capability either, but files of the host that belong to it are its own.
     pub uid: u32,
-    /// Group inside.
+    /// Group.
     pub gid: u32,
 }
 
@@ -138,8 +140,8 @@ impl LaunchSpec {
             dir: PathBuf::from("/"),
             mounts: Vec::new(),
             requests_max: 1,
-            uid: 0,
-            gid: 0,
+            uid: NOBODY,
+            gid: NOBODY,
         }
     }
 

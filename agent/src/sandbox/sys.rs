@@ -97,6 +97,21 @@ pub(crate) fn accept(door: &OwnedFd) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(visitor) })
 }
 
+/// Makes this user and group the real ones of the calling thread alone, and of what it starts. It keeps its rights: those go by
+/// the effective ones, which stay.
+pub(crate) fn be_really(uid: u32, gid: u32) -> io::Result<()> {
+    const KEEP: u32 = u32::MAX;
+    // The calls of the C library would change all threads.
+    for (call, id) in [(libc::SYS_setresgid, gid), (libc::SYS_setresuid, uid)] {
+        // SAFETY: both take plain integers and change nothing but the calling thread's credentials.
+        let result = unsafe { libc::syscall(call, id, KEEP, KEEP) };
+        if result < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
 /// A handle to a process that cannot be confused with a later process of the same number.
 pub(crate) fn pidfd_open(pid: Pid) -> io::Result<OwnedFd> {
     // SAFETY: pidfd_open takes plain integers.

@@ -65,6 +65,7 @@ impl Station {
         let name: NodeId = format!("roads-{}", std::process::id()).parse().expect("a name");
         let config = HostConfig { run_bytes_max: scratch_bytes, ..node::config(name.as_str()) };
         let host = Host::start(config, reaper.clone(), tasks.clone()).await.expect("host");
+        criu.check(&reaper, host.run_dir()).await.expect("CRIU looks at the kernel, as an agent has it do");
         let (test_registry, channel) = TestRegistry::start(&name).await;
         let pool = Pool::start(criu.clone(), reaper.clone(), 1, &tasks, stop, sandbox::seat);
         let bases = Arc::new(Bases::new(name, Duration::from_secs(20), Budgets::DEFAULT));

@@ -1,6 +1,7 @@
 //! What a function may rely on.
 
-use std::path::PathBuf;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use medes_agent::reaper::ExitStatus;
@@ -14,6 +15,8 @@ pub(crate) const TESTS: &[Test] = &[
     ("private_folders_are_writable_and_outlive_the_processes", private_folders_outlive),
     ("threads_children_and_devices_work", threads_children_and_devices_work),
     ("environment_folder_and_user_are_as_asked", environment_folder_and_user),
+    ("what_is_shown_in_a_closed_folder_is_reached_and_nothing_else_in_it", what_is_shown_in_a_closed_folder),
+    ("what_belongs_to_root_alone_is_out_of_reach", what_belongs_to_root_alone_is_out_of_reach),
     ("a_root_directory_of_its_own", a_root_directory_of_its_own),
     ("one_request_at_a_time_unless_more_are_allowed", one_request_at_a_time),
     ("a_frozen_sandbox_waits_and_goes_on", a_frozen_sandbox_waits_and_goes_on),
@@ -79,8 +82,8 @@ fn environment_folder_and_user() {
         let spec = LaunchSpec {
             env: vec![("COLOUR".into(), "blue".into())],
             dir: PathBuf::from("/usr/lib"),
-            uid: 65_534,
-            gid: 65_534,
+            uid: 0x7000_0001,
+            gid: 0x7000_0002,
             ..function()
         };
         let (housing, _tree) = launch(&host, "s1", &spec).await;
@@ -91,12 +94,65 @@ fn environment_folder_and_user() {
         );
         assert_eq!(result(&housing, "import os\nresult = os.getcwd()").await, "/usr/lib");
         let who = "import os\nresult = os.getresuid(), os.getresgid(), os.getgroups()";
-        assert_eq!(result(&housing, who).await, "((65534, 65534, 65534), (65534, 65534, 65534), [])");
+        let (user, group) = (0x7000_0001, 0x7000_0002);
+        let expected = format!("(({user}, {user}, {user}), ({group}, {group}, {group}), [])");
+        assert_eq!(result(&housing, who).await, expected);
         assert_eq!(
             result(&housing, "result = open('/tmp/x', 'w').write('x'), open('/run/x', 'w').write('x')").await,
             "(1, 1)"
         );
         refused(&housing, "open('/etc/shadow')", "PermissionError").await;
+        // Its output is its own, by name as well.
+        assert_eq!(result(&housing, "result = open('/dev/stdout', 'w').write('by name\\n')").await, "8");
+        assert!(housing.log().tail(10).to_string().contains("by name"));
+        housing.remove().await.unwrap();
+    });
+}
+
+fn open_to_all(folder: &Path) {
+    std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+fn what_is_shown_in_a_closed_folder() {
+    on_node(async |host| {
+        // A checkout in the home of a user who lets nobody in: `tempdir` makes such folders.
+        let home = tempfile::tempdir_in("/opt").unwrap();
+        let function_dir = home.path().join("function");
+        std::fs::create_dir(&function_dir).unwrap();
+        open_to_all(&function_dir);
+        std::fs::copy(crate::node::function_dir().join("function.py"), function_dir.join("f.py")).unwrap();
+        std::fs::write(home.path().join("secret"), "of the host").unwrap();
+        std::fs::set_permissions(home.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
+        let mut spec = function();
+        spec.command[1] = function_dir.join("f.py").display().to_string();
+        spec.mounts.push(function_dir.clone());
+        let (housing, _tree) = launch(&host, "s1", &spec).await;
+        let listing = format!("import os\nresult = os.listdir({:?})", home.path());
+        assert_eq!(result(&housing, &listing).await, "['function']");
+        refused(&housing, &format!("open({:?}, 'w')", home.path().join("x")), "Read-only file system").await;
+        let write = format!("open({:?}, 'w')", function_dir.join("x"));
+        refused(&housing, &write, "Read-only file system").await;
+        housing.remove().await.unwrap();
+        std::fs::set_permissions(&function_dir, std::fs::Permissions::from_mode(0o750)).unwrap();
+        let id = medes_agent::sandbox::SandboxId::new("s2").unwrap();
+        let closed = medes_agent::sandbox::Housing::create(&host, &id, &spec).await.unwrap_err();
+        assert!(closed.to_string().contains("may not read"), "{closed}");
+    });
+}
+
+fn what_belongs_to_root_alone_is_out_of_reach() {
+    on_node(async |host| {
+        let folder = tempfile::tempdir_in("/opt").unwrap();
+        open_to_all(folder.path());
+        let (key, open) = (folder.path().join("key.pem"), folder.path().join("open"));
+        std::fs::write(&key, "a node's key").unwrap();
+        std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o600)).unwrap();
+        std::fs::write(&open, "for all").unwrap();
+        let (housing, _tree) = launch(&host, "s1", &function()).await;
+        assert_eq!(result(&housing, &format!("result = open({open:?}).read()")).await, "for all");
+        refused(&housing, &format!("open({key:?})"), "PermissionError").await;
+        refused(&housing, &format!("import os\nos.chmod({key:?}, 0o644)"), "Error").await;
+        assert_eq!(std::fs::metadata(&key).unwrap().permissions().mode() & 0o7777, 0o600);
         housing.remove().await.unwrap();
     });
 }
@@ -104,6 +160,7 @@ fn environment_folder_and_user() {
 fn a_root_directory_of_its_own() {
     on_node(async |host| {
         let root = tempfile::tempdir_in("/run").unwrap();
+        open_to_all(root.path());
         for dir in ["usr", "proc", "dev", "tmp"] {
             std::fs::create_dir(root.path().join(dir)).unwrap();
         }
@@ -112,6 +169,7 @@ fn a_root_directory_of_its_own() {
         }
         // The function must be reachable inside, too: below /tmp there is always room for a mount point.
         let program = tempfile::tempdir_in("/tmp").unwrap();
+        open_to_all(program.path());
         std::fs::copy(crate::node::function_dir().join("function.py"), program.path().join("f.py")).unwrap();
         let mut spec = function();
         spec.command[1] = program.path().join("f.py").display().to_string();

@@ -65,7 +65,8 @@ async fn put_away(criu: &Criu, host: &Host, housing: &Housing, alive: &Tree, ima
         timeout: LIMIT,
         verbose: true,
     };
-    if let Err(error) = dump(worker(criu, host, housing).await.0, &request).await {
+    let worker = Worker::start_beside(criu, host.reaper(), alive.pid()).await.unwrap();
+    if let Err(error) = dump(worker, &request).await {
         panic!("{error}: {error:?}\n{}", log_of(images));
     }
     until("the tree is stopped", || tree::is_stopped(alive.pid()).unwrap());
@@ -116,6 +117,7 @@ fn a_sandbox_leaves_and_comes_back() {
         return;
     };
     on_node(async |host| {
+        criu.check(host.reaper(), host.run_dir()).await.unwrap();
         let spec = LaunchSpec { dir: PathBuf::from("/tmp"), ..function() };
         let (mut housing, alive) = launch(&host, "s1", &spec).await;
         let state = "import sys, threading, subprocess\nsys.kept = ['memory']\nsys.file = open('/tmp/open', 'w+')\n\

@@ -41,6 +41,11 @@ def weigh(query):
     return {"sum": hashlib.sha256(state["ballast"]).hexdigest()}
 
 
+def who(query):
+    """As whom it runs, and whether that is enough to read what is root's alone."""
+    return {"users": list(os.getresuid() + os.getresgid()), "reads": os.access("/etc/shadow", os.R_OK)}
+
+
 def sleep(query):
     print("asleep", flush=True)
     time.sleep(float(query["seconds"]))
@@ -170,7 +175,7 @@ def drain(query):
     return {"pipe": os.read(state["pipe"][0], 100).decode()}
 
 
-ACTIONS = [count, crash, exhaust, ballast, weigh, sleep, connect, disconnect, family, look, drain]
+ACTIONS = [count, crash, exhaust, ballast, weigh, who, sleep, connect, disconnect, family, look, drain]
 
 
 class Handler(http.server.BaseHTTPRequestHandler):

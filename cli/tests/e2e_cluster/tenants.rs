@@ -35,6 +35,32 @@ fn until_known_on(cluster: &Cluster, tenant: &str, nodes: &[&str]) -> String {
 }
 
 #[test]
+fn tenants_have_users_of_their_own() {
+    if !can_run("tenants_have_users_of_their_own") {
+        return;
+    }
+    let cluster = Cluster::start(QUIET, &[("a", &[]), ("b", &[])]);
+    for (function, tenant) in [("f", "acme"), ("g", "shop"), ("h", "acme")] {
+        apply(&cluster, function, tenant);
+    }
+    let who = |sandbox: &str, function: &str| {
+        let said = cluster.post_to(sandbox, &format!("{function}/who")).good();
+        assert_eq!(said["reads"], json!(false), "{said}");
+        let users = said["users"].as_array().unwrap().clone();
+        assert!(users.iter().all(|user| *user == users[0]), "{said}");
+        users[0].as_u64().unwrap()
+    };
+    let (one, other) = (cluster.start_on("a", "f"), cluster.start_on("a", "g"));
+    let (acme, shop) = (who(&one, "f"), who(&other, "g"));
+    assert!(acme != shop && [acme, shop].iter().all(|user| user >> 24 == 0x70), "{acme:x} {shop:x}");
+    assert_eq!(who(&cluster.start_on("b", "h"), "h"), acme, "on every node the same");
+    cluster.ask(&["dedup", &one]);
+    cluster.ask(&["move", &one, "--node", &cluster.node("b")]);
+    cluster.ask(&["restore", &one]);
+    assert_eq!(who(&one, "f"), acme);
+}
+
+#[test]
 fn a_tenants_key_is_where_it_is_needed_and_can_be_deleted() {
     if !can_run("a_tenants_key_is_where_it_is_needed_and_can_be_deleted") {
         return;

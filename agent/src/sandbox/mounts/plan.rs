@@ -3,7 +3,7 @@
 use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -59,6 +59,14 @@ pub enum MountError {
         /// The folder.
         path: PathBuf,
     },
+    /// The root directory, or a folder that should stay visible, is not for the sandbox's user.
+    #[error("user {uid} of the sandbox may not read {path}; `chmod o+rx` it")]
+    Closed {
+        /// The folder.
+        path: PathBuf,
+        /// The user.
+        uid: u32,
+    },
     /// A folder that should stay visible is on a mount that the sandbox does not have.
     #[error("{path} is on {mount_point}, which sandboxes do not see; list {mount_point} itself")]
     NotReachable {
@@ -104,7 +112,17 @@ pub(crate) struct Layout {
     shown: PathBuf,
     /// Host folders mounted read-only below `shown`.
     shown_points: Vec<PathBuf>,
+    /// Folders of the host that the sandbox's user may not enter though something in them is shown: here it has one of its own.
+    #[serde(default)]
+    covered: Vec<Own>,
     binds: Vec<Bind>,
+}
+
+/// A folder inside which is not the host's, and where it is.
+#[derive(Debug, Serialize, Deserialize)]
+struct Own {
+    inside: PathBuf,
+    folder: PathBuf,
 }
 
 /// Folders below a sandbox's own that are mount points, or hold nothing but mount points.
@@ -121,6 +139,7 @@ impl Layout {
             tmpfs: dir.join(TMPFS),
             shown: dir.join(SHOWN),
             shown_points: Vec::new(),
+            covered: Vec::new(),
             binds: Vec::new(),
         };
         let prepared = layout.fill(dev, spec);
@@ -136,6 +155,10 @@ impl Layout {
             fs::create_dir(path).map_err(MountError::io("create folder", path))?;
         }
         let source = spec.root.as_deref().unwrap_or(Path::new("/"));
+        let found = fs::metadata(source).map_err(MountError::io("look at", source))?;
+        if !may(&found, spec, READ | ENTER) {
+            return Err(MountError::Closed { path: source.to_owned(), uid: spec.uid });
+        }
         bind_read_only(source, &self.root)?;
         mount_tmpfs(&self.tmpfs, spec.tmp_bytes_max, 0o755, MsFlags::MS_NOSUID | MsFlags::MS_NODEV)?;
         for (inside, name, mode, _) in PRIVATE {
@@ -164,15 +187,56 @@ impl Layout {
             }
         }
         let mounts = mountinfo::read().map_err(MountError::io("read mounts of", "/proc/self"))?;
+        let shown = spec
+            .mounts
+            .iter()
+            .map(|path| fs::canonicalize(path).map_err(MountError::io("find folder", path)))
+            .collect::<Result<Vec<_>, _>>()?;
         if spec.root.is_none() {
+            for real in &shown {
+                self.cover_closed(real, spec)?;
+            }
             for point in host_submounts(&mounts) {
-                self.push_shown(&point)?;
+                if !self.covered.iter().any(|own| point.starts_with(&own.inside)) {
+                    self.push_shown(&point)?;
+                }
             }
         }
-        for path in &spec.mounts {
-            self.show(path, spec.root.is_none(), &mounts)?;
+        for real in shown {
+            self.show(&real, spec, &mounts)?;
         }
         Ok(())
+    }
+
+    /// Whoever may not enter a folder does not come through to what is shown in it. So there it has an empty folder of its own.
+    fn cover_closed(&mut self, real: &Path, spec: &LaunchSpec) -> Result<(), MountError> {
+        if PRIVATE.iter().any(|(inside, ..)| real.starts_with(inside)) {
+            return Ok(());
+        }
+        let mut above: Vec<&Path> = real.ancestors().skip(1).collect();
+        above.reverse();
+        for folder in above {
+            let found = fs::metadata(folder).map_err(MountError::io("look at", folder))?;
+            if !may(&found, spec, ENTER) {
+                if self.covered.iter().all(|own| own.inside != folder) && self.has_folder(folder) {
+                    let own = self.tmpfs.join(format!("covered-{}", self.covered.len()));
+                    make_open_folder(&own)?;
+                    self.push(folder, own.clone(), true);
+                    self.covered.push(Own { inside: folder.to_owned(), folder: own });
+                }
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Where this is, if it is in a folder that the sandbox has of its own.
+    fn in_own(&self, real: &Path) -> Option<(PathBuf, PathBuf)> {
+        let private = PRIVATE.iter().map(|(inside, name, ..)| (Path::new(inside), self.tmpfs.join(name)));
+        let covered = self.covered.iter().map(|own| (own.inside.as_path(), own.folder.clone()));
+        private
+            .chain(covered)
+            .find_map(|(inside, folder)| Some((folder, real.strip_prefix(inside).ok()?.to_owned())))
     }
 
     fn push(&mut self, inside: impl Into<PathBuf>, outside: PathBuf, read_only: bool) {
@@ -191,30 +255,35 @@ impl Layout {
     }
 
     /// Keeps one host folder visible, unless it is so anyway.
-    fn show(&mut self, path: &Path, host_root: bool, mounts: &[MountLine]) -> Result<(), MountError> {
-        let real = fs::canonicalize(path).map_err(MountError::io("find folder", path))?;
+    fn show(&mut self, real: &Path, spec: &LaunchSpec, mounts: &[MountLine]) -> Result<(), MountError> {
         if RESERVED.iter().any(|reserved| real == Path::new(reserved)) || real.starts_with("/proc") {
-            return Err(MountError::Reserved { path: real });
+            return Err(MountError::Reserved { path: real.to_owned() });
         }
-        if let Some((inside, name, ..)) = PRIVATE.iter().find(|(inside, ..)| real.starts_with(inside)) {
-            let relative = real.strip_prefix(inside).unwrap_or(Path::new(""));
-            let point = self.tmpfs.join(name).join(relative);
-            fs::create_dir_all(&point).map_err(MountError::io("create folder", point))?;
-        } else if host_root {
-            let holder = mountinfo::containing(mounts, &real);
+        let found = fs::metadata(real).map_err(MountError::io("look at", real))?;
+        if !may(&found, spec, READ | ENTER) {
+            return Err(MountError::Closed { path: real.to_owned(), uid: spec.uid });
+        }
+        if let Some((own, relative)) = self.in_own(real) {
+            let mut point = own;
+            for part in relative.iter() {
+                point.push(part);
+                make_open_folder(&point)?;
+            }
+        } else if spec.root.is_none() {
+            let holder = mountinfo::containing(mounts, real);
             let holder = holder.map_or_else(|| PathBuf::from("/"), |mount| mount.mount_point.clone());
             let seen = holder == Path::new("/") || self.binds.iter().any(|bind| bind.inside == holder);
             if seen {
                 return Ok(());
             }
-            if holder != real || !self.has_folder(&real) {
-                return Err(MountError::NotReachable { path: real, mount_point: holder });
+            if holder != real || !self.has_folder(real) {
+                return Err(MountError::NotReachable { path: real.to_owned(), mount_point: holder });
             }
         } else {
-            self.require_folder(&real)?;
+            self.require_folder(real)?;
         }
         if self.binds.iter().all(|bind| bind.inside != real) {
-            self.push_shown(&real)?;
+            self.push_shown(real)?;
         }
         Ok(())
     }
@@ -267,6 +336,32 @@ impl Layout {
             // Not mounted (half-way failure) is what we want anyway; the folder's removal reports anything else.
             let _not_mounted = umount2(path, MntFlags::MNT_DETACH);
         }
+    }
+}
+
+/// Bits of a mode, for one class of users.
+const READ: u32 = 0o4;
+const ENTER: u32 = 0o1;
+
+/// Whether the mode of a file or folder allows it to the sandbox's user. Access lists say nothing of users that no host has.
+fn may(found: &fs::Metadata, spec: &LaunchSpec, what: u32) -> bool {
+    let class = if found.uid() == spec.uid {
+        6
+    } else if found.gid() == spec.gid {
+        3
+    } else {
+        0
+    };
+    (found.mode() >> class) & what == what
+}
+
+/// A folder that everybody may enter, whatever the umask; it may be there.
+fn make_open_folder(path: &Path) -> Result<(), MountError> {
+    match fs::create_dir(path) {
+        Ok(()) => fs::set_permissions(path, fs::Permissions::from_mode(0o755))
+            .map_err(MountError::io("set mode of", path)),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(MountError::io("create folder", path)(error)),
     }
 }
 
