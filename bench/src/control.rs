@@ -133,6 +133,22 @@ impl Control {
         finish(reply, started).with_context(|| format!("restore {sandbox}"))
     }
 
+    /// Makes a base snapshot of a warm sandbox, whatever it has served.
+    pub(crate) async fn make_base(&mut self, sandbox: SandboxId) -> Result<Done> {
+        let request = SandboxRequest { sandbox: sandbox.get(), digest_memory: false };
+        let started = Instant::now();
+        let reply = self.client.make_base(within(OPERATION_MAX, request)).await;
+        finish(reply, started).with_context(|| format!("make a base of {sandbox}"))
+    }
+
+    /// Ends a sandbox and lets all go that is kept of it.
+    pub(crate) async fn purge(&mut self, sandbox: SandboxId) -> Result<()> {
+        let request = SandboxRequest { sandbox: sandbox.get(), digest_memory: false };
+        let reply = self.client.purge_sandbox(within(OPERATION_MAX, request)).await.map_err(said);
+        reply.and_then(|reply| success(reply.into_inner())).with_context(|| format!("purge {sandbox}"))?;
+        Ok(())
+    }
+
     /// Nodes and sandboxes as the controller has them now.
     pub(crate) async fn view(&mut self) -> Result<View> {
         let nodes = self.client.list_nodes(within(LIST_MAX, wire::ListNodesRequest {})).await;

@@ -116,6 +116,12 @@ pub(crate) fn find_with_programs(places: &Places, wanted: &[String]) -> Result<V
     Ok(all)
 }
 
+/// The program of `bench guess`.
+pub(crate) fn guess(places: &Places) -> Result<Candidate> {
+    const NAME: [&str; 1] = ["guess"];
+    named(&places.programs_dir, &NAME, &[])?.pop().context("there is one")
+}
+
 /// Whether a name is one of the ten functions'.
 pub(crate) fn is_function(name: &str) -> bool {
     NAMES.contains(&name)

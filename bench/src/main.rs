@@ -8,6 +8,7 @@ mod engine;
 mod experiment;
 mod functions;
 mod gateway;
+mod guess;
 mod model;
 mod pages;
 mod paper;
@@ -60,6 +61,8 @@ enum Experiment {
     Sim(sim::Options),
     /// Runs the same requests on a real cluster and in a simulation, and says how far they are apart
     Validate(validate::Options),
+    /// Whether one tenant can tell what another one has in memory, by what is stored and how long it takes
+    Guess(guess::Options),
     /// The whole set of the paper's experiments, one after the other, with one report
     Paper(paper::All),
     /// How much of a sandbox another one has, by chunk size (Fig 1)
@@ -97,6 +100,7 @@ fn main() -> ExitCode {
         Experiment::Calibrate(options) => calibrate::main(&options),
         Experiment::Sim(options) => sim::main(&options),
         Experiment::Validate(options) => validate::main(&options),
+        Experiment::Guess(options) => guess::main(&options),
         Experiment::Paper(options) => paper::main(&options),
         Experiment::Redundancy(options) => paper::one(&options, &paper::REDUNDANCY),
         Experiment::Startup(options) => paper::one(&options, &paper::STARTUP),

@@ -17,6 +17,8 @@ pub(crate) enum Act {
     Park,
     /// Parked once more, what it had written is stored small.
     Shrink,
+    /// Warm, it gives away what it does not touch.
+    Trim,
     /// A request has it come back from parked.
     Unpark,
     /// The base that it refers to is copied to the other node.
@@ -37,6 +39,7 @@ impl Act {
             Self::Clone => "clone",
             Self::Park => "park",
             Self::Shrink => "shrink",
+            Self::Trim => "trim",
             Self::Unpark => "unpark",
             Self::Replicate => "replicate",
             Self::Move => "move",
@@ -168,7 +171,7 @@ impl Cell {
     pub(crate) fn name(&self) -> String {
         let step = self.step.map(|step| format!(" at {step}")).unwrap_or_default();
         let kind = match self.kind {
-            Kind::Usual => "",
+            Kind::Usual | Kind::Trims => "",
             Kind::Bare => ", base on the other node",
             Kind::Kept => ", with takeover",
         };
@@ -214,7 +217,7 @@ impl Cell {
             Fault::Fail => matches!(self.act, Act::Unpark | Act::Restore),
             // What CRIU leaves of what it was about to dump or to bring back nobody knows.
             Fault::Kill(Victim::Criu) => matches!(self.act, Act::Dedup | Act::Restore),
-            Fault::Kill(Victim::Helper) => self.act == Act::Park,
+            Fault::Kill(Victim::Helper) => matches!(self.act, Act::Park | Act::Trim),
             // What it comes back from is on the other node.
             Fault::Kill(Victim::Other) | Fault::Stop(..) | Fault::Cut(Place::A, Place::B, 2..) => {
                 self.kind == Kind::Bare && self.act == Act::Restore

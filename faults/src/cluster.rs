@@ -68,6 +68,8 @@ pub(crate) enum Kind {
     Bare,
     /// Agents leave what rests to the next one on their node.
     Kept,
+    /// Agents take from warm sandboxes what these do not touch.
+    Trims,
 }
 
 /// A cluster.
@@ -166,6 +168,9 @@ impl Cluster {
         }
         if self.kind == Kind::Kept {
             line.extend(["--takeover", TAKEOVER].map(str::to_owned));
+        }
+        if self.kind == Kind::Trims {
+            line.push("--trim".into());
         }
         if self.kind == Kind::Bare && place == Place::B {
             line.extend(["--replica-memory", "0B", "--page-memory", "0B"].map(str::to_owned));

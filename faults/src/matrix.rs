@@ -24,6 +24,9 @@ const ROADS: [(Act, Place, &[&str]); 10] = [
     (Act::Evict, Place::A, &["remove"]),
 ];
 
+/// Steps of a road that only agents take which trim. The others would take it in the middle of something else.
+const TRIM: [&str; 2] = ["park-encode", "park-zap"];
+
 /// What happens at every step of every road.
 fn everywhere(at: Place, long: bool) -> Vec<Fault> {
     let mut faults = vec![
@@ -162,11 +165,21 @@ pub(crate) fn cells(extent: Extent) -> Vec<Cell> {
         at: Place::B,
         kind: Kind::Bare,
     }));
+    cells.extend(trimming(long));
     cells.extend(kept());
     if long {
         cells.extend(MINUTE.iter().map(usual));
     }
     cells
+}
+
+fn trimming(long: bool) -> impl Iterator<Item = Cell> {
+    let mut faults = everywhere(Place::A, long);
+    faults.extend([Fault::Kill(Victim::Helper), Fault::Kill(Victim::Function)]);
+    TRIM.into_iter().flat_map(move |step| {
+        let (act, at, kind) = (Act::Trim, Place::A, Kind::Trims);
+        faults.clone().into_iter().map(move |fault| Cell { act, step: Some(step), fault, at, kind })
+    })
 }
 
 /// An agent is killed at every step, and the next one takes over what rests: nothing must come back that was in the middle of something.
@@ -215,7 +228,7 @@ mod tests {
             match (cell.fault, cell.act) {
                 (_, Act::Launch | Act::Clone | Act::Evict) => assert!(!kept, "{}", cell.name()),
                 (Fault::Kill(Victim::Controller), _) => assert!(kept, "{}", cell.name()),
-                (Fault::Fail, Act::Dedup | Act::Park | Act::Shrink | Act::Replicate) => {
+                (Fault::Fail, Act::Dedup | Act::Park | Act::Shrink | Act::Trim | Act::Replicate) => {
                     assert!(kept, "{}", cell.name());
                 }
                 (Fault::Kill(Victim::Agent), Act::Dedup) => assert!(!kept, "{}", cell.name()),

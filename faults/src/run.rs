@@ -23,6 +23,8 @@ use crate::{
 pub(crate) const CROWD: &str = "crowd";
 /// How long things go on undisturbed before something happens.
 const CALM: Duration = Duration::from_millis(300);
+/// Trimming has taken the first pages of a sandbox by then.
+const FIRST_STEP: Duration = Duration::from_secs(2);
 const AGAIN: Duration = Duration::from_millis(200);
 /// Who has just changed its node is known again by the next report but one.
 const GONE: Duration = Duration::from_secs(2);
@@ -151,6 +153,12 @@ fn act(desk: &crate::desk::Desk, cell: &Cell, subject: &Subject) -> Result<(Done
         // Long enough that the fault comes while it is inside.
         let first = desk.post(&format!("{}/{path}", subject.function), subject.sandbox());
         return Ok((Done::Asked(first), Vec::new()));
+    }
+    if cell.act == Act::Trim {
+        // More is taken only after it was used again, and not for a while where that called a step off.
+        thread::sleep(FIRST_STEP);
+        let first = desk.post(&format!("{}/{path}", subject.function), subject.sandbox());
+        return Ok((subject::act(desk, cell, subject)?, vec![first]));
     }
     let done = subject::act(desk, cell, subject)?;
     if cell.fault != Fault::Clock {

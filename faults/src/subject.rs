@@ -23,6 +23,8 @@ const PARKED_SOON: Duration = Duration::from_secs(15);
 
 /// What was parked is stored small by then.
 const SHRUNK_SOON: Duration = Duration::from_secs(4);
+/// A sandbox that was used again has given away some more by then.
+const TRIMMED_SOON: Duration = Duration::from_secs(8);
 
 /// The subject.
 #[derive(Debug, Clone)]
@@ -196,6 +198,10 @@ pub(crate) fn act(desk: &Desk, cell: &Cell, subject: &Subject) -> Result<Done> {
             let state = park(desk, subject.named()?)?;
             thread::sleep(SHRUNK_SOON);
             Ok(Done::Said(state))
+        }
+        Act::Trim => {
+            thread::sleep(TRIMMED_SOON);
+            Ok(Done::Said(desk.state(subject.named()?)))
         }
         Act::Replicate => {
             let done = said(&["dedup", subject.named()?])?;
