@@ -219,6 +219,15 @@ mod tests {
     }
 
     #[test]
+    fn the_program_of_guess_can_be_resolved() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("programs/guess");
+        let text = fs::read_to_string(dir.join("function.toml")).unwrap();
+        let spec = function::resolve(&text, &dir, |_| Some("/somewhere".into())).unwrap();
+        assert_eq!(spec.name.as_str(), "guess");
+        assert!(spec.mounts.iter().any(|path| path.ends_with("functions/runtime")), "{:?}", spec.mounts);
+    }
+
+    #[test]
     fn an_unknown_function_is_refused_by_name() {
         let error = find(Path::new("."), &["html".into(), "fishing".into()]).unwrap_err();
         assert!(error.to_string().contains("fishing"), "{error}");

@@ -1,8 +1,8 @@
 //! Whether one tenant can find out what another one has in memory: it holds a guess, has it deduplicated and restored, and looks at how
 //! much was stored and how long that took. On a cluster of this machine, through its public interfaces.
 //!
-//! The other tenant's sandbox is a base: its pages are where every dedup looks for the same ones. The same is done by another function
-//! of the tenant itself, which must see the difference.
+//! The other tenant's sandbox is a base, and in dedup: its pages are where every dedup looks for the same ones. The same is done by
+//! another function of the tenant itself, which must see the difference.
 
 mod report;
 mod round;
@@ -23,7 +23,7 @@ use crate::{
     record::write_json,
     scratch::Scratch,
 };
-use report::{Guesses, OTHER, OWN, Report};
+use report::{Asked, Guesses, Report};
 use round::{hold, round};
 use statistic::shuffle;
 
@@ -39,6 +39,9 @@ pub(crate) struct Options {
     /// Right and wrong guesses of each
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(8..=1_000))]
     rounds: u32,
+    /// Memory that is guessed
+    #[arg(long, default_value_t = 4, value_name = "MIB", value_parser = clap::value_parser!(u32).range(1..=64))]
+    mib: u32,
     /// For the order, and for what is guessed
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -51,23 +54,26 @@ pub(crate) struct Options {
 
 pub(crate) fn main(options: &Options) -> Result<ExitCode> {
     experiment::warn_of_debug_build("guess");
-    let spec = match functions::guess(&options.places)? {
+    let mut spec = match functions::guess(&options.places)? {
         Candidate::Ready(function) => {
             FunctionSpec::from_toml(&function.toml).context("read its function file")?
         }
         Candidate::Skipped { name, reason } => bail!("{name} cannot run here: {reason}"),
     };
+    spec.env.insert("GUESS_MIB".into(), options.mib.to_string());
+    spec.memory_bytes += u64::from(options.mib) << 20;
     std::fs::create_dir_all(&options.out).with_context(|| format!("create {}", options.out.display()))?;
     let runtime = tokio::runtime::Runtime::new().context("start the runtime")?;
-    let guesses = runtime.block_on(run(options, &spec))?;
-    let report = Report::new(options.rounds, options.seed, guesses);
+    let (other, own) = runtime.block_on(run(options, &spec))?;
+    let asked = Asked { rounds: options.rounds, mib: options.mib, seed: options.seed };
+    let report = Report::new(asked, &other, &own);
     write_json(&options.out.join("guess.json"), &report)?;
     println!("{}", report.text());
-    let good = report.is_sharp() && report.told().is_empty();
-    Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if report.is_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-async fn run(options: &Options, spec: &FunctionSpec) -> Result<[(&'static str, Guesses); 2]> {
+/// Guesses of another tenant, and of the same.
+async fn run(options: &Options, spec: &FunctionSpec) -> Result<(Guesses, Guesses)> {
     let scratch = Scratch::make()?;
     let config = scratch.path().join("guess.toml");
     std::fs::write(&config, CONFIG).with_context(|| format!("write {}", config.display()))?;
@@ -83,11 +89,7 @@ async fn run(options: &Options, spec: &FunctionSpec) -> Result<[(&'static str, G
     Ok(measured)
 }
 
-async fn measure(
-    cluster: &Cluster,
-    options: &Options,
-    spec: &FunctionSpec,
-) -> Result<[(&'static str, Guesses); 2]> {
+async fn measure(cluster: &Cluster, options: &Options, spec: &FunctionSpec) -> Result<(Guesses, Guesses)> {
     let at = &cluster.addresses;
     let mut control = Control::connect(&at.control).await?;
     let nodes = control.wait_for_nodes(1).await?;
@@ -103,11 +105,12 @@ async fn measure(
             ..spec.clone()
         };
         control.apply(spec.to_toml()).await?;
-        // Each has a base, as everywhere. One of them holds the secret, the others something else.
+        // Each has a base and a sandbox in dedup, as everywhere. One of them holds the secret, the others something else.
         let number = if name == "secret" { secret } else { fresh() };
         let source: SandboxId = control.start(name, &node, true).await?.0;
         hold(at, name, source, number).await?;
         control.make_base(source).await.with_context(|| format!("make a base of {name}"))?;
+        control.dedup(source, false).await.with_context(|| format!("put the source of {name} away"))?;
     }
     let (mut other, mut own) = (Guesses::default(), Guesses::default());
     let mut order = Dice(options.seed.wrapping_add(1));
@@ -123,5 +126,5 @@ async fn measure(
         }
         eprintln!("    {number} of {} rounds", options.rounds);
     }
-    Ok([(OTHER, other), (OWN, own)])
+    Ok((other, own))
 }

@@ -3,14 +3,28 @@
 use comfy_table::{CellAlignment, Table, presets::NOTHING};
 use serde::Serialize;
 
-use super::{round::Shown, statistic::Apart};
+use super::{
+    round::Shown,
+    statistic::{Apart, spread},
+};
 use crate::{
     record::Record,
     show::{mib, ms},
+    stats::Spread,
 };
 
 /// Less often than this by chance alone: told apart. Nine comparisons in a report make one such in some hundred reports.
 const CHANCE_MAX: f64 = 0.001;
+/// So many standard deviations are further out that seldom, on both sides of a normal distribution.
+const DEVIATIONS: f64 = 3.290_5;
+
+/// What was asked for.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(super) struct Asked {
+    pub(super) rounds: u32,
+    pub(super) mib: u32,
+    pub(super) seed: u64,
+}
 
 /// Right and wrong guesses of one who guesses.
 #[derive(Debug, Default)]
@@ -23,11 +37,14 @@ pub(super) struct Guesses {
 pub(super) struct Report {
     #[serde(flatten)]
     record: Record,
-    rounds: u32,
-    seed: u64,
+    #[serde(flatten)]
+    asked: Asked,
     /// Nobody below this is said to tell anything.
     chance_max: f64,
+    /// Areas between these two are not told with so few rounds: a leak that shows no more may be there.
+    unseen: [f64; 2],
     who: Vec<Who>,
+    verdicts: Vec<Judged>,
 }
 
 #[derive(Debug, Serialize)]
@@ -47,113 +64,191 @@ struct Seen {
     told: bool,
 }
 
+#[derive(Debug, Serialize)]
+struct Judged {
+    what: &'static str,
+    verdict: Verdict,
+}
+
+/// Of one thing that is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Verdict {
+    /// Another tenant tells nothing by it, where the tenant itself does.
+    Met,
+    /// Another tenant tells a right guess by it.
+    Missed,
+    /// Nobody tells anything by it, so it would not have shown a leak either.
+    Void,
+}
+
+impl Verdict {
+    const fn of(other: bool, own: bool) -> Self {
+        match (other, own) {
+            (true, _) => Self::Missed,
+            (false, false) => Self::Void,
+            (false, true) => Self::Met,
+        }
+    }
+}
+
 type Of = fn(&Shown) -> f64;
 
+const STORED: &str = "stored_bytes";
 const SEEN: [(&str, Of); 3] = [
-    ("stored_bytes", |shown| shown.stored_bytes),
+    (STORED, |shown| shown.stored_bytes),
     ("dedup_ms", |shown| shown.dedup_ms),
     ("restore_ms", |shown| shown.restore_ms),
 ];
 
-/// Who guesses. The second is of the tenant whose bytes they are: if nothing is seen there, nothing can be seen this way.
-pub(super) const OTHER: &str = "another tenant";
-pub(super) const OWN: &str = "the same tenant";
+/// Who guesses.
+const OTHER: &str = "another tenant";
+const OWN: &str = "the same tenant";
 
 impl Report {
-    pub(super) fn new(rounds: u32, seed: u64, guesses: [(&'static str, Guesses); 2]) -> Self {
-        let who = guesses.into_iter().map(|(who, guesses)| {
-            let seen = SEEN.iter().map(|&(what, of)| {
-                let values = |shown: &[Shown]| shown.iter().map(of).collect::<Vec<_>>();
-                let (right, wrong) = (values(&guesses.right), values(&guesses.wrong));
-                let apart = Apart::of(&right, &wrong, seed);
-                Seen { what, right, wrong, apart, told: apart.chance < CHANCE_MAX }
-            });
-            Who { who, seen: seen.collect() }
-        });
-        Self { record: Record::here("guess"), rounds, seed, chance_max: CHANCE_MAX, who: who.collect() }
+    /// `other` guesses what another tenant has, `own` what its own has: where that one sees nothing, nothing can be seen this way.
+    pub(super) fn new(asked: Asked, other: &Guesses, own: &Guesses) -> Self {
+        let seen =
+            |guesses: &Guesses| -> Vec<_> { SEEN.map(|kind| Seen::of(kind, guesses, asked.seed)).into() };
+        let (other, own) = (seen(other), seen(own));
+        let verdicts = other
+            .iter()
+            .zip(&own)
+            .map(|(other, own)| Judged { what: other.what, verdict: Verdict::of(other.told, own.told) })
+            .collect();
+        let half = DEVIATIONS * spread(asked.rounds as usize, asked.rounds as usize);
+        Self {
+            record: Record::here("guess"),
+            asked,
+            chance_max: CHANCE_MAX,
+            unseen: [(0.5 - half).max(0.0), (0.5 + half).min(1.0)],
+            who: vec![Who { who: OTHER, seen: other }, Who { who: OWN, seen: own }],
+            verdicts,
+        }
     }
 
-    fn of(&self, who: &str) -> impl Iterator<Item = &Seen> {
-        self.who.iter().filter(move |one| one.who == who).flat_map(|one| &one.seen)
-    }
-
-    /// Whether the tenant itself sees its bytes again, without which a report says nothing.
-    pub(super) fn is_sharp(&self) -> bool {
-        self.of(OWN).any(|seen| seen.what == "stored_bytes" && seen.told)
-    }
-
-    /// What another tenant can tell.
-    pub(super) fn told(&self) -> Vec<&'static str> {
-        self.of(OTHER).filter(|seen| seen.told).map(|seen| seen.what).collect()
+    /// Whether nothing is told, and bytes, which no other work on the machine changes, would have been.
+    pub(super) fn is_good(&self) -> bool {
+        let good = |judged: &Judged| match judged.verdict {
+            Verdict::Met => true,
+            Verdict::Missed => false,
+            Verdict::Void => judged.what != STORED,
+        };
+        self.verdicts.iter().all(good)
     }
 
     pub(super) fn text(&self) -> String {
+        let lines = "Medians. area: how often a right guess is above a wrong one, 0.5 if they are the same. by chance: how often other\n\
+                     labels give an area as far from that; normal: the same, by the normal approximation";
+        let verdicts: String =
+            self.verdicts.iter().map(|judged| format!("{}\n", self.line(judged))).collect();
+        let [low, high] = self.unseen;
+        let Asked { rounds, mib, .. } = self.asked;
+        let limit = format!(
+            "{mib} MiB, {rounds} rounds: a leak of an area from {low:.2} to {high:.2} would more often than not go unseen"
+        );
+        format!("{lines}\n{}\n\n{verdicts}{limit}\n{}", self.table(), self.record.line())
+    }
+
+    fn table(&self) -> Table {
         let mut table = Table::new();
-        table.load_style(NOTHING).set_header(["who", "what", "right", "wrong", "area", "by chance", ""]);
-        for column in table.column_iter_mut().skip(2).take(4) {
+        let header = ["who", "what", "right", "wrong", "area", "by chance", "normal", ""];
+        table.load_style(NOTHING).set_header(header);
+        for column in table.column_iter_mut().skip(2).take(5) {
             column.set_cell_alignment(CellAlignment::Right);
         }
-        for who in &self.who {
-            for seen in &who.seen {
-                let middle = |values: &[f64]| {
-                    let middle = middle(values);
-                    if seen.what == "stored_bytes" { mib(middle) } else { ms(middle) }
-                };
-                table.add_row([
-                    who.who.to_owned(),
-                    seen.what.to_owned(),
-                    middle(&seen.right),
-                    middle(&seen.wrong),
-                    format!("{:.3}", seen.apart.area),
-                    format!("{:.4}", seen.apart.chance),
-                    if seen.told { "TOLD APART" } else { "" }.to_owned(),
-                ]);
-            }
+        for (who, seen) in self.who.iter().flat_map(|who| who.seen.iter().map(|seen| (who.who, seen))) {
+            let Apart { area, chance, normal } = seen.apart;
+            table.add_row([
+                who.to_owned(),
+                seen.what.to_owned(),
+                seen.middle(&seen.right),
+                seen.middle(&seen.wrong),
+                format!("{area:.3}"),
+                format!("{chance:.4}"),
+                format!("{normal:.4}"),
+                if seen.told { "TOLD APART" } else { "" }.to_owned(),
+            ]);
         }
-        let verdict = match (self.is_sharp(), self.told().as_slice()) {
-            (false, _) => {
-                "VOID: the tenant itself does not see its bytes again, so nothing can be seen this way".into()
-            }
-            (true, []) => "met    another tenant tells nothing".into(),
-            (true, told) => format!("MISSED another tenant tells right guesses by {}", told.join(", ")),
+        table
+    }
+
+    fn line(&self, judged: &Judged) -> String {
+        let Judged { what, verdict } = judged;
+        let said = match verdict {
+            Verdict::Met => "met    another tenant tells nothing by",
+            Verdict::Missed => "MISSED another tenant tells right guesses by",
+            Verdict::Void => "VOID   the tenant itself tells nothing either by",
         };
-        let lines = "Medians. area: how often a right guess is above a wrong one, 0.5 if they are the same";
-        format!("{lines}\n{table}\n\n{verdict}\n{}", self.record.line())
+        let figures = self.who.iter().flat_map(|who| {
+            who.seen.iter().filter(|seen| seen.what == *what).map(|Seen { apart, .. }| {
+                format!("{}: area {:.3}, by chance {:.4}", who.who, apart.area, apart.chance)
+            })
+        });
+        format!("{said} {what} ({})", figures.collect::<Vec<_>>().join("; "))
     }
 }
 
-fn middle(values: &[f64]) -> f64 {
-    let mut values = values.to_vec();
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+impl Seen {
+    fn of((what, of): (&'static str, Of), guesses: &Guesses, seed: u64) -> Self {
+        let values = |shown: &[Shown]| shown.iter().map(of).collect::<Vec<_>>();
+        let (right, wrong) = (values(&guesses.right), values(&guesses.wrong));
+        let apart = Apart::of(&right, &wrong, seed);
+        Self { what, right, wrong, apart, told: apart.chance < CHANCE_MAX }
+    }
+
+    fn middle(&self, values: &[f64]) -> String {
+        let Spread { p50, .. } = Spread::of(values.iter().copied());
+        if self.what == STORED { mib(p50) } else { ms(p50) }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn guesses(right: f64, wrong: f64) -> Guesses {
-        let shown = |at: u32, bytes: f64| Shown {
-            stored_bytes: bytes + f64::from(at),
-            dedup_ms: 100.0 + f64::from(at),
-            restore_ms: 50.0 + f64::from(at),
+    /// Bytes stored and milliseconds of a dedup, of right guesses and of wrong ones.
+    fn guesses(bytes: (f64, f64), dedup_ms: (f64, f64)) -> Guesses {
+        let shown = |bytes: f64, dedup_ms: f64| {
+            (0..20).map(f64::from).map(move |more| Shown {
+                stored_bytes: bytes + more,
+                dedup_ms: dedup_ms + more,
+                restore_ms: 50.0 + more,
+            })
         };
-        Guesses {
-            right: (0..20).map(|at| shown(at, right)).collect(),
-            wrong: (0..20).map(|at| shown(at, wrong)).collect(),
-        }
+        Guesses { right: shown(bytes.0, dedup_ms.0).collect(), wrong: shown(bytes.1, dedup_ms.1).collect() }
+    }
+
+    fn verdicts(other: &Guesses, own: &Guesses) -> (Vec<Verdict>, bool, String) {
+        let report = Report::new(Asked { rounds: 20, mib: 4, seed: 1 }, other, own);
+        (report.verdicts.iter().map(|judged| judged.verdict).collect(), report.is_good(), report.text())
     }
 
     #[test]
-    fn what_another_tenant_tells_is_said_and_a_blind_measurement_is_void() {
-        let report = |other, own| Report::new(20, 1, [(OTHER, other), (OWN, own)]);
-        let good = report(guesses(1e6, 1e6), guesses(1e3, 1e6));
-        assert!(good.is_sharp() && good.told().is_empty());
-        assert!(good.text().contains("met    another tenant tells nothing"), "{}", good.text());
-        let bad = report(guesses(1e3, 1e6), guesses(1e3, 1e6));
-        assert_eq!(bad.told(), ["stored_bytes"]);
-        assert!(bad.text().contains("MISSED"), "{}", bad.text());
-        let blind = report(guesses(1e6, 1e6), guesses(1e6, 1e6));
-        assert!(blind.text().contains("VOID"), "{}", blind.text());
+    fn each_thing_is_judged_by_itself_and_what_its_own_tenant_does_not_see_is_void() {
+        use Verdict::{Met, Missed, Void};
+        let blind = guesses((1e6, 1e6), (100.0, 100.0));
+        let sharp = guesses((1e3, 1e6), (100.0, 300.0));
+        let (verdict, good, text) = verdicts(&blind, &sharp);
+        assert_eq!((verdict, good), (vec![Met, Met, Void], true), "{text}");
+        assert!(text.contains("met    another tenant tells nothing by stored_bytes"), "{text}");
+        assert!(text.contains("VOID   the tenant itself tells nothing either by restore_ms"), "{text}");
+        let (verdict, good, text) = verdicts(&sharp, &sharp);
+        assert_eq!((verdict, good), (vec![Missed, Missed, Void], false), "{text}");
+        // Without a difference in bytes the measurement itself is not to be trusted.
+        let (verdict, good, text) = verdicts(&blind, &blind);
+        assert_eq!((verdict, good), (vec![Void, Void, Void], false), "{text}");
+    }
+
+    #[test]
+    fn fewer_rounds_leave_more_unseen() {
+        let half = |rounds| {
+            let asked = Asked { rounds, mib: 4, seed: 1 };
+            let Report { unseen: [low, high], .. } =
+                Report::new(asked, &Guesses::default(), &Guesses::default());
+            (high - low) / 2.0
+        };
+        // 3.2905 * sqrt(61 / 10,800), and of 1,000 rounds 3.2905 * sqrt(2,001 / 12,000,000).
+        assert!((half(30) - 0.2473).abs() < 1e-4 && (half(1_000) - 0.0425).abs() < 1e-4);
     }
 }
