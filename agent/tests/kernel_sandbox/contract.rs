@@ -16,6 +16,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("threads_children_and_devices_work", threads_children_and_devices_work),
     ("environment_folder_and_user_are_as_asked", environment_folder_and_user),
     ("what_is_shown_in_a_closed_folder_is_reached_and_nothing_else_in_it", what_is_shown_in_a_closed_folder),
+    ("the_same_on_a_mount_of_its_own", closed_folder_on_a_mount),
     ("what_belongs_to_root_alone_is_out_of_reach", what_belongs_to_root_alone_is_out_of_reach),
     ("a_root_directory_of_its_own", a_root_directory_of_its_own),
     ("one_request_at_a_time_unless_more_are_allowed", one_request_at_a_time),
@@ -114,9 +115,24 @@ fn open_to_all(folder: &Path) {
 }
 
 fn what_is_shown_in_a_closed_folder() {
+    closed_folder_in(Path::new("/opt"));
+}
+
+/// As where homes have a partition of their own.
+fn closed_folder_on_a_mount() {
+    let mount_point = tempfile::tempdir_in("/opt").unwrap();
+    open_to_all(mount_point.path());
+    medes_agent::sandbox::enter_private_mounts().unwrap();
+    let (path, bind) = (mount_point.path(), nix::mount::MsFlags::MS_BIND);
+    nix::mount::mount(Some(path), path, None::<&str>, bind, None::<&str>).unwrap();
+    closed_folder_in(path);
+    nix::mount::umount2(path, nix::mount::MntFlags::MNT_DETACH).unwrap();
+}
+
+fn closed_folder_in(folder: &Path) {
     on_node(async |host| {
         // A checkout in the home of a user who lets nobody in: `tempdir` makes such folders.
-        let home = tempfile::tempdir_in("/opt").unwrap();
+        let home = tempfile::tempdir_in(folder).unwrap();
         let function_dir = home.path().join("function");
         std::fs::create_dir(&function_dir).unwrap();
         open_to_all(&function_dir);

@@ -13,7 +13,7 @@ use crate::{
     stats::Spread,
 };
 
-/// Less often than this by chance alone: told apart. Nine comparisons in a report make one such in some hundred reports.
+/// Less often than this by chance alone: told apart. Six comparisons in a report make one such in some hundred and seventy reports.
 const CHANCE_MAX: f64 = 0.001;
 /// So many standard deviations are further out that seldom, on both sides of a normal distribution.
 const DEVIATIONS: f64 = 3.290_5;

@@ -4,6 +4,8 @@
 //! what others are made of. One is enough for a text of the function; it is taken of the first start that nobody cloned, and a
 //! function that is applied gets a sandbox for it at once.
 
+use std::time::Duration;
+
 use medes_proto::{
     function::StartMode,
     ids::{FunctionName, NodeId, SandboxId, SnapshotId},
@@ -18,6 +20,9 @@ use crate::now::Now;
 
 /// Of the memory of a node init snapshots take at most so many hundredths: each is for one function alone, and most functions are rarely asked for.
 const INIT_PERCENT: u64 = 12;
+
+/// Nobody was ended for room for so long before an init snapshot is made on a node.
+const INIT_CALM: Duration = Duration::from_secs(600);
 
 impl Driver {
     /// Init snapshots of the function's present text, in whatever life.
@@ -70,15 +75,18 @@ impl Driver {
     pub(super) fn make_init(&mut self, now: Now, id: SandboxId, out: &mut Vec<Action>) {
         let Some(sandbox) = self.sandboxes.get(&id) else { return };
         let stays = sandbox.uses == 0 && !self.is_unwanted(sandbox) && !self.is_out_of_service(sandbox);
-        let has_room = self.has_room_for_init(&sandbox.node, sandbox.report.private_bytes);
+        let has_room = self.has_room_for_init(now, &sandbox.node, sandbox.report.private_bytes);
         if stays && has_room && !self.stopping && self.wants_init(now, &sandbox.function) {
             self.make_base(now, id, true, None, out);
         }
     }
 
     /// Whether a node has room for one more init snapshot: as for anything that only helps, and in the part that is theirs. The first one may
-    /// be larger than that.
-    fn has_room_for_init(&self, node: &NodeId, bytes: u64) -> bool {
+    /// be larger than that. Where somebody was ended for room lately it would not stay, and the sandboxes that go for it would.
+    fn has_room_for_init(&self, now: Now, node: &NodeId, bytes: u64) -> bool {
+        if self.nodes.get(node).is_some_and(|node| node.price.was_paid_within(now, INIT_CALM)) {
+            return false;
+        }
         let here = self.on_node(node).filter(|(_, one)| one.report.init.is_some());
         let held: u64 = here.map(|(_, one)| one.report.bytes).sum();
         let fits = |cap: u64| held.saturating_add(bytes) <= cap / 100 * INIT_PERCENT;

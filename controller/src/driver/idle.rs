@@ -287,10 +287,7 @@ impl Driver {
             arrivals: &function.arrivals,
             warm_bytes: function.warm_bytes.bytes(),
             dedup_bytes: function.dedup_bytes.bytes(),
-            cold_start: match self.clone_source(name) {
-                Some(_) => function.clone.time().or(function.cold_start.time()),
-                None => function.cold_start.time(),
-            },
+            cold_start: function.fresh.time(),
             restore: function.restore.time(),
             warm_start: function.warm_start.time(),
             execution: function.execution.time(),

@@ -52,6 +52,9 @@ impl Driver {
         }
         self.drift(&pending.node, self.footprint(id).saturating_sub(before));
         if let Some(function) = self.functions.get_mut(&name) {
+            if matches!(start, StartKind::Cold | StartKind::Clone) {
+                function.fresh.add_time(took);
+            }
             match start {
                 StartKind::Cold => function.cold_start.add_time(took),
                 StartKind::Clone => function.clone.add_time(took),

@@ -28,6 +28,7 @@ impl Function {
             cold_starts: 0,
             restores: 0,
             clones: 0,
+            fresh: Default::default(),
             cold_start: Default::default(),
             clone: Default::default(),
             restore: Default::default(),

@@ -214,6 +214,9 @@ pub(super) struct Function {
     pub(super) cold_starts: u64,
     pub(super) restores: u64,
     pub(super) clones: u64,
+    /// Of new sandboxes, however they were made: what the next one will take. That there is a snapshot now says little of then: where memory is
+    /// short it goes first.
+    pub(super) fresh: Average,
     pub(super) cold_start: Average,
     pub(super) clone: Average,
     pub(super) restore: Average,
@@ -246,6 +249,11 @@ impl Price {
     pub(super) fn at(self, now: Now) -> f64 {
         let lives = self.at.map_or(0.0, |at| now.since(at).div_duration_f64(PRICE_HALF_LIFE));
         self.paid * (-lives).exp2()
+    }
+
+    /// Whether somebody was ended for room that lately.
+    pub(super) fn was_paid_within(self, now: Now, period: Duration) -> bool {
+        self.at.is_some_and(|at| now.since(at) < period)
     }
 
     pub(super) fn pay(&mut self, now: Now, worth: f64) {

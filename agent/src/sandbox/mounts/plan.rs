@@ -1,5 +1,6 @@
 //! Decides and prepares the mounts of one sandbox.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -193,12 +194,19 @@ impl Layout {
             .map(|path| fs::canonicalize(path).map_err(MountError::io("find folder", path)))
             .collect::<Result<Vec<_>, _>>()?;
         if spec.root.is_none() {
-            for real in &shown {
-                self.cover_closed(real, spec)?;
-            }
+            let closed: BTreeSet<PathBuf> = shown
+                .iter()
+                .filter_map(|real| closed_above(real, spec).transpose())
+                .collect::<Result<_, _>>()?;
             for point in host_submounts(&mounts) {
-                if !self.covered.iter().any(|own| point.starts_with(&own.inside)) {
+                if !closed.iter().any(|folder| point.starts_with(folder)) {
                     self.push_shown(&point)?;
+                }
+            }
+            for folder in closed {
+                // One on a mount that sandboxes do not see has no place here; what is shown in it is refused for that.
+                if self.sees(&holder_of(&mounts, &folder)) {
+                    self.cover(folder)?;
                 }
             }
         }
@@ -209,25 +217,17 @@ impl Layout {
     }
 
     /// Whoever may not enter a folder does not come through to what is shown in it. So there it has an empty folder of its own.
-    fn cover_closed(&mut self, real: &Path, spec: &LaunchSpec) -> Result<(), MountError> {
-        if PRIVATE.iter().any(|(inside, ..)| real.starts_with(inside)) {
-            return Ok(());
-        }
-        let mut above: Vec<&Path> = real.ancestors().skip(1).collect();
-        above.reverse();
-        for folder in above {
-            let found = fs::metadata(folder).map_err(MountError::io("look at", folder))?;
-            if !may(&found, spec, ENTER) {
-                if self.covered.iter().all(|own| own.inside != folder) && self.has_folder(folder) {
-                    let own = self.tmpfs.join(format!("covered-{}", self.covered.len()));
-                    make_open_folder(&own)?;
-                    self.push(folder, own.clone(), true);
-                    self.covered.push(Own { inside: folder.to_owned(), folder: own });
-                }
-                break;
-            }
-        }
+    fn cover(&mut self, inside: PathBuf) -> Result<(), MountError> {
+        let folder = self.tmpfs.join(format!("covered-{}", self.covered.len()));
+        make_open_folder(&folder)?;
+        self.push(&inside, folder.clone(), true);
+        self.covered.push(Own { inside, folder });
         Ok(())
+    }
+
+    /// Whether the mount at this place of the host is one that the sandbox has.
+    fn sees(&self, holder: &Path) -> bool {
+        holder == Path::new("/") || self.binds.iter().any(|bind| bind.inside == holder)
     }
 
     /// Where this is, if it is in a folder that the sandbox has of its own.
@@ -270,10 +270,8 @@ impl Layout {
                 make_open_folder(&point)?;
             }
         } else if spec.root.is_none() {
-            let holder = mountinfo::containing(mounts, real);
-            let holder = holder.map_or_else(|| PathBuf::from("/"), |mount| mount.mount_point.clone());
-            let seen = holder == Path::new("/") || self.binds.iter().any(|bind| bind.inside == holder);
-            if seen {
+            let holder = holder_of(mounts, real);
+            if self.sees(&holder) {
                 return Ok(());
             }
             if holder != real || !self.has_folder(real) {
@@ -353,6 +351,26 @@ fn may(found: &fs::Metadata, spec: &LaunchSpec, what: u32) -> bool {
         0
     };
     (found.mode() >> class) & what == what
+}
+
+/// The topmost folder above this one that the sandbox's user may not enter, if it does not have its own one there anyway.
+fn closed_above(real: &Path, spec: &LaunchSpec) -> Result<Option<PathBuf>, MountError> {
+    if PRIVATE.iter().any(|(inside, ..)| real.starts_with(inside)) {
+        return Ok(None);
+    }
+    let mut topmost = None;
+    for folder in real.ancestors().skip(1) {
+        let found = fs::metadata(folder).map_err(MountError::io("look at", folder))?;
+        if !may(&found, spec, ENTER) {
+            topmost = Some(folder.to_owned());
+        }
+    }
+    Ok(topmost)
+}
+
+/// Where the mount lies that holds this path of the host.
+fn holder_of(mounts: &[MountLine], path: &Path) -> PathBuf {
+    mountinfo::containing(mounts, path).map_or_else(|| PathBuf::from("/"), |mount| mount.mount_point.clone())
 }
 
 /// A folder that everybody may enter, whatever the umask; it may be there.

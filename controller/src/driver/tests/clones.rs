@@ -275,3 +275,38 @@ fn init_snapshots_of_a_node_have_their_part_of_its_memory_and_no_more() {
         assert_eq!(bench.commands().iter().any(made), is_made, "{held} MiB are held");
     }
 }
+
+#[test]
+fn none_is_made_where_somebody_was_ended_for_room_lately() {
+    for (seconds, is_made) in [(590, false), (600, true)] {
+        let (mut bench, node) = Bench::with_node(on());
+        let now = bench.now;
+        bench.driver.nodes.values_mut().for_each(|node| node.price.pay(now, 1.0));
+        bench.wait(seconds * SECOND);
+        bench.tell(Event::Applied { function: Box::new(function("new")), revision: 1 });
+        bench.wait(Duration::ZERO);
+        let (id, start) = bench.command();
+        let warm = report(start.sandbox().unwrap(), "new", SandboxState::Warm);
+        bench.done(node, id, Ok(Success { sandbox: Some(warm), ..Success::default() }));
+        let made = |(_, command): &(_, Command)| matches!(command, Command::MakeBase { init: true, .. });
+        assert_eq!(bench.commands().iter().any(made), is_made, "after {seconds} s");
+    }
+}
+
+#[test]
+fn a_policy_sees_what_new_sandboxes_took_however_they_were_made() {
+    let (mut bench, node) = Bench::with_node(on());
+    first(&mut bench, node);
+    let seen = |bench: &Bench| {
+        let view = bench.driver.function_view(&"f".parse().unwrap()).unwrap();
+        view.cold_start.unwrap()
+    };
+    assert_eq!(seen(&bench), SECOND);
+    bench.request(2);
+    let (id, start) = bench.command();
+    assert!(source(&start).is_some());
+    bench.wait(SECOND / 5);
+    bench.succeed(node, id, &start);
+    // An eighth of the way from 1 s to 0.2 s: the snapshot may be gone when the next one is wanted.
+    assert_eq!(seen(&bench), SECOND * 9 / 10);
+}

@@ -58,7 +58,7 @@ fn of_two_functions_the_one_that_is_asked_for_more_often_stays() {
     };
     let node = bench.attach("n1", 1, holding(128));
     for function in bench.driver.functions.values_mut() {
-        function.cold_start.add(1.0);
+        function.fresh.add(1.0);
     }
     for request in 1..=5 {
         bench.request_with(request, "f", None, 30);
