@@ -116,7 +116,7 @@ pub struct FunctionView<'a> {
     pub warm_bytes: Option<u64>,
     /// Memory of a dedup image.
     pub dedup_bytes: Option<u64>,
-    /// A cold start.
+    /// A new sandbox, however it was made: from nothing or as a clone.
     pub cold_start: Option<Duration>,
     /// A restore.
     pub restore: Option<Duration>,
