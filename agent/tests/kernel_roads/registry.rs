@@ -57,6 +57,15 @@ impl TestRegistry {
         self.shared.refuses.store(true, Ordering::SeqCst);
     }
 
+    /// Whether a part of these bytes is among what it was ever told of pages.
+    pub(crate) fn shows(&self, bytes: &[u8]) -> bool {
+        let chunks = self.shared.chunks.lock().expect("lock");
+        let mut parts = bytes.windows(8).filter_map(|part| part.try_into().ok());
+        parts.any(|part| {
+            [u64::from_le_bytes(part), u64::from_be_bytes(part)].iter().any(|one| chunks.contains_key(one))
+        })
+    }
+
     /// From now on it says that a snapshot is there.
     pub(crate) fn place(&self, place: SnapshotPlace) {
         self.shared.places.lock().expect("lock").insert(place.snapshot, place);
