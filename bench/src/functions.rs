@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -160,7 +161,17 @@ fn candidate(name: &str, folder: &Path) -> Result<Candidate> {
 
 /// What this machine lacks to run a function.
 fn lacks(spec: &FunctionSpec) -> Option<String> {
-    lacks_program(spec).or_else(|| lacks_module(spec))
+    closed_folder(spec).or_else(|| lacks_program(spec)).or_else(|| lacks_module(spec))
+}
+
+/// Sandboxes run as users that own nothing. Without this a start would fail for it, again and again.
+fn closed_folder(spec: &FunctionSpec) -> Option<String> {
+    const READ_AND_ENTER: u32 = 0o5;
+    let is_closed = |path: &&PathBuf| {
+        fs::metadata(path).is_ok_and(|found| found.mode() & READ_AND_ENTER != READ_AND_ENTER)
+    };
+    let closed = spec.mounts.iter().chain([&spec.dir]).find(is_closed)?;
+    Some(format!("{0} is not readable for everybody (`chmod -R o+rX {0}`)", closed.display()))
 }
 
 fn lacks_program(spec: &FunctionSpec) -> Option<String> {
@@ -215,6 +226,18 @@ mod tests {
             let spec = function::resolve(&text, &dir.join(name), |_| None).unwrap();
             assert_eq!(spec.name.as_str(), name);
             assert!(!is_function(name));
+        }
+    }
+
+    #[test]
+    fn a_folder_that_sandboxes_may_not_read_is_told() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let spec = FunctionSpec::from_toml("name = 'f'\ncommand = ['x']").unwrap();
+        let spec = FunctionSpec { mounts: vec![folder.path().into()], ..spec };
+        for (mode, is_told) in [(0o750, true), (0o754, true), (0o755, false)] {
+            fs::set_permissions(folder.path(), fs::Permissions::from_mode(mode)).unwrap();
+            assert_eq!(closed_folder(&spec).is_some(), is_told, "{mode:o}");
         }
     }
 
