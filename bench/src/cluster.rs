@@ -21,6 +21,8 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
+use crate::scratch::Scratch;
+
 const START_MAX: Duration = Duration::from_secs(60);
 /// `medes up` ends its agents, which end their sandboxes; each has a deadline of its own below this one.
 const STOP_MAX: Duration = Duration::from_secs(60);
@@ -54,6 +56,28 @@ pub(crate) struct Cluster {
     child: Child,
     log: PathBuf,
     pub(crate) addresses: Addresses,
+}
+
+/// Has something done on a cluster that is there for that alone, with this configuration of its controller. What fails ends with the last lines
+/// that the cluster wrote.
+pub(crate) async fn on_one<T>(
+    (medes, log): (&Path, &Path),
+    (nodes, config): (u32, &str),
+    more: &[&str],
+    work: impl AsyncFnOnce(&Cluster) -> Result<T>,
+) -> Result<T> {
+    let scratch = Scratch::make()?;
+    let file = scratch.path().join("controller.toml");
+    std::fs::write(&file, config).with_context(|| format!("write {}", file.display()))?;
+    let file = file.to_string_lossy();
+    let up = Up { nodes, state: scratch.path(), log };
+    let cluster = Cluster::start(medes, up, &[&["--config", &file], more].concat()).await?;
+    let done = work(&cluster).await;
+    let tail = if done.is_err() { cluster.log_tail() } else { String::new() };
+    cluster.stop().await?;
+    let done = done.with_context(|| format!("work with a real cluster{tail}"))?;
+    scratch.remove()?;
+    Ok(done)
 }
 
 impl Cluster {

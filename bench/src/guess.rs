@@ -16,12 +16,11 @@ use medes_load::dice::Dice;
 use medes_proto::{function::FunctionSpec, ids::SandboxId};
 
 use crate::{
-    cluster::{Cluster, Up},
+    cluster::{self, Cluster},
     control::Control,
     experiment,
     functions::{self, Candidate, Places},
     record::write_json,
-    scratch::Scratch,
 };
 use report::{Asked, Guesses, Report};
 use round::{hold, round};
@@ -63,8 +62,10 @@ pub(crate) fn main(options: &Options) -> Result<ExitCode> {
     spec.env.insert("GUESS_MIB".into(), options.mib.to_string());
     spec.memory_bytes += u64::from(options.mib) << 20;
     std::fs::create_dir_all(&options.out).with_context(|| format!("create {}", options.out.display()))?;
+    let (medes, log) = (options.places.program("medes")?, options.out.join("cluster.log"));
     let runtime = tokio::runtime::Runtime::new().context("start the runtime")?;
-    let (other, own) = runtime.block_on(run(options, &spec))?;
+    let work = async |cluster: &Cluster| measure(cluster, options, &spec).await;
+    let (other, own) = runtime.block_on(cluster::on_one((&medes, &log), (1, CONFIG), &[], work))?;
     let asked = Asked { rounds: options.rounds, mib: options.mib, seed: options.seed };
     let report = Report::new(asked, &other, &own);
     write_json(&options.out.join("guess.json"), &report)?;
@@ -73,22 +74,6 @@ pub(crate) fn main(options: &Options) -> Result<ExitCode> {
 }
 
 /// Guesses of another tenant, and of the same.
-async fn run(options: &Options, spec: &FunctionSpec) -> Result<(Guesses, Guesses)> {
-    let scratch = Scratch::make()?;
-    let config = scratch.path().join("guess.toml");
-    std::fs::write(&config, CONFIG).with_context(|| format!("write {}", config.display()))?;
-    let log = options.out.join("cluster.log");
-    let up = Up { nodes: 1, state: scratch.path(), log: &log };
-    let medes = options.places.program("medes")?;
-    let cluster = Cluster::start(&medes, up, &["--config", &config.to_string_lossy()]).await?;
-    let measured = measure(&cluster, options, spec).await;
-    let tail = if measured.is_err() { cluster.log_tail() } else { String::new() };
-    cluster.stop().await?;
-    let measured = measured.with_context(|| format!("guess on a real cluster{tail}"))?;
-    scratch.remove()?;
-    Ok(measured)
-}
-
 async fn measure(cluster: &Cluster, options: &Options, spec: &FunctionSpec) -> Result<(Guesses, Guesses)> {
     let at = &cluster.addresses;
     let mut control = Control::connect(&at.control).await?;

@@ -13,12 +13,11 @@ use medes_proto::{function::FunctionSpec, ids::FunctionName, sandbox::StartKind,
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::{
-    cluster::{Cluster, Up},
+    cluster::{self, Cluster},
     control::Control,
     functions::Function,
     gateway,
     processes::{self, Process},
-    scratch::Scratch,
 };
 
 /// What two cores can do with at a time.
@@ -102,19 +101,10 @@ impl Target for Gateway<'_> {
 }
 
 pub(crate) async fn run(plan: &Plan<'_>, trace: &Trace, programs: &[Function]) -> Result<Real> {
-    let scratch = Scratch::make()?;
-    let config = scratch.path().join("replay.toml");
-    std::fs::write(&config, plan.config).with_context(|| format!("write {}", config.display()))?;
-    let up = Up { nodes: plan.nodes, state: scratch.path(), log: plan.log };
-    let cap = plan.node_memory.to_string();
-    let config = config.to_string_lossy();
-    let cluster = Cluster::start(plan.medes, up, &["--memory-cap", &cap, "--config", &config]).await?;
-    let measured = measure(&cluster, plan, trace, programs).await;
-    let tail = if measured.is_err() { cluster.log_tail() } else { String::new() };
-    cluster.stop().await?;
-    let measured = measured.with_context(|| format!("run the trace on a real cluster{tail}"))?;
-    scratch.remove()?;
-    Ok(measured)
+    let (cap, work) = (plan.node_memory.to_string(), async |cluster: &Cluster| {
+        measure(cluster, plan, trace, programs).await.context("run the trace")
+    });
+    cluster::on_one((plan.medes, plan.log), (plan.nodes, plan.config), &["--memory-cap", &cap], work).await
 }
 
 async fn measure(cluster: &Cluster, plan: &Plan<'_>, trace: &Trace, programs: &[Function]) -> Result<Real> {

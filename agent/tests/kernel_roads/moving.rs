@@ -34,7 +34,7 @@ use tonic::{Request, Response, Status, transport::server::TcpIncoming};
 use crate::{
     node,
     runner::Test,
-    station::{Station, at_station, run, value},
+    station::{Station, at_station, bytes, run, shows, value},
 };
 
 pub(crate) const TESTS: &[Test] = &[
@@ -275,14 +275,9 @@ fn nothing_of_it_shows_on_the_way() {
         station.base().await;
         let (id, warm) = station.start().await;
         run(&warm, CANARIES).await;
-        let hex = value(&warm, "kept.memory[30000:30032].hex()").await;
-        let in_memory: Vec<u8> = (0..hex.len())
-            .step_by(2)
-            .map(|at| u8::from_str_radix(&hex[at..at + 2], 16).expect("hexadecimal"))
-            .collect();
+        let in_memory = bytes(&warm, "kept.memory[30000:30032]").await;
         let in_file = b"the canary in the coal mine";
         let (stored, _) = station.dedup(id, warm).await.expect("deduplicated");
-        let shows = |bytes: &[u8], canary: &[u8]| bytes.windows(canary.len()).any(|at| at == canary);
         assert!(shows(stored.image.as_ref(), &in_memory), "the image itself has it as it is");
         let (spec, folder) = (stored.spec.clone(), stored.housing.private_dir().to_owned());
         assert!(shows(&std::fs::read(folder.join("tmp/secret")).expect("there"), in_file));

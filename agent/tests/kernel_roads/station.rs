@@ -215,3 +215,15 @@ pub(crate) async fn run(warm: &Warm, code: &str) {
 pub(crate) async fn value(warm: &Warm, expression: &str) -> String {
     node::result(&warm.housing, &format!("{PRELUDE}result = {expression}")).await
 }
+
+/// The bytes that an expression is in the test function.
+pub(crate) async fn bytes(warm: &Warm, expression: &str) -> Vec<u8> {
+    let hex = value(warm, &format!("({expression}).hex()")).await;
+    let byte = |at| u8::from_str_radix(&hex[at..at + 2], 16).expect("hexadecimal");
+    (0..hex.len()).step_by(2).map(byte).collect()
+}
+
+/// Whether one has the other somewhere.
+pub(crate) fn shows(bytes: &[u8], part: &[u8]) -> bool {
+    bytes.windows(part.len()).any(|at| at == part)
+}
