@@ -1,4 +1,4 @@
-//! A sandbox as CRIU left it on the node's tmpfs: its pages, mapped, and its skeleton.
+//! A sandbox as CRIU dumped it, in memory: its pages and its skeleton.
 //!
 //! First step of both roads that begin at a warm sandbox, [`crate::dedupe`] and [`crate::base`].
 
@@ -16,7 +16,8 @@ use tokio::time::Instant;
 
 use crate::{
     criu::{
-        self, DumpError, DumpRequest, Leave, StartWorkerError, Worker,
+        self, DumpError, DumpRequest, Leave,
+        files::InMemory,
         images::{ImageSet, Owner, PagesFile, ReadImagesError},
         preflight::{self, NotDumpable},
     },
@@ -86,7 +87,7 @@ pub async fn end_doubtful(sandbox: SandboxId, warm: &Warm) {
 /// The pages and the skeleton of a dumped sandbox.
 #[derive(Debug)]
 pub struct Dump {
-    folder: Folder,
+    memory: InMemory,
     images: ImageSet,
     files: Vec<MappedFile>,
     pipe: String,
@@ -107,24 +108,15 @@ pub enum DumpSandboxError {
         #[source]
         source: io::Error,
     },
-    /// No CRIU.
-    #[error("start CRIU for it")]
-    Worker(#[from] StartWorkerError),
     /// CRIU failed or refused.
     #[error("dump it")]
     Criu(#[from] DumpError),
     /// CRIU's images make no sense.
     #[error("read its images")]
     Images(#[from] ReadImagesError),
-    /// A file of the dump could not be read.
-    #[error("read {path}")]
-    Read {
-        /// Which.
-        path: PathBuf,
-        /// Why not.
-        #[source]
-        source: io::Error,
-    },
+    /// Where its output goes is not known.
+    #[error("name its output pipe")]
+    Pipe(#[source] io::Error),
     /// It ended meanwhile.
     #[error("the sandbox ended")]
     Ended,
@@ -143,7 +135,7 @@ impl DumpSandboxError {
     pub fn kind(&self) -> FailureKind {
         match self {
             Self::NotDumpable(_) | Self::Criu(DumpError::Refused { .. }) => FailureKind::DumpRefused,
-            Self::Criu(DumpError::NoSpace { .. }) => FailureKind::NoSpace,
+            Self::Criu(error) if error.is_no_space() => FailureKind::NoSpace,
             Self::Folder { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
                 FailureKind::NoSpace
             }
@@ -172,7 +164,6 @@ impl Dump {
         let path = warm.housing.work_dir().join("dump");
         let folder =
             Folder::create(path.clone()).map_err(|source| DumpSandboxError::Folder { path, source })?;
-        let worker = Worker::start_beside(&roads.criu, &roads.reaper, pid).await?;
         let request = DumpRequest {
             pid,
             images: folder.path(),
@@ -181,23 +172,18 @@ impl Dump {
             timeout: roads.limits.criu,
             verbose: false,
         };
-        criu::dump(worker, &request).await?;
+        let (_, memory) = criu::dump_to_memory(&roads.criu, &roads.reaper, &request).await?;
         roads.faults.pass(Step::Dump)?;
-        let pipe = warm.housing.log().pipe_name();
-        let pipe =
-            pipe.map_err(|source| DumpSandboxError::Read { path: "its output pipe".into(), source })?;
-        Self::open(folder, pipe)
+        let pipe = warm.housing.log().pipe_name().map_err(DumpSandboxError::Pipe)?;
+        Ok(Self::open(memory, pipe)?)
     }
 
-    /// What CRIU has left in this folder, or what was laid out there as it would have; `pipe` is where its output went.
-    pub fn open(folder: Folder, pipe: String) -> Result<Self, DumpSandboxError> {
-        let images = ImageSet::read(folder.path())?;
-        let map = |file: &PagesFile| {
-            let path = folder.path().join(&file.name);
-            MappedFile::open(&path).map_err(|source| DumpSandboxError::Read { path, source })
-        };
-        let files = images.pages.iter().filter(|file| file.pages > 0).map(map).collect::<Result<_, _>>()?;
-        Ok(Self { folder, images, files, pipe })
+    /// What CRIU has dumped, or what was laid out as it would have; `pipe` is where its output went.
+    pub fn open(memory: InMemory, pipe: String) -> Result<Self, ReadImagesError> {
+        let images = ImageSet::read(&memory)?;
+        let with_pages = images.pages.iter().filter(|file| file.pages > 0);
+        let files = with_pages.filter_map(|file| memory.pages(&file.name).cloned()).collect();
+        Ok(Self { memory, images, files, pipe })
     }
 
     /// The pipe its output went to, as CRIU's files name it.
@@ -238,8 +224,8 @@ impl Dump {
     /// The processes, those with most pages first: position of their pages file among the [files](Self::files), and
     /// where its pages were.
     pub fn processes(&self) -> Result<Vec<(usize, ProcessLayout)>, UnknownLayout> {
-        let mappings = self.images.mappings(self.folder.path())?;
-        let paths = self.images.file_paths(self.folder.path())?;
+        let mappings = self.images.mappings(&self.memory)?;
+        let paths = self.images.file_paths(&self.memory)?;
         let names = layout::names(paths);
         let with_pages = self.images.pages.iter().filter(|file| file.pages > 0);
         let owned = with_pages.enumerate().filter_map(|(at, file)| match file.owner {
@@ -267,14 +253,7 @@ impl Dump {
     }
 
     /// The files that are not pages: what CRIU needs besides them to make the sandbox again.
-    pub fn skeleton(&self) -> Result<Vec<(String, Vec<u8>)>, DumpSandboxError> {
-        let read = |name: &String| {
-            let path = self.folder.path().join(name);
-            match fs::read(&path) {
-                Ok(bytes) => Ok((name.clone(), bytes)),
-                Err(source) => Err(DumpSandboxError::Read { path, source }),
-            }
-        };
-        self.images.skeleton.iter().map(read).collect()
+    pub fn skeleton(&self) -> impl Iterator<Item = (&str, &[u8])> {
+        self.memory.others()
     }
 }

@@ -13,7 +13,7 @@ use std::{
     io::{self, Write},
     num::NonZeroUsize,
     os::{
-        fd::{AsFd, OwnedFd},
+        fd::{AsFd, BorrowedFd, OwnedFd},
         unix::fs::FileExt,
     },
     path::Path,
@@ -26,7 +26,7 @@ use std::{
 
 use nix::{
     errno::Errno,
-    fcntl::{FallocateFlags, FcntlArg, SealFlag, fallocate, fcntl},
+    fcntl::{FallocateFlags, FcntlArg, SealFlag, SpliceFFlags, fallocate, fcntl, splice},
     sys::{
         memfd::{MFdFlags, memfd_create},
         mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, munmap},
@@ -62,6 +62,17 @@ impl MemoryFile {
     /// Writes at a place in it; several threads may.
     pub fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         self.file.write_all_at(bytes, offset)
+    }
+
+    /// Moves what lies in a pipe, at most `most` bytes, to the end of the file, without a detour through this process. Waits for the
+    /// first byte; 0 when the pipe is at its end.
+    pub fn append_from(&self, pipe: BorrowedFd<'_>, most: usize) -> io::Result<usize> {
+        loop {
+            match splice(pipe, None, &self.file, None, most, SpliceFFlags::empty()) {
+                Err(Errno::EINTR) => {}
+                moved => return Ok(moved?),
+            }
+        }
     }
 
     /// No more changes: seals the file and maps it. Takes longer only where the kernel is busy with the file's pages.
@@ -214,19 +225,36 @@ impl fmt::Debug for MappedFile {
 /// A new file of a known size, written through memory.
 pub struct NewFile {
     mapping: Mapping,
+    file: File,
 }
 
 impl NewFile {
     /// Creates a file of `bytes` zeros. The space is taken now: on a full file system this fails, and not the
     /// first write to a page of it.
     pub fn create(path: &Path, bytes: u64) -> io::Result<Self> {
-        let file = File::options().read(true).write(true).create_new(true).open(path)?;
+        Self::of(File::options().read(true).write(true).create_new(true).open(path)?, bytes)
+    }
+
+    /// The same as a memory file, to be [sealed](Self::seal).
+    pub fn in_memory(name: &str, bytes: u64) -> io::Result<Self> {
+        Self::of(MemoryFile::create(name)?.file, bytes)
+    }
+
+    fn of(file: File, bytes: u64) -> io::Result<Self> {
         if bytes > 0 {
             let length =
                 i64::try_from(bytes).map_err(|large| io::Error::new(io::ErrorKind::FileTooLarge, large))?;
             fallocate(&file, FallocateFlags::empty(), 0, length)?;
         }
-        Ok(Self { mapping: Mapping::new(&file, bytes, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE)? })
+        let mapping = Mapping::new(&file, bytes, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE)?;
+        Ok(Self { mapping, file })
+    }
+
+    /// No more changes to one [in memory](Self::in_memory).
+    pub fn seal(self) -> io::Result<MappedFile> {
+        let Self { mapping, file } = self;
+        drop(mapping);
+        MemoryFile { file }.seal()
     }
 }
 

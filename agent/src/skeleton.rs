@@ -2,6 +2,7 @@
 //! that a digest leaves out. All of it in the image's named sections.
 
 use std::{
+    collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
 };
@@ -13,8 +14,9 @@ use medes_dedup::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    criu::files::{InMemory, is_image_name},
     digest::Mask,
-    dump::{Dump, DumpSandboxError},
+    dump::Dump,
     memory_file::NewFile,
 };
 
@@ -41,8 +43,8 @@ pub fn pack(dump: &Dump, image: &mut ImageBuilder) -> Result<(), PackError> {
         pipe: dump.pipe().to_owned(),
     };
     image.section(TABLE, serde_json::to_vec(&table)?)?;
-    for (name, bytes) in dump.skeleton()? {
-        image.section(&format!("{FILE_PREFIX}{name}"), bytes)?;
+    for (name, bytes) in dump.skeleton() {
+        image.section(&format!("{FILE_PREFIX}{name}"), bytes.to_vec())?;
     }
     Ok(())
 }
@@ -50,9 +52,6 @@ pub fn pack(dump: &Dump, image: &mut ImageBuilder) -> Result<(), PackError> {
 /// The skeleton could not be kept.
 #[derive(Debug, thiserror::Error)]
 pub enum PackError {
-    /// A file of the dump could not be read.
-    #[error(transparent)]
-    Read(#[from] DumpSandboxError),
     /// More than an image can hold.
     #[error("add a section to the image")]
     Section(#[from] BuildImageError),
@@ -106,6 +105,42 @@ pub struct Files {
     pub pipe: String,
 }
 
+/// A dump as it was, in memory, all but the contents of its pages.
+#[derive(Debug)]
+pub struct LaidInMemory {
+    /// The pages files, zeros still, in the order of the image's pages.
+    pub pages: Vec<NewFile>,
+    names: Vec<String>,
+    others: BTreeMap<String, Vec<u8>>,
+    /// The pipe its output went to, as CRIU's files name it.
+    pub pipe: String,
+}
+
+impl LaidInMemory {
+    /// The pages have their contents.
+    pub fn finish(self) -> io::Result<InMemory> {
+        let sealed = self.pages.into_iter().map(NewFile::seal);
+        let pages = self.names.into_iter().zip(sealed).map(|(name, file)| Ok::<_, io::Error>((name, file?)));
+        Ok(InMemory::new(pages.collect::<Result<_, _>>()?, self.others))
+    }
+}
+
+/// Makes the dump that the image was made of, with pages files for `pages` pages in all.
+pub fn unpack_in_memory(sections: &Sections, pages: u32) -> Result<LaidInMemory, UnpackError> {
+    let table = table(sections, pages)?;
+    let create = |(name, pages): &(String, u64)| {
+        let made = NewFile::in_memory("medes-dump", pages * PAGE_BYTES as u64);
+        made.map_err(|source| UnpackError::Write { path: name.into(), source })
+    };
+    let others = criu_files(sections).map(|file| file.map(|(name, bytes)| (name.to_owned(), bytes.to_vec())));
+    Ok(LaidInMemory {
+        pages: table.pages.iter().map(create).collect::<Result<_, _>>()?,
+        names: table.pages.into_iter().map(|(name, _)| name).collect(),
+        others: others.collect::<Result<_, _>>()?,
+        pipe: table.pipe,
+    })
+}
+
 /// Writes CRIU's files into `folder` and makes pages files for `pages` pages in all.
 pub fn unpack(sections: &Sections, pages: u32, folder: &Path) -> Result<Laid, UnpackError> {
     let Files { pages, masks, pipe } = unpack_files(sections, pages, folder)?;
@@ -119,24 +154,11 @@ pub fn unpack(sections: &Sections, pages: u32, folder: &Path) -> Result<Laid, Un
 
 /// Writes CRIU's files into `folder`, all but those that hold its `pages` pages.
 pub fn unpack_files(sections: &Sections, pages: u32, folder: &Path) -> Result<Files, UnpackError> {
-    let table: Table =
-        sections.get(TABLE).and_then(|bytes| serde_json::from_slice(bytes).ok()).ok_or(UnpackError::Table)?;
-    let total = table.pages.iter().try_fold(0u64, |sum, (_, pages)| sum.checked_add(*pages));
-    if total != Some(pages.into()) {
-        return Err(UnpackError::Table);
-    }
-    let place = |name: &str| match is_plain(name) {
-        true => Ok(folder.join(name)),
-        false => Err(UnpackError::Name { name: name.chars().take(64).collect() }),
-    };
-    for (name, bytes) in sections.iter() {
-        if let Some(name) = name.strip_prefix(FILE_PREFIX) {
-            let path = place(name)?;
-            fs::write(&path, bytes).map_err(|source| UnpackError::Write { path, source })?;
-        }
-    }
-    for (name, _) in &table.pages {
-        place(name)?;
+    let table = table(sections, pages)?;
+    for file in criu_files(sections) {
+        let (name, bytes) = file?;
+        let path = folder.join(name);
+        fs::write(&path, bytes).map_err(|source| UnpackError::Write { path, source })?;
     }
     let masks = table
         .masks
@@ -145,21 +167,28 @@ pub fn unpack_files(sections: &Sections, pages: u32, folder: &Path) -> Result<Fi
     Ok(Files { masks: masks.collect(), pages: table.pages, pipe: table.pipe })
 }
 
-/// An image may have travelled: a name out of it must stay inside the folder.
-fn is_plain(name: &str) -> bool {
-    name.ends_with(".img")
-        && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_'))
+/// What the pages are, if that goes with an image of `pages` pages.
+fn table(sections: &Sections, pages: u32) -> Result<Table, UnpackError> {
+    let table: Table =
+        sections.get(TABLE).and_then(|bytes| serde_json::from_slice(bytes).ok()).ok_or(UnpackError::Table)?;
+    let total = table.pages.iter().try_fold(0u64, |sum, (_, pages)| sum.checked_add(*pages));
+    if total != Some(pages.into()) {
+        return Err(UnpackError::Table);
+    }
+    table.pages.iter().try_for_each(|(name, _)| checked(name).map(drop))?;
+    Ok(table)
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// CRIU's files but for those that hold pages.
+fn criu_files(sections: &Sections) -> impl Iterator<Item = Result<(&str, &[u8]), UnpackError>> {
+    let named = sections.iter().filter_map(|(name, bytes)| Some((name.strip_prefix(FILE_PREFIX)?, bytes)));
+    named.map(|(name, bytes)| Ok((checked(name)?, bytes)))
+}
 
-    #[test]
-    fn names_stay_in_the_folder() {
-        assert!(is_plain("pages-1.img") && is_plain("core-17.img"));
-        for bad in ["", "../core-1.img", "a/b.img", "core-1", "/etc/x.img", "a\0.img"] {
-            assert!(!is_plain(bad), "{bad}");
-        }
+/// An image may have travelled: a name out of it must stay inside the folder.
+fn checked(name: &str) -> Result<&str, UnpackError> {
+    match is_image_name(name) {
+        true => Ok(name),
+        false => Err(UnpackError::Name { name: name.chars().take(64).collect() }),
     }
 }

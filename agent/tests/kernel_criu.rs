@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 
 use medes_agent::criu::{
     CallError, CheckCriuError, DumpError, DumpRequest, Dumped, Inherited, Leave, Pool, RestoreError,
-    RestoreRequest, Restored, Version, Worker, dump,
+    RestoreRequest, Restored, Version, Worker, dump, dump_to_memory,
+    files::Files,
     images::{ImageSet, Owner},
     preflight,
     preflight::NotDumpable,
@@ -100,11 +101,11 @@ fn a_restored_sandbox_answers_with_its_state() {
         dump_to(bench, &sandbox, &images, Leave::Stopped).await.unwrap_or_else(|e| panic!("{e}: {e:?}"));
         sandbox.end().await;
 
-        let set = ImageSet::read(&images).unwrap();
+        let set = ImageSet::read(images.as_path()).unwrap();
         assert_eq!(set.pids.len(), 3);
         assert_eq!(set.rseq.len(), 5, "three processes, two of them with a second thread");
         assert!(set.pages.iter().map(|file| file.pages).sum::<u64>() > 100);
-        let mappings = set.mappings(&images).unwrap();
+        let mappings = set.mappings(images.as_path()).unwrap();
         assert_eq!(mappings.len(), 3);
         for file in &set.pages {
             let Owner::Process { pid } = file.owner else { continue };
@@ -123,6 +124,64 @@ fn a_restored_sandbox_answers_with_its_state() {
         assert_eq!(ask(&sandbox.outside.netns).await, good(3));
         wait_for_line(&mut sandbox.outside.output, "request 3");
         sandbox.end().await;
+    });
+}
+
+#[test]
+fn what_was_dumped_to_memory_comes_back() {
+    let Some((bench, _turn)) = Bench::get("what_was_dumped_to_memory_comes_back") else { return };
+    bench.run(async move {
+        let mut sandbox = Sandbox::start(bench, 2);
+        assert_eq!(ask(&sandbox.outside.netns).await, good(1));
+        let (beside, images) = (bench.folder("beside"), bench.folder("images"));
+        let output = [(sandbox.output_key(), Inherited::Stdout)];
+        let request = dump_request(&sandbox, &beside, Leave::Stopped);
+        let taken = dump_to_memory(&bench.criu, &bench.reaper, &request).await;
+        let (dumped, memory) = taken.unwrap_or_else(|e| panic!("{e}: {e:?}"));
+        assert!(dumped.pages > 100, "{dumped:?}");
+        assert_eq!(beside.names().unwrap(), [""; 0], "images on a file system");
+        sandbox.end().await;
+
+        let set = ImageSet::read(&memory).unwrap();
+        assert_eq!((set.pids.len(), set.mappings(&memory).unwrap().len()), (3, 3));
+        for file in &set.pages {
+            fs::write(images.join(&file.name), memory.pages(&file.name).unwrap()).unwrap();
+        }
+        for (name, bytes) in memory.others() {
+            fs::write(images.join(name), bytes).unwrap();
+        }
+        let (worker, outside) = worker(bench).await;
+        let restored = restore_from(bench, worker, &sandbox, &images, &output).await;
+        let restored = restored.unwrap_or_else(|e| panic!("{e}: {e:?}"));
+        sandbox.became(bench, restored.pid, outside);
+        tree::resume(restored.pid).unwrap();
+        assert_eq!(ask(&sandbox.outside.netns).await, good(2));
+        sandbox.end().await;
+    });
+}
+
+#[test]
+fn a_dump_that_nobody_takes_is_an_error_and_the_sandbox_goes_on() {
+    let Some((bench, _turn)) = Bench::get("a_dump_that_nobody_takes_is_an_error_and_the_sandbox_goes_on")
+    else {
+        return;
+    };
+    bench.run(async move {
+        let sandbox = Sandbox::start(bench, 1);
+        let images = bench.folder("images");
+        fs::write(images.join("streamer-capture.sock"), "somebody is here already").unwrap();
+        let request = dump_request(&sandbox, &images, Leave::Stopped);
+        let taken = dump_to_memory(&bench.criu, &bench.reaper, &request).await;
+        let Err(error @ DumpError::Capture { .. }) = &taken else { panic!("{taken:?}") };
+        assert!(error.may_pass() && !error.leaves_doubt() && !error.is_no_space());
+        assert_eq!(ask(&sandbox.outside.netns).await, good(1));
+        // Another kind of refusal, while CRIU is at it.
+        fs::remove_file(images.join("streamer-capture.sock")).unwrap();
+        let open = connect(&sandbox.outside.netns);
+        let refused = dump_to_memory(&bench.criu, &bench.reaper, &request).await;
+        assert!(matches!(refused, Err(DumpError::Refused { .. })), "{refused:?}");
+        drop(open);
+        assert_eq!(ask(&sandbox.outside.netns).await, good(2));
     });
 }
 
@@ -235,7 +294,7 @@ fn broken_images_are_an_error_and_leave_nothing_behind() {
         let output = [(sandbox.output_key(), Inherited::Stdout)];
         dump_to(bench, &sandbox, &images, Leave::Stopped).await.unwrap();
         sandbox.end().await;
-        let set = ImageSet::read(&images).unwrap();
+        let set = ImageSet::read(images.as_path()).unwrap();
         let pages = set.pages.iter().max_by_key(|file| file.pages).unwrap().name.as_str();
         for name in ["inventory.img", "pstree.img", "core-1.img", "mm-1.img", "pagemap-1.img", pages] {
             let path = images.join(name);

@@ -8,14 +8,15 @@ use std::time::Duration;
 
 use nix::unistd::Pid;
 
+use super::capture::CaptureError;
 use super::log::{LEVEL_DEBUG, LEVEL_ERRORS, Reason};
 use super::wire::rpc;
-use super::worker::{CallError, Worker};
+use super::worker::{CallError, StartWorkerError, Worker};
 use super::{ExternalMount, LOG_FILE, log_path, stats};
 
 /// Unlinked files that are still open are carried inside the images up to this size each. CRIU's own limit of 1 MiB
 /// is less than what one NumPy scratch file takes.
-const GHOST_FILE_BYTES_MAX: u32 = 256 << 20;
+pub(super) const GHOST_FILE_BYTES_MAX: u32 = 256 << 20;
 
 /// What becomes of the tree after a dump that worked. After one that did not, it runs on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,7 +32,7 @@ pub enum Leave {
 pub struct DumpRequest<'a> {
     /// The root process of the tree, as the agent sees it.
     pub pid: Pid,
-    /// An existing empty folder for the image files.
+    /// An existing empty folder for the image files; of a dump to memory, for CRIU's log and what little else it leaves.
     pub images: &'a Path,
     /// Every mount of the sandbox but its root and `/proc`.
     pub mounts: &'a [ExternalMount],
@@ -72,6 +73,15 @@ pub enum DumpError {
         #[source]
         source: io::Error,
     },
+    /// There is no CRIU to do it. The sandbox was not touched.
+    #[error("start CRIU beside process {pid}")]
+    Start {
+        /// The sandbox's root process.
+        pid: Pid,
+        /// Why not.
+        #[source]
+        source: StartWorkerError,
+    },
     /// The sandbox holds something CRIU cannot carry over. It runs on; trying again only helps after it changed.
     #[error("process {pid} cannot be dumped: {reason}")]
     Refused {
@@ -96,6 +106,15 @@ pub enum DumpError {
         /// CRIU's own words.
         reason: Reason,
     },
+    /// CRIU gave the images away, but they did not arrive. The sandbox stands as it should after a dump, or runs on.
+    #[error("take the images of process {pid}")]
+    Capture {
+        /// The sandbox's root process.
+        pid: Pid,
+        /// Why not.
+        #[source]
+        source: CaptureError,
+    },
     /// CRIU ended in the middle or had to be killed.
     #[error("dump process {pid}")]
     Worker {
@@ -118,7 +137,24 @@ impl DumpError {
     /// Whether another try may work while the sandbox stays as it is.
     #[must_use]
     pub fn may_pass(&self) -> bool {
-        matches!(self, Self::NoSpace { .. } | Self::Failed { .. } | Self::Folder { .. })
+        matches!(
+            self,
+            Self::NoSpace { .. }
+                | Self::Failed { .. }
+                | Self::Folder { .. }
+                | Self::Start { .. }
+                | Self::Capture { .. }
+        )
+    }
+
+    /// Whether there was no room for the images.
+    #[must_use]
+    pub fn is_no_space(&self) -> bool {
+        match self {
+            Self::NoSpace { .. } => true,
+            Self::Capture { source, .. } => source.is_no_space(),
+            _ => false,
+        }
     }
 }
 
@@ -127,11 +163,7 @@ impl DumpError {
 /// Not cancel-safe: dropping the future kills CRIU in the middle, see [`DumpError::leaves_doubt`].
 pub async fn dump(mut worker: Worker, request: &DumpRequest<'_>) -> Result<Dumped, DumpError> {
     let pid = request.pid;
-    let folder = File::open(request.images).map_err(|source| DumpError::Folder {
-        pid,
-        path: request.images.to_owned(),
-        source,
-    })?;
+    let folder = open(request)?;
     let message = rpc::Request {
         r#type: rpc::RequestType::Dump.into(),
         opts: Some(options(request, &folder)),
@@ -142,17 +174,29 @@ pub async fn dump(mut worker: Worker, request: &DumpRequest<'_>) -> Result<Dumpe
         .await
         .map_err(|source| DumpError::Worker { pid, source })?;
     worker.finish().await;
-    if response.success {
-        return Ok(phases(request.images));
+    match response.success {
+        true => Ok(phases(request.images)),
+        false => Err(refusal(request, &folder, response.cr_errmsg.as_deref())),
     }
-    let reason = Reason::read(&log_path(request.images), response.cr_errmsg.as_deref());
-    Err(if reason.is_no_space() || is_full(&folder) {
+}
+
+/// The folder of the images, which must be there.
+pub(super) fn open(request: &DumpRequest<'_>) -> Result<File, DumpError> {
+    let path = request.images;
+    File::open(path).map_err(|source| DumpError::Folder { pid: request.pid, path: path.to_owned(), source })
+}
+
+/// Why CRIU did not dump it, by its log and its last word.
+pub(super) fn refusal(request: &DumpRequest<'_>, folder: &File, last_word: Option<&str>) -> DumpError {
+    let pid = request.pid;
+    let reason = Reason::read(&log_path(request.images), last_word);
+    if reason.is_no_space() || is_full(folder) {
         DumpError::NoSpace { pid, reason }
     } else if reason.is_refusal() {
         DumpError::Refused { pid, reason }
     } else {
         DumpError::Failed { pid, reason }
-    })
+    }
 }
 
 fn options(request: &DumpRequest<'_>, folder: &File) -> rpc::Options {
@@ -171,13 +215,17 @@ fn options(request: &DumpRequest<'_>, folder: &File) -> rpc::Options {
         file_locks: Some(true),
         link_remap: Some(true),
         ghost_limit: Some(GHOST_FILE_BYTES_MAX),
-        // CRIU's own alarm while it stops the tree: unlike ours it lets go of what it has stopped.
-        timeout: Some(u32::try_from(request.timeout.as_secs()).unwrap_or(u32::MAX).max(1)),
+        timeout: Some(alarm(request)),
         ..Default::default()
     }
 }
 
-fn phases(images: &Path) -> Dumped {
+/// CRIU's own alarm while it stops the tree, in seconds: unlike ours it lets go of what it has stopped.
+pub(super) fn alarm(request: &DumpRequest<'_>) -> u32 {
+    u32::try_from(request.timeout.as_secs()).unwrap_or(u32::MAX).max(1)
+}
+
+pub(super) fn phases(images: &Path) -> Dumped {
     let Some(counted) = stats::read(images, "stats-dump").and_then(|stats| stats.dump) else {
         return Dumped::default();
     };

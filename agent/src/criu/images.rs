@@ -3,13 +3,11 @@
 //! CRIU wrote these files, but a dedup image may have travelled since, so every number is checked before it is used.
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use super::image_file::{
-    self, CORE_MAGIC, Entries, LARGE_BYTES_MAX, PAGEMAP_MAGIC, PSTREE_MAGIC, SMALL_BYTES_MAX,
-};
+use super::files::{self, FILES_MAX, Files, holds_pages};
+use super::image_file::{CORE_MAGIC, Entries, LARGE_BYTES_MAX, PAGEMAP_MAGIC, PSTREE_MAGIC, SMALL_BYTES_MAX};
 pub use super::image_file::{FormatError, ImageFileError};
 use super::wire::images as wire;
 
@@ -18,7 +16,6 @@ pub const PAGE_BYTES: u64 = 4096;
 
 /// Linux gives user space 47 bits (56 with five levels, which CRIU does not use); shared memory counts from zero.
 const ADDRESS_MAX: u64 = 1 << 56;
-const FILES_MAX: usize = 100_000;
 const RUNS_MAX: usize = 4_000_000;
 const THREADS_MAX: usize = 100_000;
 /// CRIU's flags of a run: in an earlier dump, and in this one.
@@ -148,18 +145,18 @@ pub enum ReadImagesError {
 }
 
 impl ImageSet {
-    /// Reads the folder of a dump. Reads everything but the pages.
-    pub fn read(folder: &Path) -> Result<Self, ReadImagesError> {
-        let names = list(folder)?;
+    /// Reads everything but the pages.
+    pub fn read(files: &(impl Files + ?Sized)) -> Result<Self, ReadImagesError> {
+        let names = files.names()?;
         let mut set = Self::default();
         let mut pages_names = BTreeSet::new();
         for name in names {
-            if name.starts_with("pages-") {
+            if holds_pages(&name) {
                 pages_names.insert(name);
                 continue;
             }
             if let Some(owner) = pagemap_owner(&name) {
-                set.pages.extend(read_pages_file(folder, &name, owner)?);
+                set.pages.extend(read_pages_file(files, &name, owner)?);
             }
             set.skeleton.push(name);
         }
@@ -172,51 +169,25 @@ impl ImageSet {
         if let Some(name) = pages_names.pop_first() {
             return Err(ReadImagesError::PagesOwner { name });
         }
-        set.read_threads(folder)?;
+        set.read_threads(files)?;
         Ok(set)
     }
 
     /// Fills `pids` and `rseq` from the process tree and the core images.
-    fn read_threads(&mut self, folder: &Path) -> Result<(), ReadImagesError> {
-        let threads = parse_file(&folder.join("pstree.img"), LARGE_BYTES_MAX, parse_pstree)?;
+    fn read_threads(&mut self, files: &(impl Files + ?Sized)) -> Result<(), ReadImagesError> {
+        let threads = files::parse(files, "pstree.img", LARGE_BYTES_MAX, parse_pstree)?;
         for (pid, tid) in threads {
             if self.pids.last() != Some(&pid) {
                 self.pids.push(pid);
             }
             let name = format!("core-{tid}.img");
             // A process that has ended and was not yet waited for has no threads to restore, but does have a core.
-            if let Some((address, bytes)) = parse_file(&folder.join(name), SMALL_BYTES_MAX, parse_core)? {
+            if let Some((address, bytes)) = files::parse(files, &name, SMALL_BYTES_MAX, parse_core)? {
                 self.rseq.push(RseqArea { pid, address, bytes });
             }
         }
         Ok(())
     }
-}
-
-fn list(folder: &Path) -> Result<Vec<String>, ReadImagesError> {
-    let failed = |source| ReadImagesError::List { path: folder.to_owned(), source };
-    let mut names = Vec::new();
-    for entry in fs::read_dir(folder).map_err(failed)? {
-        let entry = entry.map_err(failed)?;
-        let name = entry.file_name().to_string_lossy().into_owned();
-        let kind = entry.file_type().map_err(failed)?;
-        if name == "parent" {
-            return Err(ReadImagesError::HasParent { path: folder.to_owned() });
-        }
-        if name.starts_with("stats-") || name.ends_with(".log") || name.ends_with(".sock") {
-            continue;
-        }
-        let is_plain = name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'.' || b == b'_');
-        if !kind.is_file() || !is_plain || !name.ends_with(".img") {
-            return Err(ReadImagesError::Name { path: folder.to_owned(), name });
-        }
-        names.push(name);
-        if names.len() > FILES_MAX {
-            return Err(ReadImagesError::TooMany { path: folder.to_owned() });
-        }
-    }
-    names.sort();
-    Ok(names)
 }
 
 fn pagemap_owner(name: &str) -> Option<Owner> {
@@ -227,29 +198,23 @@ fn pagemap_owner(name: &str) -> Option<Owner> {
     }
 }
 
-fn read_pages_file(folder: &Path, pagemap: &str, owner: Owner) -> Result<Option<PagesFile>, ReadImagesError> {
-    let (id, runs) = parse_file(&folder.join(pagemap), LARGE_BYTES_MAX, parse_pagemap)?;
+fn read_pages_file(
+    files: &(impl Files + ?Sized),
+    pagemap: &str,
+    owner: Owner,
+) -> Result<Option<PagesFile>, ReadImagesError> {
+    let (id, runs) = files::parse(files, pagemap, LARGE_BYTES_MAX, parse_pagemap)?;
     let name = format!("pages-{id}.img");
     let pages: u64 = runs.iter().map(|run| run.pages).sum();
-    if pages == 0 && !folder.join(&name).exists() {
-        return Ok(None);
-    }
-    let found = fs::metadata(folder.join(&name));
-    let bytes = found.map_err(|source| ReadImagesError::List { path: folder.join(&name), source })?.len();
+    let bytes = match files.pages_bytes(&name) {
+        Err(error) if pages == 0 && error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        found => found.map_err(|source| ReadImagesError::List { path: files.place().join(&name), source })?,
+    };
     // Runs do not overlap, so the sum is at most the pages of an address space; the product is checked all the same.
     if pages.checked_mul(PAGE_BYTES) != Some(bytes) {
         return Err(ReadImagesError::PagesLength { name, bytes, pages });
     }
     Ok(Some(PagesFile { owner, name, runs, pages }))
-}
-
-pub(super) fn parse_file<T>(
-    path: &Path,
-    max: u64,
-    parse: impl FnOnce(&[u8]) -> Result<T, FormatError>,
-) -> Result<T, ImageFileError> {
-    parse(&image_file::read(path, max)?)
-        .map_err(|source| ImageFileError::Format { path: path.to_owned(), source })
 }
 
 /// Number of the pages file, and what lies in it.

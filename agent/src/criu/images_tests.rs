@@ -9,6 +9,9 @@ use medes_dedup::mapping::{Backing, FileName, Mapping, MappingsError};
 
 use super::super::image_file::{FILES_MAGIC, MM_MAGIC};
 use super::super::mappings::{parse_files, parse_mm};
+use std::fs;
+use std::path::Path;
+
 use super::*;
 
 /// An image file with these entries.
@@ -237,7 +240,10 @@ fn a_length_is_believed_only_if_the_bytes_are_there() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("pstree.img");
     fs::File::create(&path).unwrap().set_len(LARGE_BYTES_MAX + 1).unwrap();
-    assert!(matches!(image_file::read(&path, 100), Err(ImageFileError::TooLong { max: 100, .. })));
+    assert!(matches!(
+        super::super::image_file::read(&path, 100),
+        Err(ImageFileError::TooLong { max: 100, .. })
+    ));
 }
 
 proptest! {

@@ -4,13 +4,13 @@
 //! without a name, counts as anonymous memory, while nonsense is an error.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::Arc;
 
 use medes_dedup::mapping::{Backing, FileName, Mapping, Mappings};
 
+use super::files::{self, Files};
 use super::image_file::{Entries, FILES_MAGIC, FormatError, ImageFileError, LARGE_BYTES_MAX, MM_MAGIC};
-use super::images::{ImageSet, parse_file};
+use super::images::ImageSet;
 use super::wire::images as wire;
 
 /// One mapping takes about 40 bytes, and a process has at most 65,530 unless the kernel is told otherwise.
@@ -32,12 +32,12 @@ pub(super) const GUARD: u32 = 1 << 16;
 type Names = BTreeMap<u64, Arc<[u8]>>;
 
 impl ImageSet {
-    /// The mappings of each process, by its number. `folder` is the one this set was read from.
-    pub fn mappings(&self, folder: &Path) -> Result<BTreeMap<u32, Mappings>, ImageFileError> {
-        let names = parse_file(&folder.join("files.img"), LARGE_BYTES_MAX, parse_files)?;
+    /// The mappings of each process, by its number. `files` are those this set was read from.
+    pub fn mappings(&self, files: &(impl Files + ?Sized)) -> Result<BTreeMap<u32, Mappings>, ImageFileError> {
+        let names = files::parse(files, "files.img", LARGE_BYTES_MAX, parse_files)?;
         let read = |pid: u32| {
-            let path = folder.join(format!("mm-{pid}.img"));
-            Ok((pid, parse_file(&path, MM_BYTES_MAX.into(), |bytes| parse_mm(bytes, &names))?))
+            let name = format!("mm-{pid}.img");
+            Ok((pid, files::parse(files, &name, MM_BYTES_MAX.into(), |bytes| parse_mm(bytes, &names))?))
         };
         // A process that has ended and was not yet waited for has no memory, and no image of it.
         let with_memory = self.pids.iter().copied().filter(|pid| {
@@ -48,8 +48,8 @@ impl ImageSet {
     }
 
     /// Paths of all regular files that are open or mapped, to turn file names back.
-    pub fn file_paths(&self, folder: &Path) -> Result<Vec<Arc<[u8]>>, ImageFileError> {
-        let names = parse_file(&folder.join("files.img"), LARGE_BYTES_MAX, parse_files)?;
+    pub fn file_paths(&self, files: &(impl Files + ?Sized)) -> Result<Vec<Arc<[u8]>>, ImageFileError> {
+        let names = files::parse(files, "files.img", LARGE_BYTES_MAX, parse_files)?;
         Ok(names.into_values().collect())
     }
 }

@@ -5,16 +5,20 @@
 //! that namespace alone instead of running a dozen helper programs for it.
 //!
 //! - [`Criu`]: which CRIU, its version, `criu check`
-//! - [`dump`] and [`restore`]: the two requests, each with one error type that says what can be done about it
+//! - [`dump`] and [`restore`]: the two requests, each with one error type that says what can be done about it; [`dump_to_memory`] is the
+//!   first one without a file system, by what is in `capture`
 //! - [`preflight`]: sees what would be refused before anything is frozen
-//! - [`images`]: reads the files of a dump, trusting nothing in them; what was mapped where in `mappings`
+//! - [`files`]: where the files of a dump are; [`images`]: reads them, trusting nothing in them; what was mapped where in `mappings`
 //! - [`tree`]: the processes of a sandbox, and letting a stopped one run
 //! - [`run_dir`]: keeps CRIU's kernel feature cache warm where `/run` is not a tmpfs
 //!
 //! CRIU needs to be root here. Nothing in this room changes the host.
 
+mod capture;
 mod check;
 mod dump;
+mod dump_to_memory;
+pub mod files;
 mod find;
 mod image_file;
 pub mod images;
@@ -31,8 +35,10 @@ pub mod tree;
 mod wire;
 mod worker;
 
+pub use capture::CaptureError;
 pub use check::{AskCriuError, CheckCriuError};
 pub use dump::{DumpError, DumpRequest, Dumped, Leave, dump};
+pub use dump_to_memory::dump_to_memory;
 pub use find::{CRIU_ENV, Criu, FindCriuError, Version};
 pub use log::Reason;
 pub use pool::{Pool, Seat, TakeWorkerError};

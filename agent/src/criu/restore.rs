@@ -191,7 +191,7 @@ pub async fn restore(
 /// compared before it sees them, and the rest of what we understand with them.
 async fn check_images(images: &Path) -> Result<(), ReadImagesError> {
     let folder = images.to_owned();
-    let read = tokio::task::spawn_blocking(move || ImageSet::read(&folder).map(drop)).await;
+    let read = tokio::task::spawn_blocking(move || ImageSet::read(folder.as_path()).map(drop)).await;
     read.unwrap_or_else(|join| {
         Err(ReadImagesError::List { path: images.to_owned(), source: io::Error::other(join) })
     })

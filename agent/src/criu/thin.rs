@@ -11,8 +11,9 @@ use std::path::Path;
 
 use prost::Message;
 
+use super::files;
 use super::image_file::{self, Entries, ImageFileError, LARGE_BYTES_MAX, MM_MAGIC, PAGEMAP_MAGIC};
-use super::images::{ImageSet, Owner, PAGE_BYTES, PRESENT, PagesFile, Run, parse_file};
+use super::images::{ImageSet, Owner, PAGE_BYTES, PRESENT, PagesFile, Run};
 use super::mappings::{FILE, GUARD, MM_BYTES_MAX, VDSO, VSYSCALL, VVAR};
 use super::wire::images as wire;
 
@@ -81,7 +82,7 @@ impl ImageSet {
         for pid in &self.pids {
             let name = format!("mm-{pid}.img");
             if self.skeleton.contains(&name) {
-                let read = parse_file(&folder.join(name), MM_BYTES_MAX.into(), |bytes| {
+                let read = files::parse(folder, &name, MM_BYTES_MAX.into(), |bytes| {
                     let mut entries =
                         Entries::<wire::MmEntry>::image(bytes, MM_MAGIC)?.up_to(MM_BYTES_MAX as usize);
                     let vmas = entries.next().transpose()?.map(|mm| mm.vmas).unwrap_or_default();

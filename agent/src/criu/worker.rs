@@ -3,29 +3,24 @@
 //! The worker's descriptors are its interface: 0 is the socket it is asked on, 1 and 2 are what a restored sandbox
 //! may get as its output ([`Output`]). CRIU itself prints nothing there, it writes its log beside the images.
 
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use nix::sys::signal::{Signal, killpg};
 use nix::sys::socket::{MsgFlags, recv};
 use nix::unistd::Pid;
 use prost::Message;
 use tokio::net::UnixDatagram;
 
 use super::find::Criu;
-use super::spawn::{Ids, spawn_in};
+use super::spawn::{Birthplace, Running, spawn_worker};
 use super::wire::rpc;
-use crate::reaper::{ExitWatch, Reaper};
+use crate::reaper::Reaper;
 
 /// CRIU answers with a few hundred bytes: its longest field is one log line.
 const RESPONSE_BYTES_MAX: usize = 64 * 1024;
 /// Stages of a restore that are told one by one; CRIU has fourteen.
 const NOTIFICATIONS_MAX: u32 = 64;
-/// How long a worker may take to be gone once it was killed or has answered.
-const EXIT_TIME_MAX: Duration = Duration::from_secs(5);
-
 /// What a sandbox restored by this worker writes its output to.
 /// CRIU can only pass on descriptors it was born with, so they are chosen when the worker starts.
 #[derive(Debug)]
@@ -39,7 +34,7 @@ pub struct Output {
 /// An idle CRIU in a network namespace, good for one request. Dropping it kills it.
 #[derive(Debug)]
 pub struct Worker {
-    exit: ExitWatch,
+    running: Running,
     /// A sequenced-packet socket. It sends and receives like a datagram one, and ends like a stream.
     socket: UnixDatagram,
     netns: OwnedFd,
@@ -91,19 +86,6 @@ pub enum CallError {
     },
 }
 
-/// Who asks for the limits of a process needs CAP_SYS_RESOURCE, or the same real user and group (prlimit(2)). Containers that are
-/// allowed much else often lack that one, so there CRIU is really whom it dumps. Only there: libnftables, which it asks about the
-/// kernel once ([`super::Criu::check`]; what it found stays in `/run/criu.kdat`), ends such a program at once.
-fn real_ids(pid: Pid) -> io::Result<Option<Ids>> {
-    let may = caps::has_cap(None, caps::CapSet::Effective, caps::Capability::CAP_SYS_RESOURCE);
-    if may.unwrap_or(false) {
-        return Ok(None);
-    }
-    let status = procfs::process::Process::new(pid.as_raw()).and_then(|process| process.status());
-    let status = status.map_err(io::Error::other)?;
-    Ok(Some((status.ruid, status.rgid)))
-}
-
 impl Worker {
     /// Starts a worker inside `netns`. Takes about a millisecond; CRIU's own start-up then goes on by itself.
     /// Not cancelled by dropping the future: a worker that came up unseen finds its socket closed and ends.
@@ -113,28 +95,27 @@ impl Worker {
         netns: OwnedFd,
         output: Option<Output>,
     ) -> Result<Self, StartWorkerError> {
-        Self::start_as(criu, reaper, (netns, None), output).await
+        Self::start_in(criu, reaper, Birthplace { netns, real: None }, output).await
     }
 
-    async fn start_as(
+    async fn start_in(
         criu: &Criu,
         reaper: &Reaper,
-        place: (OwnedFd, Option<Ids>),
+        birthplace: Birthplace,
         output: Option<Output>,
     ) -> Result<Self, StartWorkerError> {
         let (criu, reaper) = (criu.clone(), reaper.clone());
-        let started = tokio::task::spawn_blocking(move || spawn_in(&criu, &reaper, place, output)).await;
-        let (exit, socket, netns) =
+        let started =
+            tokio::task::spawn_blocking(move || spawn_worker(&criu, &reaper, birthplace, output)).await;
+        let (running, socket, netns) =
             started.map_err(|join| StartWorkerError::Prepare(io::Error::other(join)))??;
         let socket = UnixDatagram::from_std(socket.into()).map_err(StartWorkerError::Prepare)?;
-        Ok(Self { exit, socket, netns })
+        Ok(Self { running, socket, netns })
     }
 
     /// Starts a worker inside the network namespace of a process, to dump it.
     pub async fn start_beside(criu: &Criu, reaper: &Reaper, pid: Pid) -> Result<Self, StartWorkerError> {
-        let netns = File::open(format!("/proc/{pid}/ns/net")).map_err(StartWorkerError::EnterNetns)?;
-        let real = real_ids(pid).map_err(StartWorkerError::Prepare)?;
-        Self::start_as(criu, reaper, (netns.into(), real), None).await
+        Self::start_in(criu, reaper, Birthplace::beside(pid)?, None).await
     }
 
     /// Starts a worker in the agent's own network namespace, for questions that have no sandbox.
@@ -151,13 +132,13 @@ impl Worker {
     /// The worker process, as the agent sees it.
     #[must_use]
     pub fn pid(&self) -> Pid {
-        self.exit.pid()
+        self.running.pid()
     }
 
     /// Whether the process is still there. A worker that waits in a pool can die like any process.
     #[must_use]
     pub fn is_alive(&self) -> bool {
-        self.exit.now().is_none()
+        self.running.is_alive()
     }
 
     /// Asks and waits for the answer. While CRIU works it may tell of stages; `told` sees each and CRIU goes on
@@ -218,7 +199,7 @@ impl Worker {
             received = self.socket.recv(&mut message) => received,
             // The answer may lie in the socket although its sender is gone; tasks it left behind may keep the
             // socket open. So this is the end, after one more look.
-            _ = self.exit.wait() => look_once(&self.socket, &mut message),
+            _ = self.running.gone() => look_once(&self.socket, &mut message),
         };
         match received {
             Ok(0) => Err(CallError::Died),
@@ -235,24 +216,14 @@ impl Worker {
         }
     }
 
-    /// Waits for the process to be gone after it has answered; dropping it kills it when it lingers.
-    pub(crate) async fn finish(mut self) {
-        let _lingers = tokio::time::timeout(EXIT_TIME_MAX, self.exit.wait()).await;
+    /// Waits for the process to be gone after it has answered, or kills it when it lingers.
+    pub(crate) async fn finish(self) {
+        self.running.finish().await;
     }
 
     /// Kills the worker, its helpers, and whatever it has made that is not yet a session of its own.
     pub(crate) fn kill(&self) {
-        // Once collected, its number may mean another process.
-        if self.is_alive() {
-            // The only error is that nobody is left.
-            let _gone = killpg(self.pid(), Signal::SIGKILL);
-        }
-    }
-}
-
-impl Drop for Worker {
-    fn drop(&mut self) {
-        self.kill();
+        self.running.kill();
     }
 }
 

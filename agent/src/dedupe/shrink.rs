@@ -8,7 +8,7 @@
 //! Nobody waits for it. The first image stays valid all the time, so a restore may begin in the middle, and whatever fails
 //! costs nothing but time.
 
-use std::{collections::BTreeMap, io, num::NonZeroUsize, path::PathBuf};
+use std::{collections::BTreeMap, io, num::NonZeroUsize};
 
 use medes_dedup::{
     delta::DeltaCodec,
@@ -31,12 +31,13 @@ use super::{
     words::{self, NotAligned, Words},
 };
 use crate::{
-    bases::replicas::FetchError,
-    dump::{Dump, DumpSandboxError, Folder},
+    bases::{HeldPages, replicas::FetchError},
+    criu::images::ReadImagesError,
+    dump::Dump,
     earlier::Origin,
     memory_file::MappedFile,
     page_work,
-    restore::{self, LaidOut, RestoreError},
+    restore::{self, RestoreError},
     roads::{NoEngine, Roads, Stopwatch, blocking},
     skeleton::{self, PackError},
 };
@@ -76,7 +77,7 @@ pub enum ShrinkError {
     Fetch(#[from] FetchError),
     /// What was laid out is no dump.
     #[error("read what was laid out")]
-    Dump(#[from] DumpSandboxError),
+    Dump(#[from] ReadImagesError),
     /// Its pages do not lie as they did.
     #[error("its pages were laid out in another order than they were stored in")]
     Order,
@@ -100,13 +101,12 @@ pub enum ShrinkError {
     Open(#[from] OpenImageError),
 }
 
-/// A smaller image, or `None` if there is none. `folder` is made, on the node's tmpfs, and removed.
+/// A smaller image, or `None` if there is none.
 pub async fn shrink(
     roads: &Roads,
     sandbox: SandboxId,
     tenant: &TenantName,
     (image, origin): (MappedFile, Origin),
-    folder: PathBuf,
 ) -> Result<Option<Shrunk>, ShrinkError> {
     let engine = roads.engine(tenant)?;
     let Some(place) = origin.aligned_with.and_then(|base| origin.places.get(&base)) else { return Ok(None) };
@@ -116,13 +116,11 @@ pub async fn shrink(
     let image = blocking(move || DedupImage::open(image, &opening)).await.map_err(RestoreError::from)?;
     let base = roads.bases.whole(place, tenant).await?;
     let pages = restore::read_bases(roads, tenant, &image, &origin.places).await?;
-    let folder = Folder::create(folder).map_err(RestoreError::Folder)?;
-    let (LaidOut { folder, pipe, .. }, image) = restore::lay_out(THREADS, image, pages, folder).await?;
+    let (dump, image) = blocking(move || lay_out(&image, &pages).map(|dump| (dump, image))).await?;
     watch.step("rebuild");
     let (place, bases, rules) = (place.clone(), roads.bases.clone(), engine.encode_rules());
     let files = origin.files;
     let made = blocking(move || {
-        let dump = Dump::open(folder, pipe)?;
         // What stays as it was must stay where it was.
         if dump.page_files() != files {
             return Err(ShrinkError::Order);
@@ -144,6 +142,16 @@ pub async fn shrink(
     let made = Some(Shrunk { phases: watch.phases(), ..shrunk });
     tracing::debug!(%sandbox, ?made, "made smaller");
     Ok(made)
+}
+
+/// The dump that the image was made of.
+fn lay_out(image: &DedupImage<MappedFile>, bases: &HeldPages) -> Result<Dump, ShrinkError> {
+    let laid = skeleton::unpack_in_memory(&image.sections().map_err(RestoreError::from)?, image.pages());
+    let mut laid = laid.map_err(RestoreError::from)?;
+    let pages = laid.pages.iter_mut().flat_map(|file| file.as_mut().as_chunks_mut().0);
+    page_work::rebuild(image, bases, &mut pages.collect::<Vec<_>>(), THREADS).map_err(RestoreError::from)?;
+    let pipe = laid.pipe.clone();
+    Ok(Dump::open(laid.finish().map_err(ShrinkError::Seal)?, pipe)?)
 }
 
 /// Rebuilds every page as a restore would: what was taken over must go with what was made anew.

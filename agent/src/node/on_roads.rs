@@ -167,8 +167,7 @@ impl Node {
             (Some(Body::Stored(stored)), Some(roads)) => {
                 let whose = (sandbox, stored.spec.tenant.clone());
                 let stored = (stored.image.clone(), stored.origin.clone());
-                let folder = self.tools.host.run_dir().join("shrink");
-                self.work(work::shrink(roads.clone(), whose, stored, folder));
+                self.work(work::shrink(roads.clone(), whose, stored));
             }
             (Some(Body::Parked(warm, _)), Some(roads)) if let Some(paged) = warm.paged.clone() => {
                 let whose = (sandbox, warm.spec.tenant.clone());

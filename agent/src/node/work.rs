@@ -1,7 +1,6 @@
 //! Work that takes time: each piece owns the sandbox it works on and brings back what became of it.
 
 use std::{
-    path::PathBuf,
     sync::Arc,
     time::{Instant, SystemTime},
 };
@@ -388,10 +387,9 @@ pub(super) async fn shrink(
     roads: Arc<Roads>,
     (sandbox, tenant): (SandboxId, TenantName),
     (image, origin): (MappedFile, Origin),
-    folder: PathBuf,
 ) -> Worked {
     let of = image.clone();
-    let result = match shrink::shrink(&roads, sandbox, &tenant, (image, origin), folder).await {
+    let result = match shrink::shrink(&roads, sandbox, &tenant, (image, origin)).await {
         Ok(shrunk) => Ok(shrunk.map(Box::new)),
         Err(error) => Err(Failure::from_error(FailureKind::DedupFailed, &error)),
     };

@@ -1,7 +1,7 @@
 //! Images that wait are made smaller, and still are what they were.
 
 use medes_agent::dedupe::shrink::{ShrinkError, Shrunk, shrink};
-use medes_agent::roads::Stored;
+use medes_agent::{memory_file::MemoryFile, roads::Stored};
 use medes_proto::{
     fleet::{EngineSettings, Level},
     ids::SandboxId,
@@ -19,14 +19,9 @@ pub(crate) const TESTS: &[Test] = &[
 
 const SCRATCH: u64 = 512 << 20;
 
-async fn shrunk(
-    station: &Station,
-    id: SandboxId,
-    stored: &Stored,
-    folder: &str,
-) -> Result<Option<Shrunk>, ShrinkError> {
+async fn shrunk(station: &Station, id: SandboxId, stored: &Stored) -> Result<Option<Shrunk>, ShrinkError> {
     let of = (stored.image.clone(), stored.origin.clone());
-    shrink(&station.roads, id, &stored.spec.tenant, of, station.host.run_dir().join(folder)).await
+    shrink(&station.roads, id, &stored.spec.tenant, of).await
 }
 
 fn a_smaller_image_gives_the_same_sandbox_back() {
@@ -35,12 +30,12 @@ fn a_smaller_image_gives_the_same_sandbox_back() {
         let (id, warm) = station.start().await;
         run(&warm, "kept.numbers = [str(i) for i in range(1000)]").await;
         let (mut stored, deduped) = station.dedup(id, warm).await.expect("a dedup image");
-        let smaller = shrunk(&station, id, &stored, "shrink").await.expect("no trouble").expect("smaller");
+        let smaller = shrunk(&station, id, &stored).await.expect("no trouble").expect("smaller");
         assert!(smaller.image.len() < stored.image.len(), "{smaller:?} of {deduped:?}");
         assert_eq!(smaller.bases, [base]);
         stored.image = smaller.image;
         // Again: it is as small as it gets.
-        let again = shrunk(&station, id, &stored, "shrink").await.expect("no trouble");
+        let again = shrunk(&station, id, &stored).await.expect("no trouble");
         assert!(again.is_none(), "{again:?} of {} bytes", stored.image.len());
         let (warm, restored) = station.restore(stored).await.expect("a sandbox");
         assert_eq!(deduped.memory_digest, restored.memory_digest, "memory changed");
@@ -58,9 +53,13 @@ fn what_cannot_be_made_smaller_stays() {
     at_station(SCRATCH, async |mut station: Station| {
         station.base().await;
         let (id, warm) = station.start().await;
-        let (stored, deduped) = station.dedup(id, warm).await.expect("a dedup image");
-        let nowhere = shrunk(&station, id, &stored, "not/there").await;
-        assert!(matches!(nowhere, Err(ShrinkError::Restore(_))), "{nowhere:?}");
+        let (mut stored, deduped) = station.dedup(id, warm).await.expect("a dedup image");
+        let half = &stored.image.as_ref()[..stored.image.len() / 2];
+        let half = MemoryFile::sealed("half", half).expect("memory");
+        let whole = std::mem::replace(&mut stored.image, half);
+        let broken = shrunk(&station, id, &stored).await;
+        assert!(matches!(broken, Err(ShrinkError::Restore(_))), "{broken:?}");
+        stored.image = whole;
         let (warm, restored) = station.restore(stored).await.expect("a sandbox");
         assert_eq!(deduped.memory_digest, restored.memory_digest, "memory changed");
         warm.housing.remove().await.expect("removed");
@@ -68,7 +67,7 @@ fn what_cannot_be_made_smaller_stays() {
         station.set(EngineSettings { level: Level::None, ..EngineSettings::default() });
         let (id, warm) = station.start().await;
         let (stored, _) = station.dedup(id, warm).await.expect("a dedup image");
-        assert!(shrunk(&station, id, &stored, "shrink").await.expect("no trouble").is_none());
+        assert!(shrunk(&station, id, &stored).await.expect("no trouble").is_none());
         stored.housing.remove().await.expect("removed");
     });
 }

@@ -36,7 +36,8 @@ pub(crate) const TESTS: &[Test] = &[
         a_base_whose_holder_breaks_off_is_read_from_another_node,
     ),
     ("a_copy_of_a_base_is_held_like_one_made_here", a_copy_of_a_base_is_held_like_one_made_here),
-    ("a_full_scratch_leaves_the_sandbox_warm", a_full_scratch_leaves_the_sandbox_warm),
+    ("a_full_scratch_is_told_by_who_needs_it", a_full_scratch_is_told_by_who_needs_it),
+    ("a_dump_that_has_no_place_leaves_the_sandbox_warm", a_dump_that_has_no_place_leaves_the_sandbox_warm),
     (
         "an_open_connection_is_refused_before_anything_is_touched",
         an_open_connection_is_refused_before_anything_is_touched,
@@ -232,13 +233,24 @@ fn a_base_that_is_gone_is_told() {
     });
 }
 
-fn a_full_scratch_leaves_the_sandbox_warm() {
-    // Enough for the node's own folders, not for the pages of a Python process.
+fn a_full_scratch_is_told_by_who_needs_it() {
+    // Enough for the node's own folders, not for the pages of a Python process: a dump writes none there, a restore does.
     at_station(3 << 20, async |mut station: Station| {
-        let (id, warm) = station.start().await;
-        let Err(not) = station.dedup(id, warm).await else { panic!("a dump fitted into 3 MiB") };
+        let (id, stored) = stored(&mut station).await;
+        let Err(not) = station.restore(stored).await else { panic!("its pages fitted into 3 MiB") };
         let failure = not.error.failure(id);
         assert_eq!(failure.kind, FailureKind::NoSpace, "{failure:?}");
+        not.housing.remove().await.expect("removed");
+    });
+}
+
+fn a_dump_that_has_no_place_leaves_the_sandbox_warm() {
+    at_station(SCRATCH, async |mut station: Station| {
+        let (id, warm) = station.start().await;
+        let taken = warm.housing.work_dir().join("dump");
+        std::fs::write(&taken, "in the way").expect("written");
+        let Err(not) = station.dedup(id, warm).await else { panic!("dumped into a file") };
+        assert_eq!(not.error.failure(id).kind, FailureKind::DedupFailed);
         works(&not.warm).await;
         not.warm.housing.remove().await.expect("removed");
     });

@@ -70,6 +70,7 @@ pub(super) struct Figures {
     restore_to_criu: f64,
     restore_to_criu_exec: f64,
     restore_to_cold: f64,
+    dump_to_files: Spread,
     dedup: Way,
     dedup_mb_s: f64,
     page_bytes: Spread,
@@ -103,6 +104,11 @@ impl Way {
         let phases = (0..steps).map(step).collect();
         Self { total: Spread::of(rounds.iter().map(|timed| timed.ms)), phases }
     }
+
+    /// The median of one step; 0 if there is none of this name.
+    fn step(&self, name: &str) -> f64 {
+        self.phases.iter().find(|step| step.name == name).map_or(0.0, |step| step.p50)
+    }
 }
 
 impl Figures {
@@ -133,6 +139,7 @@ impl Figures {
             criu_exec,
             restore,
             warm: spread(|round| round.warm_ms),
+            dump_to_files: spread(|round| round.dump_to_files_ms),
             dedup: way(|round| &round.dedup),
             dedup_mb_s: spread(|round| round.page_bytes() as f64 / 1e3 / round.dedup.ms).p50,
             page_bytes: spread(|round| round.page_bytes() as f64),
@@ -253,7 +260,18 @@ impl experiment::Report for Report {
                 figures.restore.phases.iter().map(|step| ms(step.p50)).collect()
             }),
             self.table(
-                &["PAGES", "STORED", "", "SAME PAGES: MEDES", "ZSTD -1", "PAPER", "TIME", "MB/S"],
+                &[
+                    "PAGES",
+                    "STORED",
+                    "",
+                    "SAME PAGES: MEDES",
+                    "ZSTD -1",
+                    "PAPER",
+                    "TIME",
+                    "DUMP",
+                    "TO FILES",
+                    "MB/S"
+                ],
                 stored
             ),
         );
@@ -300,6 +318,8 @@ fn stored(figures: &Figures) -> Vec<String> {
         same(|pages| pages.zstd_fraction),
         same(|pages| pages.paper_fraction),
         ms(figures.dedup.total.p50),
+        ms(figures.dedup.step("dump")),
+        ms(figures.dump_to_files.p50),
         format!("{:.0}", figures.dedup_mb_s),
     ]
 }
@@ -325,6 +345,7 @@ mod tests {
             warm_ms: 2.0 * scale,
             criu: way(100.0 * scale),
             criu_exec: way(120.0 * scale),
+            dump_to_files_ms: 30.0 * scale,
             dedup: way(40.96 * scale),
             restore: way(150.0 * scale),
             pages: PageClasses { zero: 100, same: 200, delta: 300, whole: 400, ..PageClasses::default() },
@@ -393,6 +414,8 @@ mod tests {
         let text = report(&[round(1.0), round(3.0), round(2.0)]).tables();
         for cell in [
             "300 ms (150-450)",
+            "TO FILES",
+            "60 ms",
             "1.50x",
             "OPEN",
             "3.9 MiB",

@@ -58,6 +58,8 @@ pub(super) struct Round {
     pub(super) criu: Timed,
     /// Plain CRIU, started when it is needed.
     pub(super) criu_exec: Timed,
+    /// CRIU's dump into files on tmpfs; that of the dedup, its first step, writes none.
+    pub(super) dump_to_files_ms: f64,
     pub(super) dedup: Timed,
     pub(super) restore: Timed,
     pub(super) pages: PageClasses,
@@ -134,7 +136,9 @@ impl<'s> Series<'s> {
         let before = ask(&warm.housing, COMPARED).await?;
         let mut answers_match = cold_answer.result == before.result;
 
+        let began = Instant::now();
         let images = plain::dump(station, &warm.housing, &warm.tree, "plain").await.context("dump it")?;
+        let dump_to_files_ms = millis(began.elapsed());
         let Warm { spec, mut housing, tree, .. } = warm;
         tree.kill().await?;
         let (criu, tree, answer) =
@@ -173,6 +177,7 @@ impl<'s> Series<'s> {
             warm_ms,
             criu,
             criu_exec,
+            dump_to_files_ms,
             dedup,
             restore,
             pages,
@@ -242,6 +247,7 @@ mod tests {
             warm_ms: 1.0,
             criu: nothing(),
             criu_exec: nothing(),
+            dump_to_files_ms: 1.0,
             dedup: nothing(),
             restore: nothing(),
             pages: PageClasses { zero: 1, same: 2, delta: 3, whole: 4, ..PageClasses::default() },
