@@ -80,7 +80,7 @@ pub(crate) struct Options {
     /// policy.alpha
     #[arg(long, default_value_t = 2.5)]
     alpha: f64,
-    /// Idle sandboxes are never deduplicated
+    /// Policy `fixed` never deduplicates idle sandboxes (policy.dedup = false)
     #[arg(long)]
     no_dedup: bool,
     /// No init snapshots, and no clones: bases are made of sandboxes that have served (sandboxes.init_snapshots = false)

@@ -52,6 +52,7 @@ mod keys;
 mod moving;
 mod operations;
 mod outcomes;
+mod prewarm;
 mod reports;
 mod requests;
 mod rows;

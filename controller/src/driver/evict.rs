@@ -1,5 +1,7 @@
 //! A node's memory: what it will use once everything under way is done, and who makes room.
 
+use std::collections::BTreeSet;
+
 use medes_proto::{
     ids::{FunctionName, NodeId, SandboxId},
     trace::What,
@@ -82,17 +84,51 @@ impl Driver {
         true
     }
 
+    /// The same for what nobody waits for: only those go that are worth less than `worth`.
+    pub(super) fn make_room_below(
+        &mut self,
+        now: Now,
+        node: &NodeId,
+        need: u64,
+        worth: f64,
+        out: &mut Vec<Action>,
+    ) -> bool {
+        let Some(victims) = self.victims(now, node, need, None) else { return false };
+        let is_worth_it = victims.iter().all(|victim| victim.worth < worth);
+        if is_worth_it {
+            self.evict(now, node, need, &victims, out);
+        }
+        is_worth_it
+    }
+
     fn evict(&mut self, now: Now, node: &NodeId, need: u64, victims: &[Victim], out: &mut Vec<Action>) {
         let all: Vec<SandboxId> = victims.iter().map(|victim| victim.id).collect();
         for &Victim { id, worth } in victims {
             let choice = self.eviction_choice(node, need, id, &all);
             self.decide(id, What::Eviction(choice), out);
+            self.given_up(now, id);
             self.purge(now, id, PurgeReason::Evicted, None, out);
             if let Some(node) = self.nodes.get_mut(node) {
                 node.clock = node.clock.max(worth);
                 node.price.pay(now, worth);
             }
         }
+        for function in self.functions_behind(&all) {
+            self.evicted(now, &function, node);
+        }
+    }
+
+    /// It will not be used any more, and might have been.
+    fn given_up(&mut self, now: Now, id: SandboxId) {
+        let Some(sandbox) = self.sandboxes.get(&id).filter(|sandbox| sandbox.uses > 0) else { return };
+        if let Some(function) = self.functions.get_mut(&sandbox.function) {
+            function.reuses.give_up(now.since(sandbox.last_used));
+        }
+    }
+
+    fn functions_behind(&self, sandboxes: &[SandboxId]) -> BTreeSet<FunctionName> {
+        let known = sandboxes.iter().filter_map(|id| self.sandboxes.get(id));
+        known.map(|sandbox| sandbox.function.clone()).collect()
     }
 
     /// How many bytes have to go for `need` more to fit. `None`: none may be added at all.

@@ -21,7 +21,7 @@ use crate::{
 /// A pause that an agent saw may look shorter from here by the time a message takes.
 const CROSSING: Duration = Duration::from_secs(1);
 
-const POLICY_ASKS: &str = "the policy asks for it before a request does";
+pub(super) const POLICY_ASKS: &str = "the policy asks for it before a request does";
 
 /// Whatever a policy says, a sandbox is not reviewed more often than this.
 const REVIEW_GAP: Duration = Duration::from_millis(100);
@@ -158,38 +158,6 @@ impl Driver {
         }
     }
 
-    /// The function of this sandbox gets one again after `wait`, if it has none then.
-    fn prewarm_after(&mut self, now: Now, id: SandboxId, wait: Duration) {
-        let Some(sandbox) = self.sandboxes.get(&id) else { return };
-        let Some(function) = self.functions.get_mut(&sandbox.function) else { return };
-        let at = now.after(wait);
-        function.prewarm_at = Some(at);
-        self.arm(at, Timer::Functions);
-    }
-
-    /// Starts sandboxes that a policy wants to be there before the requests are.
-    pub(super) fn prewarm_due(&mut self, now: Now, out: &mut Vec<Action>) {
-        let due = |function: &mut super::state::Function| {
-            function.prewarm_at.take_if(|at| *at <= now).is_some() && function.queue.is_empty()
-        };
-        let due: Vec<FunctionName> = self
-            .functions
-            .iter_mut()
-            .filter_map(|(name, function)| due(function).then(|| name.clone()))
-            .collect();
-        for name in due {
-            let wanted = |sandbox: &Sandbox| sandbox.life != Life::Purging && !self.is_unwanted(sandbox);
-            let has_one = self.of_function(&name).any(wanted);
-            if has_one || self.stopping {
-                continue;
-            }
-            // Without room it is not worth another's memory: the request will find it cold.
-            if let Some(node) = self.pick_node(now, &name) {
-                drop(self.start(now, &name, (&node, true), None, POLICY_ASKS, out));
-            }
-        }
-    }
-
     /// A verdict is told; that a sandbox is kept, only when the reason is another than before.
     fn tell_review(
         &mut self,
@@ -269,7 +237,10 @@ impl Driver {
     fn sandbox_view(&self, now: Now, id: SandboxId) -> Option<SandboxView> {
         let sandbox = self.sandboxes.get(&id)?;
         let price = self.nodes.get(&sandbox.node).map_or(0.0, |node| node.price.at(now));
-        Some(SandboxView { price, ..sandbox.view(now)? })
+        let free = self
+            .cap(&sandbox.node)
+            .map_or(1.0, |cap| cap.saturating_sub(self.projected(&sandbox.node)) as f64 / cap as f64);
+        Some(SandboxView { price, free, ..sandbox.view(now)? })
     }
 
     pub(super) fn function_view(&self, name: &FunctionName) -> Option<FunctionView<'_>> {
@@ -337,6 +308,7 @@ impl Sandbox {
             dump_blocked: blocked.filter(|left| !left.is_zero()),
             clock: self.clock,
             price: 0.0,
+            free: 1.0,
             heat: self.report.heat,
         })
     }

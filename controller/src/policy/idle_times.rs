@@ -3,29 +3,22 @@
 //! An idle time is from the end of a request to the beginning of the next one (Shahrad et al., "Serverless in the Wild",
 //! ATC'20, section 4.2): 240 bins of a minute, longer ones only counted.
 
-use std::cell::Cell;
 use std::time::Duration;
 
+use super::waits::{MINUTES, Waits};
+
 /// Bins of a minute: four hours.
-pub(super) const BINS: usize = 240;
+pub(super) const BINS: usize = MINUTES;
 
 const BIN: Duration = Duration::from_secs(60);
-
-/// What is believed before anything was seen: one idle time of which half is over after a minute, half of the rest after two
-/// more, and so on. The idle times of functions are spread over all orders of magnitude.
-const PRIOR_WEIGHT: f64 = 1.0;
-const PRIOR_SECONDS: f64 = 60.0;
-
-/// Demand is told apart by so much time of idling, in seconds: within it nothing is learnt that would change an order.
-const STEP_SECONDS: u64 = 15;
 
 /// Weight of the newest in the average of the idle times.
 const WEIGHT: f64 = 0.25;
 
 /// The idle times of one function. Time is any steadily rising time since a fixed origin.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct IdleTimes {
-    bins: Box<[u32; BINS]>,
+    waits: Waits,
     /// All counts of the bins together, and all their squares.
     sum: u64,
     squares: u64,
@@ -35,51 +28,30 @@ pub struct IdleTimes {
     average: Option<f64>,
     /// Of the last request, if none has begun since.
     last_end: Option<Duration>,
-    known: Demands,
-}
-
-/// Demands that were asked for since the last change, each at its step's place.
-#[derive(Debug, Clone, Default)]
-struct Demands([Cell<Option<(u64, f64)>>; 16]);
-
-impl PartialEq for Demands {
-    /// What was asked for makes no difference.
-    fn eq(&self, _other: &Self) -> bool {
-        true
-    }
-}
-
-impl Default for IdleTimes {
-    fn default() -> Self {
-        Self {
-            bins: Box::new([0; BINS]),
-            sum: 0,
-            squares: 0,
-            beyond: 0,
-            average: None,
-            last_end: None,
-            known: Demands::default(),
-        }
-    }
 }
 
 impl IdleTimes {
     /// A request begins.
     pub fn begin(&mut self, at: Duration) {
         let Some(end) = self.last_end.take() else { return };
-        self.known = Demands::default();
         let idle = at.saturating_sub(end);
         let seconds = idle.as_secs_f64();
         self.average = Some(self.average.map_or(seconds, |old| old + WEIGHT * (seconds - old)));
         let bin = usize::try_from(idle.as_secs() / BIN.as_secs()).unwrap_or(usize::MAX);
-        let Some(count) = self.bins.get_mut(bin) else {
-            self.beyond += 1;
-            return;
-        };
-        // (c + 1)^2 - c^2
-        self.squares += 2 * u64::from(*count) + 1;
-        self.sum += 1;
-        *count = count.saturating_add(1);
+        match self.waits.in_minute(bin) {
+            Some(count) => {
+                // (c + 1)^2 - c^2
+                self.squares += 2 * u64::from(count) + 1;
+                self.sum += 1;
+            }
+            None => self.beyond += 1,
+        }
+        self.waits.used(idle);
+    }
+
+    /// A time of idling had no end that would say anything: what waited was given up.
+    pub fn give_up(&mut self, idle: Duration) {
+        self.waits.given_up(idle);
     }
 
     /// A request ends.
@@ -117,8 +89,8 @@ impl IdleTimes {
     pub fn percentile(&self, share: f64) -> (Duration, Duration) {
         let wanted = (self.sum as f64 * share).ceil().max(1.0) as u64;
         let mut seen = 0;
-        let reached = self.bins.iter().position(|count| {
-            seen += u64::from(*count);
+        let reached = (0..BINS).position(|bin| {
+            seen += u64::from(self.waits.in_minute(bin).unwrap_or(0));
             seen >= wanted
         });
         let bin = u32::try_from(reached.unwrap_or(0)).unwrap_or(0);
@@ -132,49 +104,9 @@ impl IdleTimes {
         self.last_end = last_end;
     }
 
-    /// How often something that has been idle for `idle` may be expected to be used, in uses per second of waiting: the best
-    /// that any time to wait has to offer (the Gittins index of the next use). Without a past it falls as one over the time.
+    /// How often something that has been idle for `idle` may be expected to be used, in uses per second of waiting ([`Waits::demand`]).
     pub fn demand(&self, idle: Duration) -> f64 {
-        let step = idle.as_secs() / STEP_SECONDS;
-        let place = usize::try_from(step).unwrap_or(0) % self.known.0.len();
-        let Some(known) = self.known.0.get(place) else { return 0.0 };
-        match known.get() {
-            Some((of, demand)) if of == step => demand,
-            _ => {
-                let demand = self.demand_after((step * STEP_SECONDS) as f64);
-                known.set(Some((step, demand)));
-                demand
-            }
-        }
-    }
-
-    /// The same after exactly so many seconds.
-    fn demand_after(&self, idle: f64) -> f64 {
-        let bin = BIN.as_secs_f64();
-        let first = (idle / bin) as usize;
-        let behind: u64 =
-            self.bins.get(first..).unwrap_or_default().iter().map(|count| u64::from(*count)).sum();
-        // Of the bin it is in, what lies behind already is taken to be spread evenly.
-        let here = self.bins.get(first).map_or(0.0, |count| f64::from(*count));
-        let gone = here * (idle / bin - first as f64);
-        let at_risk = behind as f64 - gone + self.beyond as f64 + PRIOR_WEIGHT;
-        let prior = idle + PRIOR_SECONDS;
-        let (mut used, mut waited, mut before, mut best) = (0.0, 0.0, 0.0, PRIOR_WEIGHT / prior / at_risk);
-        for (at, count) in self.bins.iter().enumerate().skip(first) {
-            let ahead = bin * (at + 1) as f64 - idle;
-            let step = ahead - before;
-            let ends = if at == first { here - gone } else { f64::from(*count) };
-            let prior_ends = PRIOR_WEIGHT * (prior / (prior + before) - prior / (prior + ahead));
-            let left = at_risk - used;
-            used += ends + prior_ends;
-            // Those that end in this step wait for half of it.
-            waited += step * (left - (ends + prior_ends) / 2.0);
-            if waited > 0.0 {
-                best = f64::max(best, used / waited);
-            }
-            before = ahead;
-        }
-        best
+        self.waits.demand(idle)
     }
 
     /// Running average of all idle times.
@@ -256,7 +188,8 @@ mod tests {
         assert!(late < 1.0 / 1_000.0, "{late}");
         // Where it mostly comes at once, the rare long wait does not count.
         let mixed = halves(&[[0; 90].as_slice(), &[200; 10]].concat());
-        assert!(mixed.demand(Duration::ZERO) > 1.0 / 40.0);
+        // (Between half a minute and a whole one, as far as is known.)
+        assert!(mixed.demand(Duration::ZERO) > 1.0 / 55.0);
         assert!(mixed.demand(BIN * 2) < 1.0 / 1_500.0);
     }
 

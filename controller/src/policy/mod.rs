@@ -19,6 +19,7 @@ mod settings;
 mod storing;
 #[cfg(test)]
 mod tests;
+mod waits;
 
 pub use arrivals::Arrivals;
 pub use fixed::{Fixed, FixedSettings};
@@ -48,6 +49,20 @@ pub trait Policy: Send + std::fmt::Debug {
     fn worth(&self, view: &dyn View, function: &FunctionName, sandbox: &SandboxView) -> f64 {
         let _ = (view, function);
         -sandbox.idle.as_secs_f64()
+    }
+
+    /// The function has lost its last sandbox for room on a node where memory costs `price` now ([`SandboxView::price`]): after how long it
+    /// should have one again although nobody asks.
+    fn back_after(&self, view: &dyn View, function: &FunctionView<'_>, price: f64) -> Option<Duration> {
+        let _ = (view, function, price);
+        None
+    }
+
+    /// What a new sandbox of a function without any would be [worth](Self::worth): those that are worth less may go for it although nobody
+    /// asks. `None`: nobody goes.
+    fn worth_of_new(&self, view: &dyn View, function: &FunctionView<'_>) -> Option<f64> {
+        let _ = (view, function);
+        None
     }
 
     /// Its periods and bounds, for the trace; names end in their unit.
@@ -126,7 +141,7 @@ pub struct FunctionView<'a> {
     pub execution: Option<Duration>,
     /// How long nobody wanted anything of it, each time.
     pub idle_times: &'a IdleTimes,
-    /// How long single sandboxes of it were idle until they were used again.
+    /// How long single sandboxes of it were idle until they were used again, or were given up.
     pub reuses: &'a IdleTimes,
     /// Requests that its present sandboxes have served.
     pub uses: u64,
@@ -166,6 +181,8 @@ pub struct SandboxView {
     pub clock: f64,
     /// What the sandboxes were worth that its node had ended for room lately; falls by half in [`PRICE_HALF_LIFE`] without.
     pub price: f64,
+    /// The part of its node's memory that nobody uses and nothing under way will take; 1 where it has no limit.
+    pub free: f64,
     /// What was seen of its writes.
     pub heat: WriteHeat,
 }

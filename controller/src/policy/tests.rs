@@ -77,6 +77,7 @@ fn with<T>(
         dump_blocked: None,
         clock: 0.0,
         price: 0.0,
+        free: 0.0,
         heat: Default::default(),
     };
     change(&mut function, &mut sandbox);
@@ -136,5 +137,21 @@ pub(super) fn worth_of(
 ) -> f64 {
     with((NOW, SECOND), (&Arrivals::default(), &IdleTimes::default()), change, |view, function, sandbox| {
         policy.worth(view, function.name, sandbox)
+    })
+}
+
+/// When a function is wanted back that has lost its sandbox for room, `idle` after its last request. 100 MiB, and a second from nothing.
+pub(super) fn back_after(
+    policy: &dyn Policy,
+    mut idle_times: IdleTimes,
+    idle: Duration,
+    price: f64,
+) -> Option<Duration> {
+    idle_times.end(NOW);
+    let change = |f: &mut FunctionView<'_>, _: &mut SandboxView| {
+        (f.warm_bytes, f.cold_start) = (Some(100 << 20), Some(Duration::from_secs(1)));
+    };
+    with((NOW + idle, SECOND), (&Arrivals::default(), &idle_times), change, |view, function, _| {
+        policy.back_after(view, function, price)
     })
 }
