@@ -39,7 +39,7 @@ pub struct Config {
     /// Memory this node may use; the controller evicts above it
     #[arg(long, default_value = "2GiB")]
     pub memory_cap: ByteSize,
-    /// Room for the images of restores under way
+    /// Room for the images of restores under way; what is larger is not deduplicated
     #[arg(long, default_value = "4GiB")]
     pub scratch: ByteSize,
     /// A criu program, or the root of an extracted package tree; default: criu in PATH

@@ -30,6 +30,7 @@ use medes_proto::{
     registry::Hint,
     sandbox::PageClasses,
 };
+use nix::sys::statvfs::statvfs;
 
 use crate::{
     bases::{HeldPages, ReadBasesError},
@@ -61,6 +62,14 @@ pub enum DedupError {
     /// No dump.
     #[error(transparent)]
     Dump(#[from] DumpSandboxError),
+    /// It could be put away, and never come back here.
+    #[error("its pages take {bytes} bytes, and the folder that a restore lays them out in has {room}")]
+    NoWayBack {
+        /// What its pages take.
+        bytes: u64,
+        /// All that fits into the folder.
+        room: u64,
+    },
     /// Its memory could not be hashed as asked.
     #[error("hash its memory")]
     Digest(#[from] DigestError),
@@ -104,6 +113,7 @@ impl DedupError {
     pub fn failure(&self, sandbox: SandboxId) -> Failure {
         let kind = match self {
             Self::Dump(error) => error.kind(),
+            Self::NoWayBack { .. } => FailureKind::NoSpace,
             Self::Seal(source) if source.kind() == io::ErrorKind::StorageFull => FailureKind::NoSpace,
             Self::Bases(_) => FailureKind::BaseLost,
             _ => FailureKind::DedupFailed,
@@ -173,7 +183,7 @@ async fn make_image(
     let engine = roads.engine(&warm.spec.tenant)?;
     let mut watch = Stopwatch::start();
     let windows = warm.past.end_tracking().await;
-    let dump = Arc::new(Dump::take(roads, warm, Leave::Stopped).await?);
+    let dump = Arc::new(dump_to_come_back(roads, warm).await?);
     watch.step("dump");
     let mut memory_digest = None;
     if order.digest_memory {
@@ -233,6 +243,17 @@ async fn make_image(
     };
     tracing::debug!(%sandbox, ?deduped, "dedup image made");
     Ok(Made { image, origin, deduped, watch })
+}
+
+/// A dump needs no file system, but an eager restore has all its pages in files. Whether there is room for them at the moment it will see; here it is
+/// told if there never is.
+async fn dump_to_come_back(roads: &Roads, warm: &Warm) -> Result<Dump, DedupError> {
+    let dump = Dump::take(roads, warm, Leave::Stopped).await?;
+    // Without an answer the restore has to see.
+    let Ok(folder) = statvfs(&warm.housing.work_dir()) else { return Ok(dump) };
+    let room = folder.blocks().saturating_mul(folder.fragment_size());
+    let bytes = dump.files().iter().map(|file| file.len() as u64).sum();
+    if bytes > room { Err(DedupError::NoWayBack { bytes, room }) } else { Ok(dump) }
 }
 
 /// Where the bases are that the image refers to whatever the registry says; names them.

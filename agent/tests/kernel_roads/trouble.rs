@@ -36,6 +36,7 @@ pub(crate) const TESTS: &[Test] = &[
         a_base_whose_holder_breaks_off_is_read_from_another_node,
     ),
     ("a_copy_of_a_base_is_held_like_one_made_here", a_copy_of_a_base_is_held_like_one_made_here),
+    ("what_could_never_come_back_stays_warm", what_could_never_come_back_stays_warm),
     ("a_full_scratch_is_told_by_who_needs_it", a_full_scratch_is_told_by_who_needs_it),
     ("a_dump_that_has_no_place_leaves_the_sandbox_warm", a_dump_that_has_no_place_leaves_the_sandbox_warm),
     (
@@ -233,11 +234,27 @@ fn a_base_that_is_gone_is_told() {
     });
 }
 
-fn a_full_scratch_is_told_by_who_needs_it() {
+fn what_could_never_come_back_stays_warm() {
     // Enough for the node's own folders, not for the pages of a Python process: a dump writes none there, a restore does.
     at_station(3 << 20, async |mut station: Station| {
+        let (id, warm) = station.start().await;
+        let Err(not) = station.dedup(id, warm).await else { panic!("its pages would fit into 3 MiB") };
+        let failure = not.error.failure(id);
+        assert_eq!(failure.kind, FailureKind::NoSpace, "{failure:?}");
+        works(&not.warm).await;
+        not.warm.housing.remove().await.expect("removed");
+    });
+}
+
+fn a_full_scratch_is_told_by_who_needs_it() {
+    at_station(SCRATCH, async |mut station: Station| {
         let (id, stored) = stored(&mut station).await;
-        let Err(not) = station.restore(stored).await else { panic!("its pages fitted into 3 MiB") };
+        let filler = stored.housing.work_dir().join("filler");
+        let file = std::fs::File::create(&filler).expect("a file");
+        let room = nix::sys::statvfs::statvfs(&filler).expect("a file system");
+        let free = i64::try_from(room.blocks_available() * room.fragment_size()).expect("a size");
+        nix::fcntl::fallocate(&file, nix::fcntl::FallocateFlags::empty(), 0, free).expect("filled");
+        let Err(not) = station.restore(stored).await else { panic!("its pages fitted into nothing") };
         let failure = not.error.failure(id);
         assert_eq!(failure.kind, FailureKind::NoSpace, "{failure:?}");
         not.housing.remove().await.expect("removed");
