@@ -161,3 +161,23 @@ fn nobody_who_is_worth_more_goes_for_one_that_nobody_asks_for() {
     bench.request_with(1, "f", None, 30);
     assert!(matches!(bench.command().1, Command::Purge { .. }), "for a request, anybody goes");
 }
+
+#[test]
+fn who_is_ended_for_room_counts_as_not_used_for_so_long() {
+    let (mut bench, node) = Bench::with_node(quiet());
+    let sandbox = bench.warm(node);
+    bench.request(1);
+    bench.answered(1);
+    bench.wait(MINUTE * 5);
+    bench.clear();
+    let demand = |bench: &Bench| {
+        let functions = bench.driver.functions.values();
+        functions.map(|function| function.reuses.demand(Duration::ZERO)).sum::<f64>()
+    };
+    let before = demand(&bench);
+    let memory = NodeMemory { used_bytes: 300 * MIB, cap_bytes: 256 * MIB, ..NodeMemory::default() };
+    let sandboxes = vec![report(sandbox, "f", SandboxState::Warm)];
+    bench.beat(node, Inventory { memory, sandboxes, ..Inventory::default() });
+    assert!(matches!(bench.command().1, Command::Purge { .. }));
+    assert!(demand(&bench) < before, "{} of {before}", demand(&bench));
+}
