@@ -262,7 +262,7 @@ impl AsMut<[u8]> for NewFile {
     fn as_mut(&mut self) -> &mut [u8] {
         match self.mapping.start {
             // SAFETY: a live, writable mapping of this many bytes until `self` is dropped, of a file that was
-            // created by `self` (`create_new`) and is mapped nowhere else; `&mut self` makes the slice unique.
+            // created by `self` (`create_new`, or in memory) and is mapped nowhere else; `&mut self` makes the slice unique.
             Some(start) => unsafe { slice::from_raw_parts_mut(start.as_ptr(), self.mapping.bytes) },
             None => &mut [],
         }

@@ -21,6 +21,7 @@ use crate::reaper::Reaper;
 const RESPONSE_BYTES_MAX: usize = 64 * 1024;
 /// Stages of a restore that are told one by one; CRIU has fourteen.
 const NOTIFICATIONS_MAX: u32 = 64;
+
 /// What a sandbox restored by this worker writes its output to.
 /// CRIU can only pass on descriptors it was born with, so they are chosen when the worker starts.
 #[derive(Debug)]
