@@ -97,6 +97,10 @@ pub struct Config {
     /// end with it, as they do when it is told so by SIGINT
     #[arg(long, value_name = "SECONDS", default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=3600))]
     pub takeover: u32,
+    /// Have systemd keep sandboxes in a scope beside this service, so that what waits for the next agent does not end with the service, which
+    /// must be in a slice of its own
+    #[arg(long)]
+    pub systemd_scope: bool,
     /// Memory for the images of sandboxes that are warm again: what has not changed is not encoded again
     #[arg(long, default_value_t = ByteSize(Room::DEFAULT_BYTES))]
     pub earlier_memory: ByteSize,

@@ -20,8 +20,8 @@ pub(crate) use takeover::{Before, Left, receive};
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::PathBuf;
+use std::process::{ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -49,8 +49,10 @@ const ANSWER_SECONDS: i64 = 2;
 #[derive(Debug, thiserror::Error)]
 pub enum KeeperError {
     /// The program could not be started or spoken to.
-    #[error("start the keeper")]
+    #[error("start the keeper, {program}")]
     Spawn {
+        /// Which program.
+        program: PathBuf,
         /// What the system said.
         source: io::Error,
     },
@@ -88,27 +90,44 @@ pub struct Keeper {
 #[derive(Debug)]
 struct Line(Mutex<RawFd>);
 
-impl Keeper {
-    /// Starts the keeper and waits until it is on guard. Dropped half way, the keeper cleans up and ends.
-    pub(crate) async fn start(
-        reaper: &Reaper,
-        program: &Path,
-        order: &KeeperOrder,
-    ) -> Result<Self, KeeperError> {
-        let failed = |source| KeeperError::Spawn { source };
-        let leaves = !order.takeover.is_zero();
-        let order = serde_json::to_vec(order).map_err(|error| failed(error.into()))?;
+/// A keeper that does not know yet what to do. Dropped, it ends.
+#[derive(Debug)]
+pub(crate) struct Starting {
+    program: PathBuf,
+    exit: ExitWatch,
+    line: OwnedFd,
+    stdout: ChildStdout,
+}
+
+impl Starting {
+    /// Starts the keeper. `command` is the agent's own program, or starts it in its own process.
+    pub(crate) fn new(reaper: &Reaper, mut command: Command) -> Result<Self, KeeperError> {
+        let program = PathBuf::from(command.get_program());
+        let failed = |source| KeeperError::Spawn { program: program.clone(), source };
         let (ours, theirs) =
             socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
                 .map_err(|errno| failed(errno.into()))?;
         setsockopt(&ours, ReceiveTimeout, &TimeVal::seconds(ANSWER_SECONDS))
             .map_err(|errno| failed(errno.into()))?;
-        let mut command = Command::new(program);
         command.arg("keeper").env_clear().current_dir("/").stdin(theirs).stdout(Stdio::piped());
         let (mut child, exit) = reaper.spawn(&mut command).map_err(failed)?;
         drop(command);
         let stdout = child.stdout.take().ok_or(KeeperError::NotReady)?;
-        line::send_bytes(ours.as_raw_fd(), &order, &[]).map_err(failed)?;
+        Ok(Self { program, exit, line: ours, stdout })
+    }
+
+    /// Its process number.
+    pub(crate) fn pid(&self) -> Pid {
+        self.exit.pid()
+    }
+
+    /// Tells it what to do and waits until it is on guard. Dropped half way, the keeper cleans up and ends.
+    pub(crate) async fn on_guard(self, order: &KeeperOrder) -> Result<Keeper, KeeperError> {
+        let Self { program, exit, line, stdout } = self;
+        let failed = |source| KeeperError::Spawn { program: program.clone(), source };
+        let leaves = !order.takeover.is_zero();
+        let order = serde_json::to_vec(order).map_err(|error| failed(error.into()))?;
+        line::send_bytes(line.as_raw_fd(), &order, &[]).map_err(failed)?;
         let stdout = pipe::Receiver::from_owned_fd(stdout.into()).map_err(failed)?;
         let mut answer = Vec::new();
         let mut stdout = stdout.take(READY.len() as u64);
@@ -116,13 +135,15 @@ impl Keeper {
             Err(_elapsed) => Err(KeeperError::Late),
             Ok(Err(source)) => Err(failed(source)),
             Ok(Ok(_)) if answer == READY => {
-                let line = Line(Mutex::new(ours.into_raw_fd()));
-                Ok(Self { exit, line, leaves: leaves.into() })
+                let line = Line(Mutex::new(line.into_raw_fd()));
+                Ok(Keeper { exit, line, leaves: leaves.into() })
             }
             Ok(Ok(_)) => Err(KeeperError::NotReady),
         }
     }
+}
 
+impl Keeper {
     /// Its process number.
     pub(crate) fn pid(&self) -> Pid {
         self.exit.pid()

@@ -59,10 +59,15 @@ fn agent(config: Config) -> ExitCode {
     run::start_logging();
     heap::configure();
     let ran = || {
+        // Before the mounts change: where this service's namespace ends with that, a program on a mount of its own has no name any more.
+        let program = std::env::current_exe()?;
         let claim = sandbox::Claim::new(config.node.as_str())?;
         // Before the runtime: only threads started later follow into the mount namespace.
         claim.enter_mounts()?;
-        tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(run::run(config, claim))
+        tokio::runtime::Builder::new_multi_thread()
+            .enable_all()
+            .build()?
+            .block_on(run::run(config, claim, program))
     };
     match ran() {
         Ok(()) => ExitCode::SUCCESS,

@@ -3,6 +3,7 @@
 use std::{
     io,
     net::SocketAddr,
+    path::PathBuf,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -46,7 +47,7 @@ const LINK_MAX: usize = 256;
 const PAGER_THREADS: std::ops::RangeInclusive<usize> = 2..=8;
 
 /// Runs the agent; returns when SIGTERM or SIGINT came and everything is gone but, after SIGTERM, what is left to the next agent.
-pub async fn run(config: Config, claim: Claim) -> Result<()> {
+pub async fn run(config: Config, claim: Claim, program: PathBuf) -> Result<()> {
     config.heat().check().context("understand --heat-...")?;
     let stop = CancellationToken::new();
     let tasks = TaskTracker::new();
@@ -58,7 +59,7 @@ pub async fn run(config: Config, claim: Claim) -> Result<()> {
     let reaper_stop = CancellationToken::new();
     let reaper_tasks = TaskTracker::new();
     let reaper = Reaper::start(&reaper_tasks, reaper_stop.clone()).context("start the reaper")?;
-    let host_config = host_config(&config)?;
+    let host_config = host_config(&config, program);
     // Whatever may fail, before what the agent before left is this one's.
     let listener =
         TcpListener::bind(config.listen).await.with_context(|| format!("listen on {}", config.listen))?;
@@ -70,7 +71,7 @@ pub async fn run(config: Config, claim: Claim) -> Result<()> {
     let access = serve_pages(&config, &bases, (&tasks, &stop), security.clone()).await?;
     let mut lacks = Vec::new();
     let watch = watch(&config, &mut lacks);
-    let tracking = tracking(&config, &reaper, &mut lacks)?;
+    let tracking = tracking(&config, (&host, &reaper), &mut lacks);
     metrics::sight(watch.sight(), tracking.as_ref().map(|tracking| tracking.way));
     let pager = pager(&host, &reaper).map_err(|error| lacks.push(format!("parking: {error}"))).ok();
     let faults = Arc::new(faults(&config));
@@ -112,14 +113,15 @@ pub async fn run(config: Config, claim: Claim) -> Result<()> {
     Ok(())
 }
 
-fn host_config(config: &Config) -> Result<HostConfig> {
-    Ok(HostConfig {
+fn host_config(config: &Config, program: PathBuf) -> HostConfig {
+    HostConfig {
         node: config.node.to_string(),
         run_dir: config.state_dir.join("run"),
         run_bytes_max: config.scratch.0,
-        program: std::env::current_exe().context("find this program")?,
+        program,
         takeover: Duration::from_secs(config.takeover.into()),
-    })
+        in_scope: config.systemd_scope,
+    }
 }
 
 /// Waits for tasks that have been told to end, and then for the spans that they left.
@@ -178,19 +180,19 @@ fn watch(config: &Config, lacks: &mut Vec<String>) -> Watch {
 }
 
 /// What is written, by the best way there is.
-fn tracking(config: &Config, reaper: &Reaper, lacks: &mut Vec<String>) -> Result<Option<Tracking>> {
+fn tracking(config: &Config, (host, reaper): (&Host, &Reaper), lacks: &mut Vec<String>) -> Option<Tracking> {
     if !config.track_writes {
-        return Ok(None);
+        return None;
     }
     let Some(way) = Way::find() else {
         lacks.push("write protection and soft-dirty bits, so no page is known to be hot".into());
-        return Ok(None);
+        return None;
     };
     if way != Way::Protection {
         lacks.push(format!("asynchronous write protection, so writes are tracked by {way}"));
     }
-    let program = std::env::current_exe().context("find this program")?;
-    Ok(Some(Tracking { reaper: reaper.clone(), program, settings: config.heat(), way }))
+    let program = host.program().to_owned();
+    Some(Tracking { reaper: reaper.clone(), program, settings: config.heat(), way })
 }
 
 /// What base pages are read from: this node, and others.
@@ -245,7 +247,7 @@ fn faults(config: &Config) -> Faults {
 fn pager(host: &Host, reaper: &Reaper) -> io::Result<Pager> {
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = processors.clamp(*PAGER_THREADS.start(), *PAGER_THREADS.end());
-    Pager::start(threads, host.guard(), (reaper.clone(), std::env::current_exe()?))
+    Pager::start(threads, host.guard(), (reaper.clone(), host.program().to_owned()))
 }
 
 /// Finds and tries CRIU, and starts the workers that wait for restores.

@@ -92,6 +92,7 @@ impl Station {
             run_bytes_max: IMAGES_BYTES_MAX,
             program: program.clone(),
             takeover: Duration::ZERO,
+            in_scope: false,
         };
         let host = Host::start(config, reaper.clone(), tasks.clone()).await.context("set a node up")?;
         let criu = Criu::find(None)?;

@@ -43,7 +43,7 @@ pub fn stop(remote: &Remote, init: Init, prefix: &str, name: &str) -> Result<(),
         Init::Supervise => supervise_stop(prefix, name),
     };
     remote.run(&format!("end the {name}"), &script, Duration::from_secs(120))?;
-    if name == AGENT && init == Init::Supervise {
+    if name == AGENT {
         remote.run("end what waits for a next agent", &keepers_stop(prefix), Duration::from_secs(60))?;
     }
     Ok(())

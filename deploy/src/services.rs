@@ -41,7 +41,11 @@ pub const AGENT: &str = "agent";
 /// The argument by which an agent leaves what rests on its node to the next one there.
 const TAKEOVER: &str = "--takeover";
 /// For how long. The next one comes in a second; if none does, the host has its memory back after that.
-const TAKEOVER_SECONDS: u32 = 120;
+const TAKEOVER_SECONDS: &str = "120";
+/// systemd ends all that is in a service's control groups with the service. So what is left is elsewhere.
+const SCOPE: &str = "--systemd-scope";
+/// The arguments of an agent that systemd keeps, if what rests on its node is to outlive it.
+pub const TAKEN_OVER_UNDER_SYSTEMD: [&str; 3] = [TAKEOVER, TAKEOVER_SECONDS, SCOPE];
 
 /// Whether what rests on the node of this agent outlives it.
 pub fn is_taken_over(agent: &Service) -> bool {
@@ -126,9 +130,11 @@ fn agent(cluster: &Cluster, node: &Node, criu: bool, init: Init) -> Service {
     if criu {
         args.extend(["--criu".into(), format!("{HERE}/criu")]);
     }
-    // systemd ends all that is in a service's control groups with the service.
-    if init == Init::Supervise && takeover(&node.args).is_none() {
-        args.extend([TAKEOVER.into(), TAKEOVER_SECONDS.to_string()]);
+    if takeover(&node.args).is_none() {
+        args.extend([TAKEOVER.into(), TAKEOVER_SECONDS.into()]);
+    }
+    if init == Init::Systemd {
+        args.push(SCOPE.into());
     }
     args.extend(node.args.iter().cloned());
     Service {

@@ -117,11 +117,9 @@ fn controller_hardening(prefix: &str) -> String {
 }
 
 /// It makes namespaces, mounts and control groups and restores whatever processes it dumped, so most walls would be in
-/// its way. Its keeper must outlive it for a moment: systemd ends the agent alone and sweeps what is left.
+/// its way, and all that are seccomp filters are (CRIU could suspend no sandbox's): its capabilities are the wall. Its keeper and its sandboxes are in a scope beside it (`--systemd-scope`), and all of that is counted in their slice.
 fn agent_hardening() -> String {
-    "Delegate=yes\nKillMode=mixed\nProtectKernelLogs=yes\nProtectKernelModules=yes\n\
-     ProtectHostname=no\nLockPersonality=no\nOOMScoreAdjust=-500\nUMask=0077\n"
-        .into()
+    "Slice=medes.slice\nDelegate=yes\nKillMode=mixed\nOOMScoreAdjust=-500\nUMask=0077\n".into()
 }
 
 /// A word of a command line, for systemd: `%` and `$` mean something to it.

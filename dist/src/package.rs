@@ -6,7 +6,7 @@ use std::path::Path;
 use medes_deploy::{
     archive::{ArchiveError, Entry, What},
     service::{Service, Socket},
-    services::{AGENT, AGENT_CAPABILITIES, CONTROLLER},
+    services::{AGENT, AGENT_CAPABILITIES, CONTROLLER, TAKEN_OVER_UNDER_SYSTEMD as TAKEOVER},
     units::{self, Settings, Unit},
 };
 
@@ -81,6 +81,7 @@ fn controller() -> Service {
 
 fn agent(criu: bool) -> Service {
     let mut args = vec!["--state-dir".to_owned(), "/var/lib/medes/state/agent".to_owned()];
+    args.extend(TAKEOVER.map(str::to_owned));
     if criu {
         args.extend(["--criu".to_owned(), format!("/{CRIU}")]);
     }
@@ -106,7 +107,7 @@ mod tests {
         assert_eq!(names, [sockets[0], sockets[1], "medes-controller.service", "medes-agent.service"]);
         let agent = &units[3].text;
         let command = "ExecStart=/usr/bin/medes-agent --state-dir /var/lib/medes/state/agent \
-                       --criu /usr/lib/medes/criu $MEDES_AGENT_OPTIONS\nEnvironment=MEDES_NODE=%l\n\
+                       --takeover 120 --systemd-scope --criu /usr/lib/medes/criu $MEDES_AGENT_OPTIONS\nEnvironment=MEDES_NODE=%l\n\
                        EnvironmentFile=-/etc/medes/agent.env\n";
         assert!(agent.contains(command), "{agent}");
         assert!(agent.contains(&format!("CapabilityBoundingSet={}\n", AGENT_CAPABILITIES.join(" "))));

@@ -57,6 +57,13 @@ pub enum CheckCriuError {
         /// What it takes.
         needed: Version,
     },
+    /// The kernel lets only a process without a seccomp filter suspend the filter of another one (PTRACE_O_SUSPEND_SECCOMP), and CRIU's own
+    /// check does not look.
+    #[error(
+        "this service runs under a seccomp filter, and CRIU can then dump no sandbox, each of which has one; \
+         take the filter away (systemd: RestrictNamespaces=, SystemCallFilter=, ProtectKernelModules= and their like)"
+    )]
+    Filtered,
     /// It does not tell its version.
     #[error("run criu check")]
     Version(#[from] AskCriuError),
@@ -77,6 +84,17 @@ pub(super) fn age(version: Version) -> Result<(), CheckCriuError> {
         return Ok(());
     }
     Err(CheckCriuError::TooOld { version, needed: ASKS_RIGHTLY })
+}
+
+/// What a filter of our own would be in the way of.
+pub(super) fn filter() -> Result<(), CheckCriuError> {
+    let status = std::fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
+    if is_filtered(&status) { Err(CheckCriuError::Filtered) } else { Ok(()) }
+}
+
+/// A kernel without seccomp does not say.
+fn is_filtered(status: &str) -> bool {
+    status.lines().filter_map(|line| line.strip_prefix("Seccomp:")).any(|mode| mode.trim() != "0")
 }
 
 fn tcp_has_passcred() -> bool {
@@ -119,4 +137,16 @@ pub(super) async fn check(mut worker: Worker, scratch: &Path) -> Result<(), Chec
     Err(CheckCriuError::Lacking {
         reason: Reason::read(&super::log_path(scratch), response.cr_errmsg.as_deref()),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_filter_is_seen() {
+        assert!(!is_filtered("Name:\tx\nNoNewPrivs:\t0\nSeccomp:\t0\nSeccomp_filters:\t0\n"));
+        assert!(is_filtered("Name:\tx\nSeccomp:\t2\nSeccomp_filters:\t1\n"));
+        assert!(!is_filtered("Name:\tx\n"));
+    }
 }

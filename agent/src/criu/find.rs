@@ -158,6 +158,7 @@ impl Criu {
     /// `scratch` is an existing folder CRIU may write its log to.
     pub async fn check(&self, reaper: &Reaper, scratch: &Path) -> Result<(), CheckCriuError> {
         check::age(self.version(reaper).await?)?;
+        check::filter()?;
         check::check(Worker::start_here(self, reaper).await?, scratch).await
     }
 

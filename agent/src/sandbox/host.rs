@@ -6,6 +6,7 @@ use std::os::fd::BorrowedFd;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -16,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::criu::run_dir;
-use crate::keeper::{Before, Keeper, KeeperError, KeeperOrder, Key, Left};
+use crate::keeper::{Before, Keeper, KeeperError, KeeperOrder, Key, Left, Starting};
 use crate::pager::Guard;
 use crate::reaper::{ExitStatus, Reaper};
 
@@ -25,6 +26,7 @@ use super::claim::{Claim, Place, Standing};
 use super::housing;
 use super::mounts::{self, MountError};
 use super::netns::Door;
+use super::scope::{self, Scope, ScopeError};
 use super::spec::{SpecError, is_plain};
 
 /// Set once this process has its own mount namespace.
@@ -71,12 +73,32 @@ pub enum HostError {
     /// The keeper did not start.
     #[error(transparent)]
     Keeper(#[from] KeeperError),
+    /// systemd has no place for the node.
+    #[error("have a scope of systemd")]
+    Scope(#[from] ScopeError),
 }
 
 impl HostError {
     pub(super) fn io(doing: &'static str) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::Io { doing, source }
     }
+}
+
+/// The keeper, where it is to be; what it is to do it is told later. A node that stands already has its groups.
+async fn start_keeper(
+    config: &HostConfig,
+    stands: bool,
+    reaper: &Reaper,
+) -> Result<(Starting, Option<Scope>), HostError> {
+    if config.in_scope {
+        scope::check_slice()?;
+    }
+    if !config.in_scope || stands {
+        return Ok((Starting::new(reaper, Command::new(&config.program))?, None));
+    }
+    let starting = Starting::new(reaper, scope::command(&config.program, &config.node))?;
+    let scope = scope::entered(starting.pid()).await?;
+    Ok((starting, Some(scope)))
 }
 
 /// Gives this process a mount namespace of its own and makes it the parent of its orphans.
@@ -114,6 +136,8 @@ pub struct HostConfig {
     pub program: PathBuf,
     /// How long what needs no process waits for the next agent after this one's end, in whatever way; zero: nothing does.
     pub takeover: Duration,
+    /// Whether the node's control groups are in a scope of systemd beside the agent's service, instead of below it.
+    pub in_scope: bool,
 }
 
 #[derive(Debug)]
@@ -166,17 +190,18 @@ impl Host {
             return Err(HostError::NotPrivate);
         }
         let Claim { lock, left, before, standing } = claim;
+        let (starting, scope) = start_keeper(&config, standing.is_some(), reaper).await?;
         let (config, cgroup, dev, sandboxes, before) = run_blocking(move || -> Result<_, HostError> {
             let begun = before.as_ref().map_or(Ok(()), Before::begin);
             begun.map_err(HostError::io("take over what the agent before left"))?;
             let (cgroup, (dev, sandboxes)) = match standing {
                 None => {
-                    let cgroup = NodeCgroup::create(&format!("medes-{}", config.node))?;
+                    let cgroup = NodeCgroup::create(&format!("medes-{}", config.node), scope.as_ref())?;
                     (cgroup, prepare_run_dir(&config)?)
                 }
                 Some(Standing { place, .. }) => {
                     config.run_dir = place.run_dir;
-                    (NodeCgroup::take_over(place.branches)?, folders(&config.run_dir))
+                    (NodeCgroup::take_over(place.branches, config.in_scope)?, folders(&config.run_dir))
                 }
             };
             Ok((config, cgroup, dev, sandboxes, before))
@@ -189,11 +214,16 @@ impl Host {
             node: config.node.clone(),
             takeover: config.takeover,
         };
-        let keeper = Arc::new(Keeper::start(reaper, &config.program, &order).await?);
+        let keeper = Arc::new(starting.on_guard(&order).await?);
         let left = Mutex::new((left, before));
         let (reaper, tasks, _name_lock) = (reaper.clone(), tasks.clone(), lock);
         let shared = Shared { config, cgroup, dev, sandboxes, door, reaper, tasks, keeper, left, _name_lock };
         Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// The agent's own program.
+    pub(crate) fn program(&self) -> &Path {
+        &self.shared.config.program
     }
 
     /// The node's run directory: a private tmpfs.

@@ -16,6 +16,7 @@ pub mod log;
 pub mod mounts;
 pub mod netns;
 pub(crate) mod order;
+pub mod scope;
 pub(crate) mod seccomp;
 pub mod spec;
 pub(crate) mod sys;

@@ -39,6 +39,7 @@ pub(crate) fn config(name: &str) -> HostConfig {
         run_bytes_max: 64 << 20,
         program: PathBuf::from(env!("CARGO_BIN_EXE_medes-agent")),
         takeover: Duration::ZERO,
+        in_scope: false,
     }
 }
 

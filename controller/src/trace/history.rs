@@ -14,6 +14,8 @@ use medes_proto::{
 const SANDBOX_EVENTS_MAX: usize = 64;
 /// Sandboxes with events, living and gone.
 const SANDBOXES_MAX: usize = 4_096;
+/// Events of all sandboxes together: some hundred bytes each.
+const EVENTS_MAX: usize = 32_768;
 /// Events of all kept, for decisions that their sandbox's ring has lost.
 const RECENT_MAX: usize = 4_096;
 
@@ -22,6 +24,10 @@ const _: () = assert!(SANDBOX_EVENTS_MAX <= medes_proto::limits::TRACE_EVENTS_MA
 #[derive(Debug, Default)]
 pub(super) struct History {
     sandboxes: BTreeMap<SandboxId, Story>,
+    /// The sandboxes by their last events.
+    by_last: BTreeMap<EventId, SandboxId>,
+    /// In all sandboxes' rings.
+    events: usize,
     recent: VecDeque<Arc<Event>>,
 }
 
@@ -39,12 +45,19 @@ struct Story {
 impl History {
     pub(super) fn keep(&mut self, event: &Arc<Event>) {
         if let Some(id) = event.about.sandbox {
-            self.make_room_for(id);
             let decision = match &event.what {
                 What::State(change) => change.decision.and_then(|decision| self.find(id, decision)),
                 _ => None,
             };
-            self.sandboxes.entry(id).or_default().keep(event, decision);
+            let story = self.sandboxes.entry(id).or_default();
+            self.events -= story.events.len();
+            if let Some(last) = story.events.back() {
+                self.by_last.remove(&last.id);
+            }
+            story.keep(event, decision);
+            self.events += story.events.len();
+            self.by_last.insert(event.id, id);
+            self.bound();
         }
         if self.recent.len() >= RECENT_MAX {
             self.recent.pop_front();
@@ -60,14 +73,13 @@ impl History {
         known.chain(self.recent.iter().rev()).find(|event| event.id == id).cloned()
     }
 
-    /// The sandbox whose last event is the oldest makes room for one that is new.
-    fn make_room_for(&mut self, id: SandboxId) {
-        if self.sandboxes.len() < SANDBOXES_MAX || self.sandboxes.contains_key(&id) {
-            return;
-        }
-        let last = |story: &Story| story.events.back().map(|event| event.id);
-        if let Some((&oldest, _)) = self.sandboxes.iter().min_by_key(|(_, story)| last(story)) {
-            self.sandboxes.remove(&oldest);
+    /// Sandboxes whose last events are the oldest are forgotten when there are too many.
+    fn bound(&mut self) {
+        while self.sandboxes.len() > SANDBOXES_MAX || self.events > EVENTS_MAX {
+            let Some((_, oldest)) = self.by_last.pop_first() else { return };
+            if let Some(story) = self.sandboxes.remove(&oldest) {
+                self.events -= story.events.len();
+            }
         }
     }
 
@@ -169,5 +181,18 @@ mod tests {
         assert_eq!((history.sandboxes.len(), history.recent.len()), (SANDBOXES_MAX, RECENT_MAX));
         let known = |sandbox| history.explain(SandboxId::of(1, sandbox).unwrap()).is_some();
         assert!(!known(10) && known(11) && known(most + 10));
+
+        let mut history = History::default();
+        let full = u32::try_from(EVENTS_MAX / SANDBOX_EVENTS_MAX).unwrap();
+        let mut number = 0;
+        for sandbox in (1..=full + 3).flat_map(|sandbox| [sandbox; SANDBOX_EVENTS_MAX + 1]) {
+            number += 1;
+            history.keep(&asked(number, sandbox));
+            let in_rings: usize = history.sandboxes.values().map(|story| story.events.len()).sum();
+            assert!(in_rings == history.events && in_rings <= EVENTS_MAX);
+        }
+        let known: Vec<_> = history.sandboxes.keys().map(|id| id.get()).collect();
+        let expected = (4..=full + 3).map(|sandbox| SandboxId::of(1, sandbox).unwrap().get());
+        assert_eq!(known, expected.collect::<Vec<_>>(), "those that were heard of last");
     }
 }

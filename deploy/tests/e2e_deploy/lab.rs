@@ -10,18 +10,27 @@ use std::{
     time::{Duration, Instant},
 };
 
+use medes_deploy::probe::Init;
 use tempfile::TempDir;
+
+use crate::systemd::{self, Groups};
 
 /// Nothing here outlives a test that is killed for longer than this.
 const SECONDS_MAX: &str = "900";
 const NET: &str = "10.77.0";
 
 /// A machine's process, ended with this value.
-struct Machine(Child);
+struct Machine(Child, Option<Groups>);
 
 impl Machine {
     fn pid(&self) -> String {
         self.0.id().to_string()
+    }
+
+    /// The number of the process that is number 1 in it, where it has a process namespace.
+    fn first_process(&self) -> String {
+        let path = format!("/proc/{0}/task/{0}/children", self.pid());
+        fs::read_to_string(path).unwrap().trim().to_owned()
     }
 }
 
@@ -29,11 +38,15 @@ impl Drop for Machine {
     fn drop(&mut self) {
         // It may have ended by itself.
         let _ended = (self.0.kill(), self.0.wait());
+        if let Some(groups) = &self.1 {
+            groups.remove();
+        }
     }
 }
 
 /// The hosts, and the place that they are deployed from.
 pub(crate) struct Lab {
+    pub(crate) init: Init,
     hosts: Vec<Machine>,
     switch: Machine,
     dir: TempDir,
@@ -96,7 +109,7 @@ fn on_path(name: &str) -> bool {
 }
 
 /// Says why the test cannot run here, if it cannot.
-pub(crate) fn lacks() -> Option<String> {
+pub(crate) fn lacks(init: Init) -> Option<String> {
     if !nix::unistd::geteuid().is_root() {
         return Some("it makes namespaces, which needs root".into());
     }
@@ -107,6 +120,11 @@ pub(crate) fn lacks() -> Option<String> {
         ["ssh", "ssh-keygen", "ip", "nsenter", "unshare", "tar", "flock", "setsid", "timeout", "python3"];
     if let Some(missing) = programs.iter().find(|name| !on_path(name)) {
         return Some(format!("no {missing} on this machine"));
+    }
+    if init == Init::Systemd
+        && let Some(why) = systemd::lacks()
+    {
+        return Some(why.into());
     }
     let missing = medes_deploy::release::PROGRAMS.iter().find(|name| !binaries().join(name).is_file());
     missing.map(|name| format!("no {name} in {}; `cargo xtask build` makes it", binaries().display()))
@@ -120,7 +138,7 @@ fn checked(output: &Output, doing: &str) -> String {
 
 impl Lab {
     /// That many hosts, with addresses from `address(0)` on, each with a running sshd.
-    pub(crate) fn start(count: usize) -> Self {
+    pub(crate) fn start(count: usize, init: Init) -> Self {
         let dir = TempDir::with_prefix("medes-lab-").unwrap();
         let key = dir.path().join("key");
         let made =
@@ -134,7 +152,7 @@ impl Lab {
         fs::write(dir.path().join("shadow"), "root:*:19000:0:99999:7:::\nsshd:*:19000:0:99999:7:::\n")
             .unwrap();
         let switch = Command::new("unshare").args(["--net", "sleep", SECONDS_MAX]).spawn().unwrap();
-        let mut lab = Self { hosts: Vec::new(), switch: Machine(switch), dir };
+        let mut lab = Self { init, hosts: Vec::new(), switch: Machine(switch, None), dir };
         lab.enter_own_namespace();
         let bridge = "ip link add br0 type bridge && ip link set br0 up && ip link set lo up && \
                       ip addr add";
@@ -167,25 +185,44 @@ impl Lab {
             key = self.dir.path().join("key").display(),
         );
         fs::write(folder.join("sshd_config"), settings).unwrap();
+        let libraries = sshd.libraries.unwrap_or_default();
+        let daemon = format!(
+            "env LD_LIBRARY_PATH={} {} -D -e -f {}/sshd_config",
+            libraries.display(),
+            sshd.program.display(),
+            folder.display()
+        );
+        let (mut command, first, last, groups) = match self.init {
+            Init::Supervise => {
+                let mut unshare = Command::new("unshare");
+                unshare.args(["--net", "--mount", "--propagation", "private"]);
+                let last = format!(
+                    "echo ready && read go && exec timeout {SECONDS_MAX} setpriv --pdeathsig KILL {daemon}"
+                );
+                (unshare, String::new(), last, None)
+            }
+            Init::Systemd => {
+                let groups = Groups::make(&format!("medes-lab-{}-{number}", std::process::id()));
+                systemd::write_etc(&folder.join("etc"), &format!("/usr/bin/{daemon}"));
+                fs::create_dir(folder.join("over")).unwrap();
+                (systemd::machine(&groups), systemd::furnish(&groups), systemd::BOOT.to_owned(), Some(groups))
+            }
+        };
         // What sshd wants of a machine, for this one alone: a user to fall back to, accounts that may log in, /run.
-        let script = "mount --bind $DIR/host-$N/opt /opt && mount -t tmpfs none /run && mkdir -p -m 755 /run/sshd && \
-            mount --bind $DIR/passwd /etc/passwd && mount --bind $DIR/shadow /etc/shadow && ip link set lo up && \
-            echo ready && read go && exec timeout $MAX setpriv --pdeathsig KILL env LD_LIBRARY_PATH=$LIBRARIES $SSHD -D -e -f $DIR/host-$N/sshd_config";
+        let common = "mount --bind $DIR/passwd /etc/passwd && mount --bind $DIR/shadow /etc/shadow && \
+            mount --bind $E/opt /opt && mount -t tmpfs -o mode=755 none /run && mkdir -m 755 /run/sshd && ip link set lo up && ";
         let log = fs::File::create(folder.join("sshd.log")).unwrap();
-        let mut host = Command::new("unshare")
-            .args(["--net", "--mount", "--propagation", "private", "sh", "-c", script])
+        let mut host = command
+            .args(["sh", "-ec", &format!("{first}{common}{last}")])
             .env("DIR", self.dir.path())
-            .env("N", number.to_string())
-            .env("MAX", SECONDS_MAX)
-            .env("SSHD", &sshd.program)
-            .env("LIBRARIES", sshd.libraries.unwrap_or_default())
+            .env("E", &folder)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(log)
             .spawn()
             .unwrap();
         let (mut stdin, stdout) = (host.stdin.take().unwrap(), host.stdout.take().unwrap());
-        let host = Machine(host);
+        let host = Machine(host, groups);
         let mut line = String::new();
         BufReader::new(stdout).read_line(&mut line).unwrap();
         let said = || fs::read_to_string(folder.join("sshd.log")).unwrap();
@@ -210,6 +247,14 @@ impl Lab {
     pub(crate) fn command(&self, program: &str) -> Command {
         let mut command = Command::new("nsenter");
         command.args(["-t", &self.switch.pid(), "-n", "--", program]);
+        command
+    }
+
+    /// A program on a host.
+    pub(crate) fn on_host(&self, number: usize, args: &[&str]) -> Command {
+        let mut command = Command::new("nsenter");
+        command.args(["-t", &self.hosts[number].first_process(), "-m", "-p", "-C", "-n", "-i", "-u", "--"]);
+        command.args(args);
         command
     }
 
@@ -299,9 +344,10 @@ impl Drop for Lab {
     }
 }
 
-/// This machine's accounts, and one more where it is missing.
+/// This machine's accounts, and one more where it is missing. What root's shell does here at its start is of this machine, so root is
+/// at home elsewhere.
 fn accounts(path: &str, one_more: &str) -> String {
-    let mut text = fs::read_to_string(path).unwrap();
+    let mut text = fs::read_to_string(path).unwrap().replace(":/root:", ":/run:");
     let name = one_more.split(':').next().unwrap();
     if !text.lines().any(|line| line.starts_with(&format!("{name}:"))) {
         text.push_str(one_more);

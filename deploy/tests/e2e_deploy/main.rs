@@ -4,4 +4,5 @@
 
 mod lab;
 mod story;
+mod systemd;
 mod traffic;

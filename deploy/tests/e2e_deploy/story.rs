@@ -7,6 +7,7 @@ use std::{
     path::Path,
 };
 
+use medes_deploy::probe::Init;
 use serde_json::Value;
 
 use crate::{
@@ -102,11 +103,20 @@ fn bit(name: &str) -> u64 {
 
 #[test]
 fn a_cluster_is_deployed_upgraded_under_load_brought_back_and_removed() {
-    if let Some(why) = lab::lacks() {
-        println!("SKIPPED a_cluster_is_deployed_upgraded_under_load_brought_back_and_removed: {why}");
+    life(Init::Supervise, "a_cluster_is_deployed_upgraded_under_load_brought_back_and_removed");
+}
+
+#[test]
+fn so_is_one_where_systemd_keeps_it() {
+    life(Init::Systemd, "so_is_one_where_systemd_keeps_it");
+}
+
+fn life(init: Init, test: &str) {
+    if let Some(why) = lab::lacks(init) {
+        println!("SKIPPED {test}: {why}");
         return;
     }
-    let lab = Lab::start(3);
+    let lab = Lab::start(3, init);
     let deployer = Deployer { lab: &lab, hosts: hosts_file(&lab, "hosts.toml", "") };
     first_deployment(&lab, &deployer);
     let first = deployer.versions();
@@ -136,6 +146,9 @@ fn a_cluster_is_deployed_upgraded_under_load_brought_back_and_removed() {
 
     an_unreachable_host_changes_nothing(&lab);
     assert_eq!(deployer.versions(), first);
+    if init == Init::Systemd {
+        systemd_keeps_it(&lab, &mut resting, token);
+    }
     removal(&lab, &deployer);
 }
 
@@ -240,6 +253,45 @@ fn still_there(lab: &Lab, resting: &mut [Resting], token: &str) {
         assert!(["dedup", "parked"].contains(&row["state"].as_str().unwrap()), "{row}");
     }
     resting.iter_mut().for_each(|one| one.call(lab, token));
+}
+
+/// What is the kernel's and systemd's to say: an agent that is killed is started again and has what rests, its words are its service's, and the
+/// node is counted whole.
+fn systemd_keeps_it(lab: &Lab, resting: &mut [Resting], token: &str) {
+    let idle = |lab: &Lab, one: &Resting| medes(lab, &["dedup", &one.sandbox]);
+    resting.iter().for_each(|one| drop(idle(lab, one)));
+    let before = agent_pid(lab, 1);
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(before), nix::sys::signal::Signal::SIGKILL).unwrap();
+    until("the agent is there again", || {
+        let nodes = medes(lab, &["nodes", "--json"]);
+        let nodes: Value = serde_json::from_str(&nodes).unwrap();
+        let connected = nodes["nodes"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|row| row["node"] == *node("b") && row["connected"] == true);
+        connected
+            && lab
+                .processes(1)
+                .iter()
+                .any(|(pid, line)| *pid != before && line.contains("medes-agent --node"))
+    });
+    still_there(lab, resting, token);
+
+    let on_host = |args: &[&str]| String::from_utf8(lab.on_host(1, args).output().unwrap().stdout).unwrap();
+    let said = on_host(&["journalctl", "-q", "--no-pager", "-u", "medes-agent.service"]);
+    let starts = said.matches("Started medes-agent.service").count();
+    assert!(starts > 3 && said.matches("agent is up").count() == starts, "{said}");
+    let scopes = on_host(&["systemctl", "list-units", "--no-legend", "medes-*.scope"]);
+    assert_eq!(scopes.lines().count(), 1, "one scope, in which all is: {scopes}");
+
+    let accounting: Value = serde_json::from_str(&medes(lab, &["accounting", "--json"])).unwrap();
+    for row in accounting["nodes"].as_array().unwrap() {
+        let (counted, nobody) =
+            (row["counted_bytes"].as_i64().unwrap(), row["nobody_bytes"].as_i64().unwrap());
+        // On nodes as small as these, caches of the kernel that ended agents have filled are more than a fiftieth.
+        assert!(nobody.abs() < (counted / 50).max(4 << 20), "all of it is somebody's: {row}");
+    }
 }
 
 fn gateway() -> String {

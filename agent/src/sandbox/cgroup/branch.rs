@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 use crate::sandbox::mounts::mountinfo::{self, MountLine};
@@ -39,9 +40,20 @@ impl Branch {
         Self { kind: self.kind, dir: self.dir.join(name), top: self.top.clone() }
     }
 
+    /// The directory that this one is in; the top is in itself.
+    pub fn parent(&self) -> Self {
+        let parent = self.dir.parent().filter(|_| self.dir != self.top);
+        Self { kind: self.kind, dir: parent.unwrap_or(&self.dir).to_owned(), top: self.top.clone() }
+    }
+
     /// Moves the calling process here.
     pub fn join(&self) -> io::Result<()> {
         files::write(&self.procs_file(), "0")
+    }
+
+    /// Moves a process here.
+    pub(crate) fn admit(&self, process: Pid) -> io::Result<()> {
+        files::write(&self.procs_file(), &process.to_string())
     }
 
     /// The file that a process number is written to in order to move it here.
@@ -51,9 +63,17 @@ impl Branch {
 }
 
 /// Finds the groups the calling process is in now, one per hierarchy worth using.
-pub(crate) fn detect() -> io::Result<Vec<Branch>> {
-    let groups = std::fs::read_to_string("/proc/self/cgroup")?;
-    Ok(find(&mountinfo::read()?, &groups))
+pub(crate) fn own_groups() -> io::Result<Vec<Branch>> {
+    groups_in("/proc/self/cgroup")
+}
+
+/// The same, of another process.
+pub(crate) fn groups_of(process: Pid) -> io::Result<Vec<Branch>> {
+    groups_in(&format!("/proc/{process}/cgroup"))
+}
+
+fn groups_in(path: &str) -> io::Result<Vec<Branch>> {
+    Ok(find(&mountinfo::read()?, &std::fs::read_to_string(path)?))
 }
 
 fn find(mounts: &[MountLine], groups: &str) -> Vec<Branch> {

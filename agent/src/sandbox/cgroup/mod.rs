@@ -10,6 +10,7 @@ mod group;
 mod node;
 
 pub use branch::{Branch, Kind};
+pub(crate) use branch::{groups_of, own_groups};
 pub use group::{Limits, SandboxCgroup, Usage};
 pub(crate) use node::{KEEPER as KEEPER_GROUP, group_name};
 pub use node::{NodeCgroup, kill_and_remove};

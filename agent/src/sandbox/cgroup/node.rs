@@ -5,10 +5,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::sandbox::scope::Scope;
 use crate::sandbox::spec::SandboxId;
 
 use super::CgroupError;
-use super::branch::{Branch, Kind, detect};
+use super::branch::{Branch, Kind, own_groups};
 use super::files::{make_dir, read, read_procs, write};
 use super::group::{KILL_WAIT, Limits, SandboxCgroup, Usage, kill_once, usage};
 
@@ -23,15 +24,23 @@ const SEARCH_DIRS_MAX: usize = 20_000;
 #[derive(Debug, Clone)]
 pub struct NodeCgroup {
     branches: Vec<Branch>,
+    /// Where the agent is, with its helpers: below these, or in its service's.
+    agent: Vec<Branch>,
+    /// What counts everything of the node: the same as `branches`, or the slice of the service.
+    whole: Vec<Branch>,
 }
 
 impl NodeCgroup {
     /// Removes what an earlier agent left under this name, makes the groups and moves the calling process
-    /// (all its threads) into the agent's one. `name` must be unique to the node; the caller holds its lock.
+    /// (all its threads) into the agent's one. With a scope they are made there, its keeper moves, and the agent stays where it is. `name` must be
+    /// unique to the node; the caller holds its lock.
     ///
     /// Blocking; for the start of the agent.
-    pub(crate) fn create(name: &str) -> Result<Self, CgroupError> {
-        let anchors = detect().map_err(CgroupError::io("read cgroups of", "/proc/self/cgroup"))?;
+    pub(crate) fn create(name: &str, scope: Option<&Scope>) -> Result<Self, CgroupError> {
+        let anchors = match scope {
+            Some(scope) => scope.branches.clone(),
+            None => own_groups().map_err(CgroupError::io("read cgroups of", "/proc/self/cgroup"))?,
+        };
         if anchors.is_empty() {
             return Err(CgroupError::NoHierarchy);
         }
@@ -44,23 +53,45 @@ impl NodeCgroup {
         }
         let mut branches = Vec::with_capacity(anchors.len());
         for anchor in &anchors {
-            branches.push(open_branch(anchor, name)?);
+            branches.push(match scope {
+                Some(scope) => {
+                    let node = anchor.child(name);
+                    make(&node)?;
+                    let keeper = node.child(KEEPER);
+                    let moved = keeper.admit(scope.keeper);
+                    moved.map_err(CgroupError::io("move the keeper to", &keeper.dir))?;
+                    enable_controllers(anchor, &node)?;
+                    node
+                }
+                None => open_branch(anchor, name)?,
+            });
         }
-        Ok(Self { branches })
+        Self::of(branches, scope.is_some())
     }
 
-    /// The groups that an agent before has left, with sandboxes in them, and moves the calling process into the agent's one.
+    /// Blocking.
+    fn of(branches: Vec<Branch>, in_scope: bool) -> Result<Self, CgroupError> {
+        if in_scope {
+            let agent = own_groups().map_err(CgroupError::io("read cgroups of", "/proc/self/cgroup"))?;
+            let whole = agent.iter().map(Branch::parent).collect();
+            return Ok(Self { branches, agent, whole });
+        }
+        let agent = branches.iter().map(|branch| branch.child(AGENT)).collect();
+        Ok(Self { agent, whole: branches.clone(), branches })
+    }
+
+    /// The groups that an agent before has left, with sandboxes in them, and moves the calling process into the agent's one, unless they are
+    /// in a scope.
     ///
     /// Blocking; for the start of the agent.
-    pub(crate) fn take_over(branches: Vec<Branch>) -> Result<Self, CgroupError> {
+    pub(crate) fn take_over(branches: Vec<Branch>, in_scope: bool) -> Result<Self, CgroupError> {
         for branch in &branches {
-            for child in [branch.child(AGENT), branch.child(KEEPER)] {
-                make_dir(&child.dir).map_err(CgroupError::io("create cgroup", &child.dir))?;
+            make(branch)?;
+            if !in_scope {
+                join(&branch.child(AGENT))?;
             }
-            let agent = branch.child(AGENT);
-            agent.join().map_err(CgroupError::io("move the agent to", &agent.dir))?;
         }
-        Ok(Self { branches })
+        Self::of(branches, in_scope)
     }
 
     /// Ends all sandboxes but those of these names. Blocking.
@@ -99,19 +130,20 @@ impl NodeCgroup {
 
     /// What the node uses: agent, CRIU workers and all sandboxes together.
     pub fn usage(&self) -> Usage {
-        usage(&self.branches)
+        usage(&self.whole)
     }
 
     /// What the agent and its helpers use, without the sandboxes.
     pub fn agent_usage(&self) -> Usage {
-        usage(&self.branches.iter().map(|branch| branch.child(AGENT)).collect::<Vec<_>>())
+        usage(&self.agent)
     }
 
     /// What agent, helpers and keeper use together.
     pub fn own_usage(&self) -> Usage {
         let mut sum = Usage::default();
-        for group in [AGENT, KEEPER] {
-            let used = usage(&self.branches.iter().map(|branch| branch.child(group)).collect::<Vec<_>>());
+        let keeper: Vec<_> = self.branches.iter().map(|branch| branch.child(KEEPER)).collect();
+        for group in [&self.agent, &keeper] {
+            let used = usage(group);
             sum.total_bytes += used.total_bytes;
             sum.anon_bytes += used.anon_bytes;
             sum.shmem_bytes += used.shmem_bytes;
@@ -148,11 +180,24 @@ fn open_branch(anchor: &Branch, name: &str) -> Result<Branch, CgroupError> {
 }
 
 fn make_and_join(anchor: &Branch, node: &Branch) -> Result<(), CgroupError> {
+    make(node)?;
+    join(&node.child(AGENT))?;
+    enable_controllers(anchor, node)
+}
+
+fn make(node: &Branch) -> Result<(), CgroupError> {
     for branch in [node, &node.child(AGENT), &node.child(KEEPER)] {
         make_dir(&branch.dir).map_err(CgroupError::io("create cgroup", &branch.dir))?;
     }
-    let agent = node.child(AGENT);
-    agent.join().map_err(CgroupError::io("move the agent to", &agent.dir))?;
+    Ok(())
+}
+
+fn join(agent: &Branch) -> Result<(), CgroupError> {
+    agent.join().map_err(CgroupError::io("move the agent to", &agent.dir))
+}
+
+/// No process may be in `anchor` itself by now.
+fn enable_controllers(anchor: &Branch, node: &Branch) -> Result<(), CgroupError> {
     if anchor.kind == Kind::Unified {
         for controller in ["memory", "pids"] {
             for dir in [&anchor.dir, &node.dir] {
