@@ -75,6 +75,8 @@ pub(crate) struct KeeperOrder {
     pub(crate) node: String,
     /// How long after the agent's end what it left waits for the next one; zero: nothing is left.
     pub(crate) takeover: Duration,
+    /// Whether the node's groups are in a scope of systemd, which must not lose sight of the keeper.
+    pub(crate) in_scope: bool,
 }
 
 /// The agent's handle. The keeper guards the process, not this value: dropping it changes nothing.

@@ -43,7 +43,7 @@ pub fn stop(remote: &Remote, init: Init, prefix: &str, name: &str) -> Result<(),
         Init::Supervise => supervise_stop(prefix, name),
     };
     remote.run(&format!("end the {name}"), &script, Duration::from_secs(120))?;
-    if name == AGENT {
+    if name == AGENT && init == Init::Supervise {
         remote.run("end what waits for a next agent", &keepers_stop(prefix), Duration::from_secs(60))?;
     }
     Ok(())
@@ -80,11 +80,13 @@ fn systemd_start(prefix: &str, name: &str, service: &Service) -> String {
     )
 }
 
+/// With the agent's slice goes what waits for a next agent.
 fn systemd_stop(name: &str) -> String {
     let unit = units::name(name);
+    let slice = if name == AGENT { "systemctl stop medes.slice\n" } else { "" };
     format!(
         "for U in /etc/systemd/system/{unit}-*.socket /etc/systemd/system/{unit}.service; do\n\
-         \x20 [ -f \"$U\" ] || continue\n  systemctl disable -q --now \"${{U##*/}}\" || true\ndone\n\
+         \x20 [ -f \"$U\" ] || continue\n  systemctl disable -q --now \"${{U##*/}}\" || true\ndone\n{slice}\
          rm -f /etc/systemd/system/{unit}.service /etc/systemd/system/{unit}-*.socket\nsystemctl daemon-reload"
     )
 }

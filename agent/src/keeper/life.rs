@@ -63,7 +63,7 @@ fn run() -> anyhow::Result<()> {
     for branch in &order.place.branches {
         branch.child(KEEPER_GROUP).join().with_context(|| format!("join {}", branch.dir.display()))?;
     }
-    let heir = (!order.takeover.is_zero()).then(|| Heir::expect(&order.node));
+    let heir = (!order.takeover.is_zero()).then(|| Heir::expect(&order.node, order.in_scope));
     let heir = heir.transpose().context("wait for the next agent")?;
     let mut output = io::stdout().lock();
     output.write_all(READY).and_then(|()| output.flush()).context("say ready")?;
@@ -187,9 +187,13 @@ impl KeeperOrder {
         let leave_groups = || -> anyhow::Result<()> {
             removed?;
             for branch in branches {
-                // To where a process may be in any version of control groups; it is about to end.
-                let top = Branch { dir: branch.top.clone(), ..branch.clone() };
-                top.join()?;
+                // To where a process may be in any version of control groups; it is about to end. systemd removes what is in a scope.
+                let elsewhere = match self.in_scope {
+                    true => branch.parent().child(KEEPER_GROUP),
+                    false => Branch { dir: branch.top.clone(), ..branch.clone() },
+                };
+                fs::create_dir_all(&elsewhere.dir)?;
+                elsewhere.join()?;
             }
             kill_and_remove(branches, &[])?;
             Ok(())

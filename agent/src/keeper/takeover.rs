@@ -62,11 +62,14 @@ pub(super) struct Heir {
     door: OwnedFd,
     /// Signals that say that nobody will come.
     told: SignalFd,
+    /// Whether a signal that came while the agent was there was meant for this process.
+    told_alone: bool,
 }
 
 impl Heir {
-    /// From now on the next agent on this node can come; it waits. SIGTERM and SIGINT must be blocked.
-    pub(super) fn expect(node: &str) -> io::Result<Self> {
+    /// From now on the next agent on this node can come; it waits. SIGTERM and SIGINT must be blocked. Of those that come before the agent's end only
+    /// one that is `told_alone` counts: others were meant for the agent.
+    pub(super) fn expect(node: &str, told_alone: bool) -> io::Result<Self> {
         let door = new_socket()?;
         bind(door.as_raw_fd(), &address(node)?)?;
         listen(&door, Backlog::new(1)?)?;
@@ -74,13 +77,13 @@ impl Heir {
         signals.add(Signal::SIGTERM);
         signals.add(Signal::SIGINT);
         let told = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
-        Ok(Self { door, told })
+        Ok(Self { door, told, told_alone })
     }
 
     /// Waits for it and gives it all of these. Returns after so long even if nobody came, and when this process is told to end.
     pub(super) fn hand_over(self, left: &[Left], wait: Duration) -> io::Result<Fate> {
         // Who told the agent to end may have told this process too, and did not mean this.
-        while self.told.read_signal()?.is_some() {}
+        while !self.told_alone && self.told.read_signal()?.is_some() {}
         let until = Instant::now() + wait;
         while let Some(rest) = until.checked_duration_since(Instant::now()) {
             let timeout = PollTimeout::try_from(rest).unwrap_or(PollTimeout::MAX);

@@ -213,6 +213,7 @@ impl Host {
             sandboxes: sandboxes.clone(),
             node: config.node.clone(),
             takeover: config.takeover,
+            in_scope: config.in_scope,
         };
         let keeper = Arc::new(starting.on_guard(&order).await?);
         let left = Mutex::new((left, before));

@@ -130,7 +130,9 @@ pub(crate) fn lacks(init: Init) -> Option<String> {
     missing.map(|name| format!("no {name} in {}; `cargo xtask build` makes it", binaries().display()))
 }
 
-fn checked(output: &Output, doing: &str) -> String {
+/// What it printed. It went well, or the test ends.
+#[track_caller]
+pub(crate) fn checked(output: &Output, doing: &str) -> String {
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{doing}: {said}");
     String::from_utf8_lossy(&output.stdout).into_owned()
@@ -139,6 +141,11 @@ fn checked(output: &Output, doing: &str) -> String {
 impl Lab {
     /// That many hosts, with addresses from `address(0)` on, each with a running sshd.
     pub(crate) fn start(count: usize, init: Init) -> Self {
+        Self::start_with(count, init, systemd::OWN)
+    }
+
+    /// The same; where systemd is process 1 on them, these folders of theirs are their own.
+    pub(crate) fn start_with(count: usize, init: Init, own: &[&str]) -> Self {
         let dir = TempDir::with_prefix("medes-lab-").unwrap();
         let key = dir.path().join("key");
         let made =
@@ -160,7 +167,7 @@ impl Lab {
             lab.command("sh").arg("-c").arg(format!("{bridge} {NET}.254/24 dev br0")).output().unwrap();
         checked(&output, "make a bridge");
         for number in 0..count {
-            lab.add(number);
+            lab.add(number, own);
         }
         lab
     }
@@ -173,7 +180,7 @@ impl Lab {
         });
     }
 
-    fn add(&mut self, number: usize) {
+    fn add(&mut self, number: usize, own: &[&str]) {
         let sshd = Sshd::find().unwrap();
         let folder = self.dir.path().join(format!("host-{number}"));
         fs::create_dir_all(folder.join("opt")).unwrap();
@@ -205,7 +212,12 @@ impl Lab {
                 let groups = Groups::make(&format!("medes-lab-{}-{number}", std::process::id()));
                 systemd::write_etc(&folder.join("etc"), &format!("/usr/bin/{daemon}"));
                 fs::create_dir(folder.join("over")).unwrap();
-                (systemd::machine(&groups), systemd::furnish(&groups), systemd::BOOT.to_owned(), Some(groups))
+                (
+                    systemd::machine(&groups),
+                    systemd::furnish(&groups, own),
+                    systemd::BOOT.to_owned(),
+                    Some(groups),
+                )
             }
         };
         // What sshd wants of a machine, for this one alone: a user to fall back to, accounts that may log in, /run.

@@ -339,6 +339,13 @@ fn removal(lab: &Lab, deployer: &Deployer<'_>) {
         // An agent's keeper cleans up for a moment after it.
         until("no process is left", || lab.processes(host).is_empty());
     }
+    if lab.init == Init::Systemd {
+        for host in 0..3 {
+            let list = ["systemctl", "list-units", "--all", "--no-legend", "medes*"];
+            let units = lab::checked(&lab.on_host(host, &list).output().unwrap(), "list units");
+            assert_eq!(units, "", "host {host}");
+        }
+    }
     let groups = |name: &str| groups_named(&format!("medes-{}", node(name)), Path::new("/sys/fs/cgroup"), 6);
     until("no control group is left", || ["a", "b", "c"].iter().all(|name| groups(name) == 0));
     let (good, _, said) = deployer.run(&["remove", "--yes"]);

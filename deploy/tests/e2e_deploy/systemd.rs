@@ -1,6 +1,6 @@
 //! Hosts where systemd itself is process 1, in process and control group namespaces of their own.
 //!
-//! Of this machine's units they have journald's and no other; `/etc` and `/run` are their own.
+//! Of this machine's units they have journald's and no other; `/etc` and `/run` are their own, and more where it is asked for.
 
 use std::{
     fs,
@@ -9,6 +9,11 @@ use std::{
 };
 
 use crate::lab::until;
+
+/// The folders that every host changes without this machine seeing it.
+pub(crate) const OWN: &[&str] = &["etc"];
+/// And those that packages are installed to.
+pub(crate) const OWN_WITH_PACKAGES: &[&str] = &["etc", "usr", "var"];
 
 const PROGRAM: &str = "/lib/systemd/systemd";
 
@@ -89,12 +94,16 @@ pub(crate) fn machine(groups: &Groups) -> Command {
     command
 }
 
-/// What comes before all else there: `/etc` and control groups of its own. `$E` is a folder of this host.
-pub(crate) fn furnish(groups: &Groups) -> String {
-    let mut script = "mount -t tmpfs none $E/over && mkdir $E/over/up $E/over/work && \
-        mount -t overlay -o lowerdir=/etc,upperdir=$E/over/up,workdir=$E/over/work none /etc && \
-        rm -rf /etc/systemd/system /etc/fstab && cp -a $E/etc/. /etc/ && "
-        .to_owned();
+/// What comes before all else there: `own` folders and control groups of its own. `$E` is a folder of this host.
+pub(crate) fn furnish(groups: &Groups, own: &[&str]) -> String {
+    let mut script = "mount -t tmpfs none $E/over && ".to_owned();
+    for name in own {
+        script += &format!(
+            "mkdir -p $E/over/{name}/up $E/over/{name}/work && \
+             mount -t overlay -o lowerdir=/{name},upperdir=$E/over/{name}/up,workdir=$E/over/{name}/work none /{name} && "
+        );
+    }
+    script += "rm -rf /etc/systemd/system /etc/fstab && cp -a $E/etc/. /etc/ && ";
     let top = Path::new("/sys/fs/cgroup");
     script += "umount -R -l /sys/fs/cgroup && ";
     if groups.mounts.iter().all(|mount| mount.at != top) {
