@@ -52,6 +52,15 @@ struct Copy {
     copied: i64,
 }
 
+/// `struct uffdio_zeropage`.
+#[repr(C)]
+struct ZeroPage {
+    start: u64,
+    len: u64,
+    mode: u64,
+    placed: i64,
+}
+
 /// `struct pm_scan_arg`: twelve words.
 #[repr(C)]
 #[derive(Default)]
@@ -84,6 +93,7 @@ nix::ioctl_readwrite!(uffdio_register, 0xAA, 0x00, Register);
 nix::ioctl_read!(uffdio_unregister, 0xAA, 0x01, Span);
 nix::ioctl_read!(uffdio_wake, 0xAA, 0x02, Span);
 nix::ioctl_readwrite!(uffdio_copy, 0xAA, 0x03, Copy);
+nix::ioctl_readwrite!(uffdio_zeropage, 0xAA, 0x04, ZeroPage);
 nix::ioctl_readwrite!(uffdio_writeprotect, 0xAA, 0x06, WriteProtect);
 nix::ioctl_readwrite!(pagemap_scan, b'f', 16, ScanArg);
 
@@ -232,6 +242,17 @@ impl Uffd {
         // `src`, which is a live slice of ours, and writes only into the other process.
         let result = unsafe { uffdio_copy(self.file.as_raw_fd(), &raw mut copy) };
         let pages = usize::try_from(copy.copied / PAGE.cast_signed()).unwrap_or(0);
+        Copied { pages, stopped: result.err().map(|errno| errno as i32) }
+    }
+
+    /// Has so many missing pages be the one page of zeros that all processes share: they take no memory until they are written. A page that is
+    /// [marked](Self::mark) is not missing enough for it (`EEXIST`).
+    pub(crate) fn zero(&self, address: u64, pages: usize, wake: bool) -> Copied {
+        let mode = if wake { 0 } else { COPY_WITHOUT_WAKING };
+        let mut zero = ZeroPage { start: address, len: pages as u64 * PAGE, mode, placed: 0 };
+        // SAFETY: the descriptor is open, and the kernel reads and writes exactly this struct, and maps only in the other process.
+        let result = unsafe { uffdio_zeropage(self.file.as_raw_fd(), &raw mut zero) };
+        let pages = usize::try_from(zero.placed / PAGE.cast_signed()).unwrap_or(0);
         Copied { pages, stopped: result.err().map(|errno| errno as i32) }
     }
 
@@ -453,7 +474,7 @@ mod tests {
     #[test]
     fn the_structs_have_the_sizes_of_the_kernel() {
         assert_eq!((size_of::<Api>(), size_of::<Register>(), size_of::<Span>()), (24, 32, 16));
-        assert_eq!(size_of::<WriteProtect>(), 24);
+        assert_eq!((size_of::<WriteProtect>(), size_of::<ZeroPage>()), (24, 32));
         assert_eq!((size_of::<ScanArg>(), size_of::<Region>(), size_of::<Copy>()), (96, 24, 40));
     }
 

@@ -29,6 +29,7 @@ mod learnt;
 mod park;
 mod process;
 mod push;
+mod put;
 mod ranges;
 mod read;
 mod recipes;

@@ -13,7 +13,8 @@ use tokio::sync::oneshot;
 
 use super::counts::Counts;
 use super::fault::FaultError;
-use super::space::{BATCH, Hands, Put, Space, State};
+use super::put::Put;
+use super::space::{BATCH, Hands, Space, State};
 use super::store::Contents;
 use super::working_set::Hot;
 use crate::uffd::How;
@@ -158,8 +159,15 @@ impl Space {
         let held = gate.is_none().then_some(state);
         let (mut done, mut is_gone) = (0, false);
         for (mut run, bytes) in wanted {
-            let protected = run.place.is_some() && !run.pages.first().is_some_and(|hot| hot.written);
-            let put = match self.put(run.first(), bytes, How { protected, wake: gate.is_none() })? {
+            let (written, wake) = (run.pages.first().is_some_and(|hot| hot.written), gate.is_none());
+            let put = match (run.place, written) {
+                (None, false) => self.put_zeros(run.first(), bytes, wake),
+                (place, _) => {
+                    let protected = place.is_some() && !written;
+                    self.put(run.first(), bytes, How { protected, wake })
+                }
+            };
+            let put = match put? {
                 Put::Busy => 0,
                 Put::Done { pages } => pages.min(run.pages.len()),
                 Put::Gone => {

@@ -19,6 +19,7 @@ use super::deadline::{DEADLINE, UnderWay};
 use super::fault::{FaultError, Lost};
 use super::learnt::Pupil;
 use super::push::Head;
+use super::put::Put;
 use super::ranges::{is_in, pages};
 use super::store::Store;
 use super::working_set::{Hot, WorkingSet};
@@ -283,7 +284,12 @@ impl Space {
                     return Ok(());
                 }
                 state.counts.zeros += 1;
-                self.put(page, &hands.zeros[..count], How { protected: false, wake: true })
+                let zeros = &hands.zeros[..count];
+                if write {
+                    self.put(page, zeros, How { protected: false, wake: true })
+                } else {
+                    self.put_zeros(page, zeros, true)
+                }
             }
             Some((place, run)) => {
                 state.counts.missed += 1;
@@ -304,45 +310,6 @@ impl Space {
             Put::Done { .. } | Put::Gone => {}
         }
         Ok(())
-    }
-
-    /// Copies pages to where they are missing.
-    pub(super) fn put(&self, page: u64, bytes: &[Page], how: How) -> Result<Put, FaultError> {
-        let mut done = 0;
-        let mut step = bytes.len();
-        while done < bytes.len() {
-            let part = &bytes[done..bytes.len().min(done + step)];
-            let at = (page + done as u64) * PAGE_BYTES as u64;
-            let copied = self.uffd.copy(at, part.as_flattened(), how);
-            done += copied.pages;
-            match copied.stopped {
-                None => {}
-                // Part of it: the next part says why not all.
-                Some(libc::EAGAIN) if copied.pages > 0 => {}
-                Some(libc::EAGAIN) if done == 0 => return Ok(Put::Busy),
-                Some(libc::EAGAIN) => break,
-                Some(libc::EEXIST) => {
-                    self.wake(at);
-                    done += 1;
-                }
-                // A copy must not cross the end of a mapping.
-                Some(libc::ENOENT) if part.len() > 1 => step = 1,
-                // Not mapped, or not registered, any more: what waits there finds out by itself.
-                Some(libc::ENOENT) => {
-                    self.wake(at);
-                    break;
-                }
-                Some(libc::ESRCH) => return Ok(Put::Gone),
-                Some(errno) => return Err(FaultError::Copy { page, errno }),
-            }
-        }
-        Ok(Put::Done { pages: done.max(1) })
-    }
-
-    fn wake(&self, address: u64) {
-        if let Err(error) = self.uffd.wake(&(address..address + PAGE_BYTES as u64)) {
-            tracing::debug!(%error, "wake who waits for a page");
-        }
     }
 
     /// Gives back everything. Nothing of the process may run meanwhile.
@@ -366,17 +333,6 @@ impl Space {
         }
         Ok(())
     }
-}
-
-/// What became of pages that were put in their place.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Put {
-    /// They are there, or were, or are not wanted any more.
-    Done { pages: usize },
-    /// The process is changing its mappings: again when it has told how.
-    Busy,
-    /// The process has ended.
-    Gone,
 }
 
 impl State {

@@ -12,6 +12,10 @@ pub(crate) const TESTS: &[Test] = &[
         "a_parked_sandbox_has_no_memory_and_answers_as_before",
         a_parked_sandbox_has_no_memory_and_answers_as_before,
     ),
+    (
+        "what_is_read_and_was_never_written_takes_no_memory",
+        what_is_read_and_was_never_written_takes_no_memory,
+    ),
     ("only_what_was_written_is_stored_again", only_what_was_written_is_stored_again),
     ("what_a_look_has_seen_is_stored_again", what_a_look_has_seen_is_stored_again),
     ("the_working_set_is_learnt_and_given_back", the_working_set_is_learnt_and_given_back),
@@ -50,6 +54,34 @@ fn a_parked_sandbox_has_no_memory_and_answers_as_before() {
         guest.unpark().await;
         assert_eq!(result(&guest.housing, SUM).await, expected);
         println!("{:?}", guest.paged.as_ref().unwrap().counts());
+        guest.housing.remove().await.unwrap();
+    });
+}
+
+fn what_is_read_and_was_never_written_takes_no_memory() {
+    at_desk(async |desk| {
+        let mut guest = desk.start("s1", &function()).await;
+        let room =
+            "import mmap, sys\nsys.room = mmap.mmap(-1, 32 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)";
+        result(&guest.housing, room).await;
+        let sum = "import sys\nresult = sum(sys.room[at] for at in range(0, 32 << 20, 4096))";
+        let before = guest.anonymous_kb();
+        // The second time the pages are among those that are given back before they are missed.
+        for round in 0..2 {
+            desk.park(&mut guest).await;
+            guest.unpark().await;
+            assert_eq!(result(&guest.housing, sum).await, "0", "round {round}");
+            let after = guest.anonymous_kb();
+            assert!(after < before + (4 << 10), "round {round}: {before} kB, then {after} kB");
+        }
+        let fill = "import sys\nfor at in range(0, 32 << 20, 4096): sys.room[at] = 1";
+        result(&guest.housing, fill).await;
+        for round in 0..2 {
+            assert_eq!(result(&guest.housing, sum).await, "8192", "round {round}");
+            assert!(guest.anonymous_kb() > 32 << 10, "round {round}");
+            desk.park(&mut guest).await;
+            guest.unpark().await;
+        }
         guest.housing.remove().await.unwrap();
     });
 }

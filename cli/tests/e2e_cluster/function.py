@@ -1,10 +1,12 @@
 """The function of the end-to-end tests: an HTTP server whose path says what to do. Keeps state, makes trouble."""
+import ctypes
 import hashlib
 import http.server
 import json
 import os
 import queue
 import socket
+import struct
 import sys
 import threading
 import time
@@ -175,7 +177,46 @@ def drain(query):
     return {"pipe": os.read(state["pipe"][0], 100).decode()}
 
 
+def splinter(query):
+    """Has so many mappings of one page each: every other one is read-only. Two thirds of them are written before."""
+    libc, pages = ctypes.CDLL(None), int(query["mappings"])
+    libc.mmap.restype, libc.mmap.argtypes = ctypes.c_void_p, [ctypes.c_void_p, ctypes.c_size_t] + 3 * [ctypes.c_int] + [ctypes.c_long]
+    libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    start = libc.mmap(None, pages * 4096, 3, 0x22, -1, 0)
+    state["splinters"] = (start, [page % 251 + 1 if page % 3 else 0 for page in range(pages)])
+    for page, byte in enumerate(state["splinters"][1]):
+        if byte:
+            ctypes.memset(start + page * 4096, byte, 64)
+    refused = [libc.mprotect(start + page * 4096, 4096, 1) for page in range(0, pages, 2)]
+    return {"refused": sum(map(bool, refused)), "mappings": len(open("/proc/self/maps").readlines())}
+
+
+def splinters(query):
+    """How many of them are not what they were."""
+    start, bytes_ = state["splinters"]
+    wrong = [page for page, byte in enumerate(bytes_) if ctypes.string_at(start + page * 4096, 1)[0] != byte]
+    return {"wrong": len(wrong), "mappings": len(open("/proc/self/maps").readlines())}
+
+
+def descriptors(query):
+    """What it has open."""
+    return [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{fd}")]
+
+
+def shield(query):
+    """A seccomp filter of its own: who asks a userfaultfd for anything is ended, or refused."""
+    verdict = {"end": 0x80000000, "refuse": 0x00050001}[query["by"]]
+    # Number 16 is ioctl; all of a userfaultfd's have 0xaa in the second byte of their second argument.
+    steps = [(0x20, 0, 0, 0), (0x15, 0, 5, 16), (0x20, 0, 0, 24), (0x74, 0, 0, 8), (0x54, 0, 0, 0xFF), (0x15, 0, 1, 0xAA)]
+    steps += [(0x06, 0, 0, verdict), (0x06, 0, 0, 0x7FFF0000)]
+    program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in steps))
+    filter_ = ctypes.create_string_buffer(struct.pack("HxxxxxxQ", len(steps), ctypes.addressof(program)))
+    # PR_SET_SECCOMP, SECCOMP_MODE_FILTER.
+    return {"set": ctypes.CDLL(None).prctl(22, 2, filter_, 0, 0)}
+
+
 ACTIONS = [count, crash, exhaust, ballast, weigh, who, sleep, connect, disconnect, family, look, drain]
+ACTIONS += [splinter, splinters, descriptors, shield]
 
 
 class Handler(http.server.BaseHTTPRequestHandler):

@@ -10,6 +10,7 @@ mod clones;
 mod cluster;
 mod dedup;
 mod health;
+mod hostile;
 mod http;
 mod identity;
 mod input;
