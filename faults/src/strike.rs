@@ -26,8 +26,8 @@ use crate::{
 
 /// CRIU is killed whenever it appears, for this long.
 const HUNT: Duration = Duration::from_secs(2);
-/// What its command line says.
-const CRIU: [&str; 2] = ["criu", "swrk"];
+/// What its command line says, whether it serves (`swrk`) or dumps.
+const CRIU: [&str; 2] = ["criu", "--no-default-config"];
 /// How late each piece is.
 const DELAY: Duration = Duration::from_millis(50);
 const RATE: &str = "256kbit";
