@@ -2,7 +2,8 @@
 //!
 //! Works on cgroup v2 and on the hybrid layout (memory, pids and freezer as v1 hierarchies beside an empty
 //! unified one). A group is therefore a set of directories with one name, one per hierarchy ([`Branch`]).
-//! Everything is created below the group this process is in, so limits set on the agent from outside keep holding.
+//! Everything is created below the group this process is in, so limits set on the agent from outside keep holding; or in a scope of systemd
+//! (`super::scope`), and then limits belong to the slice that both are in.
 
 mod branch;
 mod files;
