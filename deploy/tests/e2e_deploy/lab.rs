@@ -209,7 +209,9 @@ impl Lab {
                 (unshare, String::new(), last, None)
             }
             Init::Systemd => {
-                let groups = Groups::make(&format!("medes-lab-{}-{number}", std::process::id()));
+                // As unique as the folder's name.
+                let lab = self.dir.path().file_name().unwrap().to_str().unwrap();
+                let groups = Groups::make(&format!("{lab}-{number}"));
                 systemd::write_etc(&folder.join("etc"), &format!("/usr/bin/{daemon}"));
                 fs::create_dir(folder.join("over")).unwrap();
                 (
@@ -268,6 +270,15 @@ impl Lab {
         command.args(["-t", &self.hosts[number].first_process(), "-m", "-p", "-C", "-n", "-i", "-u", "--"]);
         command.args(args);
         command
+    }
+
+    /// The file of a function that counts its requests.
+    pub(crate) fn function(&self, name: &str) -> PathBuf {
+        let text = format!(
+            "name = '{name}'\ncommand = ['/usr/bin/python3', 'function.py']\ndir = '{}'\nmemory = '64MiB'\n",
+            repo().join("cli/tests/e2e_cluster").display()
+        );
+        self.file("function.toml", &text)
     }
 
     /// A file of this test.
@@ -375,10 +386,18 @@ pub(crate) fn address(number: usize) -> String {
 
 /// Looks until it is so.
 #[track_caller]
-pub(crate) fn until(what: &str, mut so: impl FnMut() -> bool) {
+pub(crate) fn until(what: &str, so: impl FnMut() -> bool) {
+    assert!(comes_about(so), "never: {what}");
+}
+
+/// Whether it is so within a minute.
+pub(crate) fn comes_about(mut so: impl FnMut() -> bool) -> bool {
     let deadline = Instant::now() + Duration::from_secs(60);
     while !so() {
-        assert!(Instant::now() < deadline, "never: {what}");
+        if Instant::now() >= deadline {
+            return false;
+        }
         std::thread::sleep(Duration::from_millis(20));
     }
+    true
 }

@@ -1,11 +1,6 @@
 //! The Debian package, on a host with systemd: installed, used, upgraded and purged, as its README says.
 
-use std::{
-    fs,
-    path::PathBuf,
-    process::Command,
-    time::{Duration, Instant},
-};
+use std::{fs, path::PathBuf, process::Command};
 
 use medes_deploy::probe::Init;
 use serde_json::Value;
@@ -18,7 +13,7 @@ use crate::{
 const MAKER: &str = "medes-dist";
 
 fn lacks() -> Option<String> {
-    let missing = [MAKER, "medes-bench"].into_iter().find(|name| !lab::binaries().join(name).is_file());
+    let missing = [MAKER, "medes-deploy"].into_iter().find(|name| !lab::binaries().join(name).is_file());
     let missing = missing.map(|name| format!("no {name} in {}", lab::binaries().display()));
     lab::lacks(Init::Systemd)
         .or_else(|| Command::new("dpkg").arg("--version").output().is_err().then(|| "no dpkg".into()))
@@ -70,11 +65,7 @@ fn a_package_is_installed_used_upgraded_and_purged() {
     run(&lab, &["systemctl", "enable", "--now", "medes-controller", "medes-agent"]);
     connected(&lab);
 
-    let function = format!(
-        "name = 'f'\ncommand = ['/usr/bin/python3', 'function.py']\ndir = '{}'\nmemory = '64MiB'\n",
-        lab::repo().join("cli/tests/e2e_cluster").display()
-    );
-    run(&lab, &["medes", "function", "apply", lab.file("f.toml", &function).to_str().unwrap()]);
+    run(&lab, &["medes", "function", "apply", lab.function("f").to_str().unwrap()]);
     let count = |expected: u64| {
         let said = run(&lab, &["medes", "invoke", "f", "--path", "/count"]);
         assert_eq!(serde_json::from_str::<Value>(&said).unwrap()["count"], expected, "{said}");
@@ -107,13 +98,5 @@ fn a_package_is_installed_used_upgraded_and_purged() {
     assert_eq!(left, "");
     let units = run(&lab, &["systemctl", "list-units", "--no-legend", "--state=active", "medes*"]);
     assert_eq!(units, "");
-    let processes = || {
-        let all = run(&lab, &["ps", "-eo", "pid,etimes,cgroup:200,args"]);
-        all.lines().filter(|line| line.contains("bin/medes-")).map(str::to_owned).collect::<Vec<_>>()
-    };
-    let deadline = Instant::now() + Duration::from_secs(30);
-    while !processes().is_empty() {
-        assert!(Instant::now() < deadline, "still there: {:?}", processes());
-        std::thread::sleep(Duration::from_millis(50));
-    }
+    until("no process is left", || !run(&lab, &["ps", "-eo", "args"]).contains("bin/medes-"));
 }

@@ -299,11 +299,7 @@ fn gateway() -> String {
 }
 
 fn apply(lab: &Lab, name: &str) {
-    let file = format!(
-        "name = '{name}'\ncommand = ['/usr/bin/python3', 'function.py']\ndir = '{}'\nmemory = '64MiB'\n",
-        lab::repo().join("cli/tests/e2e_cluster").display()
-    );
-    medes(lab, &["function", "apply", lab.file("function.toml", &file).to_str().unwrap()]);
+    medes(lab, &["function", "apply", lab.function(name).to_str().unwrap()]);
 }
 
 /// The third host's agent cannot open a socket on an address that is not the host's: it ends at once, again and again.
